@@ -1,0 +1,27 @@
+"""The one exception that a user is meant to read, and the way a command ends on it."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class KitError(Exception):
+    """Something a user can cause and mend.
+
+    The message says what was wrong, where (file, row, value), and what to do next.
+    """
+
+
+@contextmanager
+def exit_on_error() -> Iterator[None]:
+    """Turn a `KitError` into its message on stderr and exit status 1, Ctrl-C into 130.
+
+    Any other exception passes through: a traceback there is a bug to report.
+    """
+    try:
+        yield
+    except KitError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)
