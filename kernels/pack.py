@@ -1,0 +1,36 @@
+"""Pack the competition's tiles into one array a split, proving every tile.
+
+DIR holds histopathologic-cancer-detection.zip, or the extracted train/ and test/ folders
+with the two CSV files. The tiles stream from the zip into DIR/store; nothing is extracted.
+"""
+
+import time
+from pathlib import Path
+
+import tyro
+
+from kit import store
+from kit.errors import exit_on_error
+
+
+def main(data: Path = Path("data")) -> None:
+    """Pack the tiles.
+
+    Parameters
+    ----------
+    data
+        Folder of the competition's data.
+    """
+    already = store.is_packed(data)
+    start = time.perf_counter()
+    packed = store.pack(data)
+    rate = (len(packed.train) + len(packed.test)) / (time.perf_counter() - start)
+    how = "packed before" if already else f"packed now, {rate:,.0f} tiles/s, each proved by its id"
+    print(
+        f"{packed.folder}: {len(packed.train):,} train and {len(packed.test):,} test tiles, {how}"
+    )
+
+
+if __name__ == "__main__":
+    with exit_on_error():
+        tyro.cli(main, description=__doc__)

@@ -1,0 +1,183 @@
+"""Recipes: the typed options that decide what a run becomes, read from TOML."""
+
+import json
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+
+from kit import competition
+from kit.errors import KitError
+
+Bn = Literal["before", "after"]
+Interpolation = Literal["nearest", "bilinear", "area", "bicubic"]
+Normalization = Literal["unit", "competition", "imagenet"]
+Augmentation = Literal["none", "d4", "stain"]
+Init = Literal["keras", "torch"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+Count = Annotated[int, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+# Options that shape the small CNN and mean nothing to a timm backbone.
+SMALL_ONLY = ("bn", "widths", "bn_momentum", "bn_eps", "init")
+# Options that only a timm backbone takes.
+BACKBONE_ONLY = ("pretrained", "weights")
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Recipe:
+    """What a run's result depends on, besides the data."""
+
+    per_class: Count | None = 25_000
+    """Most tiles of a class to draw, the same number of each; None takes every tile."""
+    holdout: Fraction = 0.3
+    """Share of the tiles (with --slides: of the slides) kept for validation."""
+    slides: Path | None = None
+    """CSV of id,slide: no slide stands on both sides of the holdout."""
+    validate_on: tuple[str, ...] = ()
+    """Slides of --slides to validate on, in place of a random share."""
+
+    crop: Annotated[int, Field(ge=1, le=competition.TILE_SIZE)] = competition.TILE_SIZE
+    """Side of the central square that is cut out before resizing, in pixels."""
+    size: Annotated[int, Field(ge=1, le=1024)] = 32
+    """Side of the network's input, in pixels."""
+    interpolation: Interpolation = "nearest"
+    """How the crop is resized to the input."""
+    normalize: Normalization = "unit"
+    """unit: inputs / 255; competition, imagenet: those channel statistics as well."""
+    augment: Augmentation = "none"
+    """d4: the eight symmetries of the square; stain: those and jittered H&E stains."""
+
+    model: str = "small"
+    """small, or the name of any timm model."""
+    bn: Bn = "before"
+    """BatchNorm before or after each activation of the small CNN."""
+    widths: Annotated[tuple[Count, ...], Field(min_length=2)] = (32, 64, 128)
+    """Channels of the small CNN's convolutions, then the units of its dense layer."""
+    bn_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Keras' sense: the share of a running statistic kept each step (PyTorch's is 1 minus it)."""
+    bn_eps: Positive = 1e-3
+    """Added to BatchNorm's variance."""
+    init: Init = "keras"
+    """keras: Glorot-uniform weights, zero biases; torch: PyTorch's own."""
+    pretrained: bool = False
+    """Start a timm model from its published weights."""
+    weights: Path | None = None
+    """Start a timm model from this .safetensors or .pth file; needs no network."""
+
+    epochs: Count = 20
+    """Passes over the training tiles."""
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    """Tiles in a training step."""
+    lr: Positive = 1e-3
+    """Adam's learning rate."""
+    precision: Precision = "auto"
+    """auto takes bf16 (or fp16) where the hardware computes in it, else fp32."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Decides the split, the initial weights, the data order and the augmentation."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Recipe":
+        if self.validate_on and self.slides is None:
+            raise ValueError("validate_on names slides: give their table with slides as well")
+        if self.pretrained and self.weights is not None:
+            raise ValueError("pretrained and weights exclude each other: choose one start")
+        if self.model == "small" and (self.pretrained or self.weights is not None):
+            raise ValueError("pretrained and weights need a timm model, such as model = resnet18")
+        return self
+
+    @property
+    def channel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of the channels that inputs are normalised with."""
+        return {
+            "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+            "competition": (competition.CHANNEL_MEAN, competition.CHANNEL_STD),
+            "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        }[self.normalize]
+
+    def reject_unused(self, given: set[str]) -> None:
+        """Refuse options that were given by name and that the model does not use.
+
+        Raises
+        ------
+        KitError
+            Naming the options and the model.
+        """
+        unused = given.intersection(BACKBONE_ONLY if self.model == "small" else SMALL_ONLY)
+        if unused:
+            options = ", ".join("--" + name.replace("_", "-") for name in sorted(unused))
+            raise KitError(f"{options} has no meaning for --model {self.model}: leave it out")
+
+
+_RECIPE: TypeAdapter[Recipe] = TypeAdapter(Recipe)
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that come with the kit."""
+    folder = resources.files("kit.recipes")
+    return sorted(file.name[:-5] for file in folder.iterdir() if file.name.endswith(".toml"))
+
+
+def read_recipe(name: str) -> Recipe:
+    """Read a recipe by its name, or from a TOML file.
+
+    Raises
+    ------
+    KitError
+        If there is no such recipe, or its text is not TOML, or a key is unknown, or a value
+        has the wrong type or range; every such key is named.
+    """
+    try:
+        text = _recipe_text(name)
+        return parse_recipe(tomllib.loads(text), source=name)
+    except (OSError, UnicodeDecodeError) as error:
+        raise KitError(f"cannot read the recipe {name}: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise KitError(f"{name} is not a TOML file: {error}") from error
+
+
+def parse_recipe(values: dict[str, Any], *, source: str) -> Recipe:
+    """Build a recipe from plain values, as TOML or JSON hold them.
+
+    Raises
+    ------
+    KitError
+        Naming `source` and every key that is unknown or has a wrong value.
+    """
+    try:
+        return _RECIPE.validate_json(json.dumps(values, default=str), strict=True)
+    except ValidationError as error:
+        raise KitError(f"{source}: {describe(error)}") from error
+
+
+def recipe_values(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe as plain values, as JSON holds them."""
+    values: dict[str, Any] = _RECIPE.dump_python(recipe, mode="json")
+    return values
+
+
+def describe(error: ValidationError) -> str:
+    """Say in one line what is wrong with each key."""
+    return "; ".join(_describe_one(dict(problem)) for problem in error.errors())
+
+
+def _describe_one(problem: dict[str, Any]) -> str:
+    place = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"unknown key {place}"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{place} = {problem['input']!r}: {message}" if place else message
+
+
+def _recipe_text(name: str) -> str:
+    if name in recipe_names():
+        return resources.files("kit.recipes").joinpath(f"{name}.toml").read_text("utf-8")
+    if not Path(name).is_file():
+        known = ", ".join(recipe_names())
+        raise KitError(f"no recipe {name}: give a TOML file, or one of {known}")
+    return Path(name).read_text("utf-8")
