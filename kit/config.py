@@ -1,13 +1,17 @@
 """Recipes: the typed options that decide what a run becomes, read from TOML."""
 
+import argparse
+import dataclasses
 import json
 import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
-from pydantic.dataclasses import dataclass
+import tyro
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from kit import competition
 from kit.errors import KitError
@@ -29,9 +33,11 @@ SMALL_ONLY = ("bn", "widths", "bn_momentum", "bn_eps", "init")
 BACKBONE_ONLY = ("pretrained", "weights")
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True)
 class Recipe:
     """What a run's result depends on, besides the data."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     per_class: Count | None = 25_000
     """Most tiles of a class to draw, the same number of each; None takes every tile."""
@@ -81,15 +87,14 @@ class Recipe:
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Decides the split, the initial weights, the data order and the augmentation."""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> "Recipe":
+    def __post_init__(self) -> None:
+        """Refuse options that contradict each other."""
         if self.validate_on and self.slides is None:
             raise ValueError("validate_on names slides: give their table with slides as well")
         if self.pretrained and self.weights is not None:
             raise ValueError("pretrained and weights exclude each other: choose one start")
         if self.model == "small" and (self.pretrained or self.weights is not None):
-            raise ValueError("pretrained and weights need a timm model, such as model = resnet18")
-        return self
+            raise ValueError("pretrained and weights need a timm model, such as resnet18")
 
     @property
     def channel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -114,7 +119,45 @@ class Recipe:
             raise KitError(f"{options} has no meaning for --model {self.model}: leave it out")
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """A recipe, the data it meets, and the hardware that runs it."""
+
+    settings: tyro.conf.OmitArgPrefixes[Recipe]
+    recipe: str = "notebook"
+    """Name of a recipe that comes with the kit, or a TOML file; other options come after it."""
+    data: Path = Path("data")
+    """Folder of the competition's data."""
+    device: str = "auto"
+    """auto takes a GPU where there is one."""
+    workers: Annotated[int, Field(ge=0, le=64)] = 0
+    """Processes that load and augment tiles; 0 does it in this one."""
+
+
+Options = TypeVar("Options", bound=RunOptions)
+
 _RECIPE: TypeAdapter[Recipe] = TypeAdapter(Recipe)
+
+
+def parse_options(kind: type[Options], description: str, argv: Sequence[str]) -> Options:
+    """Read a command line over the recipe that it names.
+
+    Raises
+    ------
+    KitError
+        If the recipe cannot be read, a value is out of range, or options contradict each other.
+    """
+    named = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    named.add_argument("--recipe", default="notebook")
+    name = named.parse_known_args(argv)[0].recipe
+    default = kind(settings=read_recipe(name), recipe=name)
+    parsed = tyro.cli(kind, args=argv, default=default, description=description)
+    try:
+        options = TypeAdapter(kind).validate_python(dataclasses.asdict(parsed))
+    except ValidationError as error:
+        raise KitError(_describe(error)) from error
+    options.settings.reject_unused(_given(argv))
+    return options
 
 
 def recipe_names() -> list[str]:
@@ -152,7 +195,7 @@ def parse_recipe(values: dict[str, Any], *, source: str) -> Recipe:
     try:
         return _RECIPE.validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
-        raise KitError(f"{source}: {describe(error)}") from error
+        raise KitError(f"{source}: {_describe(error)}") from error
 
 
 def recipe_values(recipe: Recipe) -> dict[str, Any]:
@@ -161,17 +204,23 @@ def recipe_values(recipe: Recipe) -> dict[str, Any]:
     return values
 
 
-def describe(error: ValidationError) -> str:
+def _describe(error: ValidationError) -> str:
     """Say in one line what is wrong with each key."""
     return "; ".join(_describe_one(dict(problem)) for problem in error.errors())
 
 
 def _describe_one(problem: dict[str, Any]) -> str:
-    place = ".".join(str(part) for part in problem["loc"])
+    place = ".".join(str(part) for part in problem["loc"] if part != "settings")
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"unknown key {place}"
     message = str(problem["msg"]).removeprefix("Value error, ")
     return f"{place} = {problem['input']!r}: {message}" if place else message
+
+
+def _given(argv: Sequence[str]) -> set[str]:
+    """Return the names of the options on a command line."""
+    flags = {word.partition("=")[0] for word in argv if word.startswith("--")}
+    return {flag[2:].removeprefix("no-").replace("-", "_") for flag in flags}
 
 
 def _recipe_text(name: str) -> str:

@@ -35,6 +35,10 @@ from kit.files import write_text
 
 FORMAT = 1
 MAX_PROBLEMS = 10
+STANDIN_NOTICE = (
+    "*** STAND-IN: the tiles in {data} are synthetic. No figure here says anything of the "
+    "competition. ***"
+)
 _CHUNK = 64
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -137,8 +141,16 @@ def pack(data: Path) -> Store:
         If there is no data, a table or a tile is bad, or the disk is full.
     """
     folder = competition.store_folder(competition.data_folder(data))
-    if is_packed(data):
-        return _load(folder)
+    if not is_packed(data):
+        _pack(data, folder)
+    packed = _load(folder)
+    if packed.is_standin:
+        print(STANDIN_NOTICE.format(data=data), file=sys.stderr)
+    return packed
+
+
+def _pack(data: Path, folder: Path) -> None:
+    """Pack a folder's tiles into a new store that takes the place of an old one."""
     source = _find_source(data)
     if source is None:
         raise KitError(
@@ -158,7 +170,6 @@ def pack(data: Path) -> Store:
         raise KitError(f"cannot pack into {folder}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return _load(folder)
 
 
 def tile_pixels(tiff: bytes) -> memoryview:
