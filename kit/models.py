@@ -1,0 +1,247 @@
+"""The study's small CNN, and the seam to timm's backbones."""
+
+import difflib
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from kit import competition
+from kit.config import Bn, Init, Recipe
+from kit.errors import KitError
+
+
+class SmallCNN(nn.Module):
+    """The study's network, with BatchNorm before or after each activation.
+
+    Convolutions 3x3 without padding, each with max pooling 3x3, then a dense layer and one
+    logit. `before` is layer, norm, act, pool; `after` is layer, act, norm, pool. Both have
+    the same state dict, and biases in front of a norm stay, so that the two arms differ in
+    nothing but the order.
+
+    Parameters
+    ----------
+    bn
+        Where BatchNorm stands.
+    momentum
+        In Keras' sense: the share of a running statistic that is kept at each step. PyTorch's
+        momentum is 1 minus it.
+    eps
+        Added to the variance.
+    widths
+        Channels of each convolution, then the units of the dense layer.
+    size
+        Height and width of the input in pixels.
+    init
+        `keras`: Glorot-uniform weights and zero biases; `torch`: PyTorch's own.
+
+    Raises
+    ------
+    KitError
+        If the input is too small for that many convolutions.
+    """
+
+    def __init__(
+        self,
+        bn: Bn = "before",
+        *,
+        momentum: float = 0.99,
+        eps: float = 1e-3,
+        widths: tuple[int, ...] = (32, 64, 128),
+        size: int = 32,
+        init: Init = "keras",
+    ) -> None:
+        super().__init__()
+        self.bn = bn
+        *channels, hidden = widths
+        self.features = nn.Sequential()
+        inputs, side = competition.CHANNELS, size
+        for outputs in channels:
+            norm = _norm(nn.BatchNorm2d, outputs, momentum, eps)
+            self.features.append(_block(nn.Conv2d(inputs, outputs, 3), norm, bn, pool=3))
+            inputs, side = outputs, (side - 2) // 3
+        if side < 1:
+            raise KitError(
+                f"an input of {size} pixels is too small for {len(channels)} convolutions with "
+                "pooling: take fewer --widths or a larger --size"
+            )
+        norm = _norm(nn.BatchNorm1d, hidden, momentum, eps)
+        self.flatten = nn.Flatten()
+        self.dense = _block(nn.Linear(inputs * side**2, hidden), norm, bn)
+        self.head = nn.Linear(hidden, 1)
+        if init == "keras":
+            self.apply(_init_keras)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits of shape (batch, 1) for images of shape (batch, 3, size, size)."""
+        features: Tensor = self.dense(self.flatten(self.features(images)))
+        logits: Tensor = self.head(features)
+        return logits
+
+
+def create_model(recipe: Recipe) -> nn.Module:
+    """Build a recipe's network with one logit, its weights drawn from the recipe's seed.
+
+    The caller's random state is left as it was.
+
+    Raises
+    ------
+    KitError
+        If the name is unknown, or the weights cannot be had.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        if recipe.model == "small":
+            return SmallCNN(
+                recipe.bn,
+                momentum=recipe.bn_momentum,
+                eps=recipe.bn_eps,
+                widths=recipe.widths,
+                size=recipe.size,
+                init=recipe.init,
+            )
+        return _create_backbone(recipe)
+
+
+def min_running_var(model: nn.Module) -> float:
+    """Return the smallest running variance of all BatchNorm channels; infinity without any.
+
+    After a ReLU a dead channel's variance decays to nothing, and when the channel comes back
+    to life its output in evaluation is a hundred times its neighbours'.
+    """
+    variances = [
+        float(module.running_var.min())
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None
+    ]
+    return min(variances, default=float("inf"))
+
+
+def layer_table(model: nn.Module, size: int) -> str:
+    """Return the layers with their output shapes and parameters, counted as Keras does.
+
+    Keras counts BatchNorm's running mean and variance as non-trainable parameters.
+    """
+    rows: list[tuple[str, str, str]] = []
+
+    def record(name: str, layer: nn.Module, output: Tensor) -> None:
+        shape = ", ".join(str(extent) for extent in output.shape[1:])
+        kind = f"{name} ({type(layer).__name__})"
+        rows.append((kind, f"({shape})", f"{sum(_parameter_counts(layer)):,}"))
+
+    leaves = [(name, layer) for name, layer in model.named_modules() if not list(layer.children())]
+    hooks = [
+        layer.register_forward_hook(lambda layer, _, output, name=name: record(name, layer, output))
+        for name, layer in leaves
+    ]
+    was_training = model.training
+    with torch.no_grad():
+        model.eval()(torch.zeros(1, competition.CHANNELS, size, size))
+    model.train(was_training)
+    for hook in hooks:
+        hook.remove()
+    trainable, running = _parameter_counts(model)
+    lines = [f"{kind:40} {shape:>18} {count:>12}" for kind, shape, count in rows]
+    return "\n".join(
+        [
+            f"{'layer':40} {'output shape':>18} {'parameters':>12}",
+            *lines,
+            f"{trainable + running:,} parameters: {trainable:,} trainable, "
+            f"{running:,} running statistics",
+        ]
+    )
+
+
+def _block(layer: nn.Module, norm: nn.Module, bn: Bn, *, pool: int | None = None) -> nn.Sequential:
+    """Chain layer, norm and activation in the order of the arm, under the same names in both."""
+    norm_act = [("norm", norm), ("act", nn.ReLU())]
+    order = norm_act if bn == "before" else norm_act[::-1]
+    tail = [("pool", nn.MaxPool2d(pool))] if pool else []
+    return nn.Sequential(OrderedDict([("layer", layer), *order, *tail]))
+
+
+def _norm(kind: type[Any], channels: int, momentum: float, eps: float) -> nn.Module:
+    """Build a BatchNorm whose momentum is given in Keras' sense."""
+    norm: nn.Module = kind(channels, eps=eps, momentum=1 - momentum)
+    return norm
+
+
+def _init_keras(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _parameter_counts(module: nn.Module) -> tuple[int, int]:
+    """Count trainable parameters and running statistics."""
+    running = [buffer for name, buffer in module.named_buffers() if "running" in name]
+    return sum(p.numel() for p in module.parameters()), sum(b.numel() for b in running)
+
+
+def _create_backbone(recipe: Recipe) -> nn.Module:
+    if not timm.is_model(recipe.model):
+        close = ", ".join(difflib.get_close_matches(recipe.model, timm.list_models()))
+        hint = f"; did you mean {close}?" if close else ""
+        raise KitError(f"no model {recipe.model}: give small or the name of a timm model{hint}")
+    model: nn.Module = _timm_model(recipe)
+    if recipe.weights is not None:
+        _load_weights(model, recipe.weights)
+    return model
+
+
+def _timm_model(recipe: Recipe) -> Any:
+    try:
+        return timm.create_model(recipe.model, pretrained=recipe.pretrained, num_classes=1)
+    except (OSError, RuntimeError) as error:
+        if not recipe.pretrained:
+            raise
+        source = timm.get_pretrained_cfg(recipe.model)
+        repository = getattr(source, "hf_hub_id", None) or getattr(source, "url", "its hub")
+        raise KitError(
+            f"cannot fetch the weights of {recipe.model}: bring model.safetensors of {repository} "
+            "here by other means and give it with --weights FILE in place of --pretrained"
+        ) from error
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    """Load a backbone's weights without its classifier, unpickling nothing but tensors."""
+    if not path.is_file():
+        raise KitError(f"no weights at {path}")
+    classifier = str(model.default_cfg["classifier"])  # type: ignore[index]
+    state = {
+        name: tensor
+        for name, tensor in _read_weights(path).items()
+        if not name.startswith(f"{classifier}.")
+    }
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise KitError(f"{path} does not fit the model: {error}") from error
+    missing = [name for name in missing if not name.startswith(f"{classifier}.")]
+    if missing or unexpected:
+        first = (missing + unexpected)[0]
+        raise KitError(
+            f"{path} does not fit the model: {len(missing)} tensors are missing and "
+            f"{len(unexpected)} are unknown, first {first}"
+        )
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """Read tensors by name, from safetensors or from a pickle that holds nothing else."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
+        raise KitError(f"cannot read weights from {path}: {error}") from error
+    tensors = content.get("state_dict", content) if isinstance(content, dict) else {}
+    if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise KitError(f"{path} holds no table of tensors: give a state dict")
+    return dict(tensors)
