@@ -1,0 +1,205 @@
+"""Tiles as tensors: the dataset over the store, and the loaders over the dataset."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import albumentations as A
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from kit import competition, transforms
+from kit.config import Recipe
+
+Tiles = npt.NDArray[np.uint8]
+Indices = npt.NDArray[np.int64]
+Draw = tuple[int, int]
+Batch = tuple[Tensor, Tensor]
+
+EVAL_BATCH_SIZE = 256
+
+
+class TileDataset(Dataset[Batch]):
+    """A PyTorch dataset over packed tiles with albumentations pipelines.
+
+    An item is asked for by its index, or by `(epoch, index)`: the augmentation follows from
+    the seed, the epoch and the index alone, whichever worker loads it. A list of either gives
+    a batch.
+
+    Parameters
+    ----------
+    tiles
+        (tiles, height, width, 3) uint8, RGB.
+    labels
+        0 or 1 for each of `tiles`; left out for the test split, where items carry NaN.
+    rows
+        Which of `tiles` are in the dataset, in its order; all by default.
+    resize
+        Deterministic transforms, applied first.
+    augment
+        Random transforms.
+    seed
+        Of the augmentation.
+
+    Examples
+    --------
+    >>> tiles = np.zeros((2, 96, 96, 3), np.uint8)
+    >>> image, label = TileDataset(tiles, np.array([0, 1]))[1]
+    >>> image.shape, label.item()
+    (torch.Size([3, 96, 96]), 1.0)
+    """
+
+    def __init__(
+        self,
+        tiles: Tiles,
+        labels: npt.NDArray[np.int64] | None = None,
+        *,
+        rows: Indices | None = None,
+        resize: A.Compose | None = None,
+        augment: A.Compose | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.tiles = tiles
+        self.rows = np.arange(len(tiles)) if rows is None else rows
+        known = np.full(len(tiles), np.nan) if labels is None else labels
+        self.labels = known[self.rows].astype(np.float32)
+        self.resize = resize
+        self.augment = augment
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, draw: int | Draw | list[int] | list[Draw]) -> Batch:
+        """Return an image of shape (3, height, width), uint8, and its label.
+
+        For a list, return images of shape (batch, 3, height, width), channels last in memory,
+        and labels of shape (batch,).
+        """
+        if isinstance(draw, list):
+            return self._batch([one if isinstance(one, tuple) else (0, one) for one in draw])
+        images, labels = self._batch([draw if isinstance(draw, tuple) else (0, draw)])
+        return images[0], labels[0]
+
+    def _batch(self, draws: Sequence[Draw]) -> Batch:
+        indices = np.array([index for _, index in draws])
+        images = self.tiles[self.rows[indices]]
+        if self.resize is not None or self.augment is not None:
+            images = np.stack([self._transform(*one) for one in zip(images, draws, strict=True)])
+        return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(self.labels[indices])
+
+    def _transform(self, image: Tiles, draw: Draw) -> Tiles:
+        if self.resize is not None:
+            image = self.resize(image=image)["image"]
+        if self.augment is not None:
+            self.augment.set_random_seed(transforms.sample_seed(self.seed, *draw))
+            image = self.augment(image=image)["image"]
+        return image
+
+
+class EpochSampler(Sampler[list[Draw]]):
+    """Batches of `(epoch, index)`, in an order that follows from the seed and the epoch.
+
+    The last tiles of an epoch that fill no batch are left out, other ones each epoch.
+
+    Parameters
+    ----------
+    count
+        Tiles in the dataset.
+
+    Attributes
+    ----------
+    epoch
+        Set it before each pass; it counts from 1.
+    """
+
+    def __init__(self, count: int, *, batch_size: int, seed: int) -> None:
+        self.count = count
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 1
+
+    def __len__(self) -> int:
+        return self.count // self.batch_size
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            batch = order[start : start + self.batch_size]
+            yield [(self.epoch, int(index)) for index in batch]
+
+
+def recipe_dataset(
+    tiles: Tiles,
+    recipe: Recipe,
+    *,
+    labels: npt.NDArray[np.int64] | None = None,
+    rows: Indices | None = None,
+    train: bool = False,
+) -> TileDataset:
+    """Return rows of the store as a recipe wants them, augmented where it is to train.
+
+    Tiles that shrink are resized once and kept in memory; others are read as they are needed.
+    """
+    resize = transforms.resize(recipe.crop, recipe.size, recipe.interpolation)
+    if recipe.size < competition.TILE_SIZE:
+        rows = np.arange(len(tiles)) if rows is None else rows
+        labels = None if labels is None else labels[rows]
+        tiles, rows = _resize_all(tiles, rows, resize, recipe.size), None
+        resize = None
+    return TileDataset(
+        tiles,
+        labels,
+        rows=rows,
+        resize=resize,
+        augment=transforms.augmentation(recipe.augment) if train else None,
+        seed=recipe.seed,
+    )
+
+
+def train_loader(dataset: TileDataset, *, batch_size: int, workers: int) -> DataLoader[Batch]:
+    """Return a loader of shuffled whole batches; set its `sampler.epoch` before each pass."""
+    sampler = EpochSampler(len(dataset), batch_size=batch_size, seed=dataset.seed)
+    return _loader(dataset, sampler, workers)
+
+
+def eval_loader(dataset: TileDataset, *, workers: int = 0) -> DataLoader[Batch]:
+    """Return a loader of the tiles in their order, each once."""
+    indices = range(len(dataset))
+    starts = range(0, len(dataset), EVAL_BATCH_SIZE)
+    return _loader(dataset, [list(indices[s : s + EVAL_BATCH_SIZE]) for s in starts], workers)
+
+
+def _loader(
+    dataset: TileDataset, batches: Iterable[list[Draw]] | Iterable[list[int]], workers: int
+) -> DataLoader[Batch]:
+    """Return a loader whose items are batches already, so that nothing is collated again."""
+    return DataLoader(
+        dataset,
+        sampler=batches,
+        batch_size=None,
+        num_workers=workers,
+        worker_init_fn=_use_one_thread,
+        persistent_workers=workers > 0,
+    )
+
+
+def _use_one_thread(_: int) -> None:
+    """Keep OpenCV's threads out of workers, where they would fight for the same cores."""
+    cv2.setNumThreads(0)
+
+
+def _resize_all(tiles: Tiles, rows: Indices, resize: A.Compose, size: int) -> Tiles:
+    """Resize rows of the store, side by side, to (rows, size, size, 3)."""
+    resized = np.empty((len(rows), size, size, competition.CHANNELS), np.uint8)
+
+    def fill(positions: Indices) -> None:
+        for position in positions:
+            resized[position] = resize(image=tiles[rows[position]])["image"]
+
+    with ThreadPoolExecutor() as executor:
+        list(executor.map(fill, np.array_split(np.arange(len(rows)), 1 + len(rows) // 256)))
+    return resized
