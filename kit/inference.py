@@ -1,0 +1,125 @@
+"""From tiles to logits: evaluation, the eight views, and the precision it runs in."""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from kit.config import Precision
+from kit.dataset import Batch
+from kit.errors import KitError
+
+Views = Literal[1, 8]
+
+_DTYPES: dict[str, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+
+class Normalize(nn.Module):
+    """Turn uint8 images into floats: (x / 255 - mean) / std, channel by channel."""
+
+    scale: Tensor
+    offset: Tensor
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.register_buffer("scale", 1 / (255 * torch.tensor(std).view(1, -1, 1, 1)))
+        self.register_buffer("offset", -(torch.tensor(mean) / torch.tensor(std)).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return float images of the same shape and memory format."""
+        return images.float() * self.scale + self.offset
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the named device; `auto` takes a GPU where there is one.
+
+    Raises
+    ------
+    KitError
+        If there is no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise KitError(f"--device {name} is not to be had here: {error}") from error
+    return torch.device(name)
+
+
+def choose_precision(precision: Precision, device: torch.device) -> torch.dtype:
+    """Return the type that convolutions compute in; `auto` takes what the hardware does fast.
+
+    Raises
+    ------
+    KitError
+        For fp16 on a processor, which has no arithmetic for it.
+    """
+    if precision == "fp16" and device.type == "cpu":
+        raise KitError("--precision fp16 needs a GPU: take bf16 or fp32 on a processor")
+    if precision != "auto":
+        return _DTYPES[precision]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
+    capabilities = torch.cpu.get_capabilities()
+    fast = capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")
+    return torch.bfloat16 if fast else torch.float32
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
+    """Return a context in which convolutions and products compute in `dtype`."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def symmetries(images: Tensor) -> list[Tensor]:
+    """Return the eight views of square images: four quarter turns, each also mirrored."""
+    turned = [torch.rot90(images, turns, (2, 3)) for turns in range(4)]
+    return turned + [view.flip(3) for view in turned]
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module,
+    loader: Iterable[Batch],
+    normalize: Normalize,
+    *,
+    views: Views = 1,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+    description: str | None = None,
+) -> npt.NDArray[np.float64]:
+    """Return the probability of tumour for each tile, in the loader's order.
+
+    The model is put into evaluation mode and left there.
+
+    Parameters
+    ----------
+    views
+        8 averages the probabilities of the eight symmetries.
+    description
+        Of a progress bar; none is drawn without it.
+
+    Returns
+    -------
+    ndarray
+        (tiles,), in [0, 1].
+    """
+    device = device or torch.device("cpu")
+    model.eval()
+    probabilities = []
+    for images, _ in tqdm(loader, desc=description, disable=description is None, unit=" batches"):
+        inputs = normalize(images.to(device, non_blocking=True))
+        with autocast(device, dtype):
+            logits = [model(view) for view in (symmetries(inputs) if views == 8 else [inputs])]
+        views_probabilities = torch.stack(logits).double().sigmoid()
+        probabilities.append(views_probabilities.mean(0).squeeze(1).cpu())
+    return torch.cat(probabilities).numpy()

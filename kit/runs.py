@@ -1,0 +1,372 @@
+"""The run folder: everything about a run, and enough to rebuild its model from nothing else.
+
+config.json        every option, and the kit's, torch's and the data's fingerprints
+split.csv          id,fold
+history.jsonl      one object an epoch
+last.pt            all that resuming needs
+model.safetensors  the weights of the last epoch
+valid.csv          id,label,probability on the holdout
+metrics.json       the final figures, with intervals
+"""
+
+import dataclasses
+import json
+import pickle
+import platform
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import nn
+
+import kit
+from kit import config, dataset, inference, metrics, models, split, training
+from kit.competition import CLASS_NAMES
+from kit.config import Recipe
+from kit.dataset import TileDataset
+from kit.errors import KitError
+from kit.files import atomic_path, write_text
+from kit.inference import Normalize, Views
+from kit.split import Holdout
+from kit.store import Store, TileSet
+from kit.training import EpochResult, TrainingState
+
+# What must be the same for a resumed run to be the run that was never interrupted.
+_MUST_MATCH = ("recipe", "data", "kit", "torch", "precision", "device")
+
+
+class Run:
+    """A run that is being trained into its folder.
+
+    Parameters
+    ----------
+    folder
+        Made here; an existing one is refused, or with `resume` taken up where it stands.
+    device
+        `auto`, `cpu`, `cuda`, ...
+    workers
+        Processes that load the training tiles; 0 loads them in this one.
+
+    Raises
+    ------
+    KitError
+        If the folder exists, or there is nothing to resume, or the run to resume was started
+        with other options, other data or another version.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        store: Store,
+        folder: Path,
+        *,
+        device: str = "auto",
+        workers: int = 0,
+        resume: bool = False,
+    ) -> None:
+        self.recipe = recipe
+        self.store = store
+        self.folder = folder
+        self.device = inference.choose_device(device)
+        self.dtype = inference.choose_precision(recipe.precision, self.device)
+        self.workers = workers
+        self.holdout = choose_holdout(recipe, store)
+        self.state = TrainingState(
+            models.create_model(recipe),
+            lr=recipe.lr,
+            device=self.device,
+            dtype=self.dtype,
+            seed=recipe.seed,
+        )
+        self.history: list[EpochResult] = []
+        if resume:
+            self._resume()
+        else:
+            self._start()
+
+    def train(self, *, progress: bool = True) -> Iterator[EpochResult]:
+        """Train to the last epoch, keeping a checkpoint an epoch, and yield each result.
+
+        After the last one the folder holds the weights, the holdout's probabilities and the
+        final figures.
+        """
+        valid = self._dataset(self.holdout.valid)
+        train = self._dataset(self.holdout.train, train=True)
+        if len(train) < self.recipe.batch_size:
+            raise KitError(
+                f"{len(train)} training tiles do not fill a batch of {self.recipe.batch_size}: "
+                "choose a smaller --batch-size"
+            )
+        for result in training.fit(
+            self.state,
+            dataset.train_loader(train, batch_size=self.recipe.batch_size, workers=self.workers),
+            dataset.eval_loader(valid),
+            self._normalize(),
+            epochs=self.recipe.epochs,
+            progress=progress,
+        ):
+            self.history.append(result)
+            self._checkpoint()
+            yield result
+        self._finish(valid)
+
+    def _dataset(self, rows: npt.NDArray[np.int64], *, train: bool = False) -> TileDataset:
+        return dataset.recipe_dataset(
+            self.store.train.tiles, self.recipe, labels=self.store.labels, rows=rows, train=train
+        )
+
+    def _normalize(self) -> Normalize:
+        return Normalize(*self.recipe.channel_statistics)
+
+    def _start(self) -> None:
+        if self.folder.exists():
+            raise KitError(
+                f"{self.folder} exists: choose another --out, or go on with it by --resume"
+            )
+        self.folder.mkdir(parents=True)
+        _write_json(self.folder / "config.json", self._config())
+        split.write(self.folder / "split.csv", self.store.train.ids, self.holdout)
+
+    def _resume(self) -> None:
+        then, now = read_config(self.folder), json.loads(json.dumps(self._config()))
+        changed = [key for key in _MUST_MATCH if then.get(key) != now[key]]
+        if changed:
+            raise KitError(
+                f"cannot resume {self.folder}: {_difference(changed[0], then, now)}. "
+                "Start anew with another --out"
+            )
+        checkpoint = self.folder / "last.pt"
+        if checkpoint.exists():
+            state = _load_checkpoint(checkpoint, self.device)
+            self.state.load_state_dict(state)
+            self.history = [EpochResult(**result) for result in state["history"]]
+
+    def _config(self) -> dict[str, Any]:
+        mean, std = self.recipe.channel_statistics
+        return {
+            "recipe": config.recipe_values(self.recipe),
+            "preprocessing": {
+                "crop": self.recipe.crop,
+                "size": self.recipe.size,
+                "interpolation": self.recipe.interpolation,
+                "mean": mean,
+                "std": std,
+            },
+            "class_names": CLASS_NAMES,
+            "bn_momentum_in_pytorch": 1 - self.recipe.bn_momentum,
+            "data": {
+                "fingerprint": self.store.fingerprint,
+                "is_standin": self.store.is_standin,
+                "train_tiles": len(self.holdout.train),
+                "valid_tiles": len(self.holdout.valid),
+            },
+            "precision": str(self.dtype).removeprefix("torch."),
+            "device": str(self.device),
+            "workers": self.workers,
+            "kit": kit.__version__,
+            "torch": torch.__version__,
+            "timm": timm.__version__,
+            "python": platform.python_version(),
+        }
+
+    def _checkpoint(self) -> None:
+        """Keep the end of an epoch: last.pt first, from which the history follows."""
+        history = [asdict(result) for result in self.history]
+        with atomic_path(self.folder / "last.pt") as partial:
+            torch.save(self.state.state_dict() | {"history": history}, partial)
+        lines = "".join(json.dumps(result) + "\n" for result in history)
+        write_text(self.folder / "history.jsonl", lines)
+
+    def _finish(self, valid: TileDataset) -> None:
+        """Write what a finished run is used for; metrics.json comes last and says so."""
+        state = self.state.model.state_dict()
+        weights = save({name: tensor.contiguous() for name, tensor in state.items()})
+        with atomic_path(self.folder / "model.safetensors") as partial:
+            partial.write_bytes(weights)
+        probabilities = inference.predict(
+            self.state.model,
+            dataset.eval_loader(valid),
+            self._normalize().to(self.device),
+            device=self.device,
+            dtype=self.dtype,
+        )
+        labels = self.store.labels[self.holdout.valid]
+        ids = self.store.train.ids[self.holdout.valid]
+        table = pd.DataFrame({"id": ids, "label": labels, "probability": probabilities})
+        write_text(self.folder / "valid.csv", table.to_csv(index=False, lineterminator="\n"))
+        _write_json(self.folder / "metrics.json", final_metrics(labels, probabilities))
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A finished run's model, with the preprocessing that it was trained on."""
+
+    name: str
+    recipe: Recipe
+    model: nn.Module
+    device: torch.device
+    dtype: torch.dtype
+
+    def predict(
+        self, tiles: TileSet, *, views: Views = 1, progress: bool = True
+    ) -> npt.NDArray[np.float64]:
+        """Return the probability of tumour for each tile of the store's split."""
+        return inference.predict(
+            self.model,
+            dataset.eval_loader(dataset.recipe_dataset(tiles.tiles, self.recipe)),
+            Normalize(*self.recipe.channel_statistics).to(self.device),
+            views=views,
+            device=self.device,
+            dtype=self.dtype,
+            description=f"predicting with {self.name}" if progress else None,
+        )
+
+
+def load(folder: Path, *, device: str = "auto") -> TrainedModel:
+    """Rebuild a finished run's model from its folder alone.
+
+    Raises
+    ------
+    KitError
+        If the folder holds no finished run, or its files do not fit each other.
+    """
+    values = read_config(folder)
+    recipe = config.parse_recipe(values["recipe"], source=f"{folder}/config.json")
+    _check_preprocessing(folder, values, recipe)
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        raise KitError(f"{folder} is not a finished run: go on with train.py --resume")
+    chosen = inference.choose_device(device)
+    # The run's own weights follow: nothing is to be fetched for the ones it began with.
+    model = models.create_model(dataclasses.replace(recipe, pretrained=False, weights=None))
+    try:
+        model.load_state_dict(load_file(weights))
+    except (SafetensorError, RuntimeError) as error:
+        raise KitError(f"{weights} does not fit {folder}/config.json: {error}") from error
+    model = model.to(chosen).to(memory_format=torch.channels_last)
+    dtype = inference.choose_precision(recipe.precision, chosen)
+    return TrainedModel(folder.name, recipe, model, chosen, dtype)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read a run's config.json.
+
+    Raises
+    ------
+    KitError
+        If there is none, or it is not one of the kit's.
+    """
+    path = folder / "config.json"
+    try:
+        values: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise KitError(f"{folder} holds no run: there is no {path}") from error
+    except ValueError as error:
+        raise KitError(f"{path} is not a run's configuration: {error}") from error
+    if not isinstance(values, dict) or not {"recipe", "preprocessing", "data"} <= values.keys():
+        raise KitError(f"{path} is not a run's configuration: keys are missing")
+    return values
+
+
+def read_valid(folder: Path) -> pd.DataFrame:
+    """Read a finished run's valid.csv: id,label,probability.
+
+    Raises
+    ------
+    KitError
+        If there is none.
+    """
+    path = folder / "valid.csv"
+    if not path.is_file():
+        raise KitError(f"{folder} is not a finished run: there is no {path}")
+    return pd.read_csv(path, dtype={"id": str})
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """Read a finished run's metrics.json."""
+    path = folder / "metrics.json"
+    if not path.is_file():
+        raise KitError(f"{folder} is not a finished run: there is no {path}")
+    figures: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return figures
+
+
+def read_history(folder: Path) -> list[EpochResult]:
+    """Read a run's history.jsonl, one result an epoch."""
+    lines = (folder / "history.jsonl").read_text("utf-8").splitlines()
+    return [EpochResult(**json.loads(line)) for line in lines]
+
+
+def choose_holdout(recipe: Recipe, store: Store) -> Holdout:
+    """Choose a recipe's training and validation tiles."""
+    slides = None
+    if recipe.slides is not None:
+        slides = split.read_slides(recipe.slides, store.train.ids)
+    return split.holdout(
+        store.labels,
+        fraction=recipe.holdout,
+        per_class=recipe.per_class,
+        seed=recipe.seed,
+        slides=slides,
+        validate_on=recipe.validate_on,
+    )
+
+
+def final_metrics(
+    labels: npt.NDArray[np.int64], probabilities: npt.NDArray[np.float64]
+) -> dict[str, Any]:
+    """Return the holdout's figures, with a 95 % interval (DeLong) for the AUC."""
+    hard = (probabilities > 0.5).astype(float)
+    return {
+        "tiles": len(labels),
+        "auc": asdict(metrics.auc_interval(labels, probabilities)),
+        "auc_of_hard_labels": metrics.auc(labels, hard),
+        "accuracy": metrics.accuracy(labels, probabilities),
+        "log_loss": metrics.log_loss(labels, probabilities),
+    }
+
+
+def _check_preprocessing(folder: Path, values: dict[str, Any], recipe: Recipe) -> None:
+    """Refuse to predict with a preprocessing other than the recorded one."""
+    mean, std = recipe.channel_statistics
+    now = {"mean": list(mean), "std": list(std)}
+    recorded = values["preprocessing"]
+    for key in ("crop", "size", "interpolation"):
+        now[key] = getattr(recipe, key)
+    changed = [key for key in now if recorded.get(key) != now[key]]
+    if changed or tuple(values.get("class_names", ())) != CLASS_NAMES:
+        what = changed[0] if changed else "class_names"
+        raise KitError(
+            f"{folder}/config.json: {what} is not what this kit would predict with: use the "
+            f"kit's version {values.get('kit')} that trained the run"
+        )
+
+
+def _load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
+    """Read last.pt, unpickling nothing but tensors and plain values."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise KitError(f"{path} is damaged: start anew with another --out ({error})") from error
+    return state
+
+
+def _difference(key: str, then: dict[str, Any], now: dict[str, Any]) -> str:
+    """Say what one changed entry was and is."""
+    old, new = then.get(key), now[key]
+    if isinstance(old, dict) and isinstance(new, dict):
+        inner = next(name for name in old | new if old.get(name) != new.get(name))
+        key, old, new = f"{key}.{inner}", old.get(inner), new.get(inner)
+    return f"{key} was {old!r} and is {new!r}"
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    write_text(path, json.dumps(values, indent=2) + "\n")
