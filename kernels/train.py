@@ -1,0 +1,97 @@
+"""Train a model and keep everything about it in a run folder.
+
+With no other option this is the study's protocol and network (recipe `notebook`) on data/.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from kit import config, models, plots, runs, store
+from kit.config import RunOptions
+from kit.errors import exit_on_error
+from kit.runs import Run
+from kit.training import EpochResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(RunOptions):
+    """A recipe, the data it meets, the hardware that runs it, and where it writes."""
+
+    out: Path | None = None
+    """The run's new folder; runs/RECIPE-ARM-SEED by default."""
+    resume: bool = False
+    """Go on with the run in --out."""
+
+
+def main(options: TrainOptions) -> None:
+    """Train, telling each epoch's figures."""
+    run = Run(
+        options.settings,
+        store.open_store(options.data),
+        options.out or default_folder(options),
+        device=options.device,
+        workers=options.workers,
+        resume=options.resume,
+    )
+    print(describe(run))
+    for result in run.train():
+        print(epoch_line(result, run.recipe.epochs), flush=True)
+    plots.curves(run.history, run.folder / "curves.png", title=run.folder.name)
+    print(conclude(run, options.data))
+
+
+def default_folder(options: TrainOptions) -> Path:
+    """Name a run by its recipe, its arm and its seed."""
+    recipe = options.settings
+    arm = recipe.bn if recipe.model == "small" else recipe.model
+    return Path("runs") / f"{Path(options.recipe).stem}-{arm}-{recipe.seed}"
+
+
+def describe(run: Run) -> str:
+    """Say what is about to be trained, on what."""
+    recipe = run.recipe
+    lines = [models.layer_table(run.state.model, recipe.size)]
+    if recipe.model == "small":
+        lines.append(
+            f"BatchNorm {recipe.bn} the activation, momentum {recipe.bn_momentum} as Keras "
+            f"counts it ({1 - recipe.bn_momentum:.4g} as PyTorch does)"
+        )
+    lines.append(
+        f"{len(run.holdout.train):,} tiles to train on, {len(run.holdout.valid):,} held out; "
+        f"{str(run.dtype).removeprefix('torch.')} on {run.device}; into {run.folder}"
+    )
+    if recipe.slides is None:
+        lines.append(
+            "note: tiles of one slide look alike, so a holdout of single tiles flatters; "
+            "--slides keeps slides apart"
+        )
+    return "\n".join(lines)
+
+
+def epoch_line(result: EpochResult, epochs: int) -> str:
+    """Tell an epoch's figures in one line."""
+    return (
+        f"epoch {result.epoch:>{len(str(epochs))}}/{epochs}"
+        f"  loss {result.train_loss:.4f}  accuracy {result.train_accuracy:.4f}"
+        f"  valid loss {result.valid_loss:.4f}  accuracy {result.valid_accuracy:.4f}"
+        f"  AUC {result.valid_auc:.4f}  {result.tiles_per_second:,.0f} tiles/s"
+    )
+
+
+def conclude(run: Run, data: Path) -> str:
+    """Give the final figures and the next command to type."""
+    final = runs.read_metrics(run.folder)
+    auc = final["auc"]
+    return (
+        f"{run.folder}: AUC {auc['estimate']:.4f} (95 % interval {auc['low']:.4f} to "
+        f"{auc['high']:.4f}), accuracy {final['accuracy']:.4f}, log loss {final['log_loss']:.4f} "
+        f"on {final['tiles']:,} held-out tiles\n"
+        f"next: python kernels/predict.py --run {run.folder} --data {data} "
+        f"--out {run.folder}/submission.csv"
+    )
+
+
+if __name__ == "__main__":
+    with exit_on_error():
+        main(config.parse_options(TrainOptions, __doc__, sys.argv[1:]))
