@@ -1,0 +1,557 @@
+"""Metrics against written-out formulas and other implementations; intervals by coverage."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import sklearn.metrics
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy import stats
+from scipy.special import expit, logit
+from sklearn.calibration import calibration_curve
+
+from kit import metrics
+from kit.errors import KitError
+from kit.metrics import Interval
+
+SIMULATIONS = 500
+
+# Fisher's grade on admission of 113 patients, by outcome: counts of the grades 1 to 5.
+# Turck et al., Intensive Care Medicine 36 (2010) 107-115, the marker "wfns" of pROC's data.
+WFNS_GOOD, WFNS_POOR = [37, 20, 3, 8, 4], [2, 12, 1, 8, 18]
+
+# DeLong, DeLong and Clarke-Pearson's own example, as the SAS/STAT User's Guide prints it
+# (PROC LOGISTIC, "Comparing Receiver Operating Characteristic Curves"):
+# albumin, total protein, Krebs-Goplerud score (higher is worse), outcome.
+# fmt: off
+OVARIAN_CANCER = np.array([
+    [3.0, 5.8, 10, 0], [3.2, 6.3, 5, 1], [3.9, 6.8, 3, 1], [2.8, 4.8, 6, 0], [3.2, 5.8, 3, 1],
+    [0.9, 4.0, 5, 0], [2.5, 5.7, 8, 0], [1.6, 5.6, 5, 1], [3.8, 5.7, 5, 1], [3.7, 6.7, 6, 1],
+    [3.2, 5.4, 4, 1], [3.8, 6.6, 6, 1], [4.1, 6.6, 5, 1], [3.6, 5.7, 5, 1], [4.3, 7.0, 4, 1],
+    [3.6, 6.7, 4, 0], [2.3, 4.4, 6, 1], [4.2, 7.6, 4, 0], [4.0, 6.6, 6, 0], [3.5, 5.8, 6, 1],
+    [3.8, 6.8, 7, 1], [3.0, 4.7, 8, 0], [4.5, 7.4, 5, 1], [3.7, 7.4, 5, 1], [3.1, 6.6, 6, 1],
+    [4.1, 8.2, 6, 1], [4.3, 7.0, 5, 1], [4.3, 6.5, 4, 1], [3.2, 5.1, 5, 1], [2.6, 4.7, 6, 1],
+    [3.3, 6.8, 6, 0], [1.7, 4.0, 7, 0], [3.7, 6.1, 5, 1], [3.3, 6.3, 7, 1], [4.2, 7.7, 6, 1],
+    [3.5, 6.2, 5, 1], [2.9, 5.7, 9, 0], [2.1, 4.8, 7, 1], [2.8, 6.2, 8, 0], [4.0, 7.0, 7, 1],
+    [3.3, 5.7, 6, 1], [3.7, 6.9, 5, 1], [3.6, 6.6, 5, 1],
+])
+# fmt: on
+
+
+def tiles(
+    rng: np.random.Generator, *, positives: int, negatives: int, separation: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return labels and normal scores; their true AUC is Phi(separation / sqrt(2))."""
+    labels = np.repeat([1, 0], [positives, negatives])
+    return labels, separation * labels + rng.normal(size=len(labels))
+
+
+def tiles_of_slides(
+    rng: np.random.Generator, *, slides: int, separation: float, spread: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return labels, scores and slides; half the slides are normal, each has its own stain.
+
+    Stain does not depend on tumour, so the true AUC over new slides is
+    Phi(separation / sqrt(2 + 2 spread^2)).
+    """
+    groups = np.repeat(np.arange(slides), rng.integers(10, 30, size=slides))
+    tumour_share = np.where(np.arange(slides) % 2, rng.beta(2, 2, size=slides), 0.0)
+    labels = (rng.random(len(groups)) < tumour_share[groups]).astype(int)
+    stain = spread * rng.normal(size=slides)
+    scores = separation * labels + stain[groups] + rng.normal(size=len(groups))
+    return labels, scores, groups
+
+
+def covers(interval: Interval, truth: float) -> bool:
+    assert interval.low is not None and interval.high is not None
+    return interval.low <= truth <= interval.high
+
+
+def share(simulate: Callable[[np.random.Generator], bool], seed: int = 0) -> float:
+    """Return in what share of the simulations `simulate` comes out true."""
+    rng = np.random.default_rng(seed)
+    return sum(simulate(rng) for _ in range(SIMULATIONS)) / SIMULATIONS
+
+
+def written_out_components(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """DeLong et al. (1988), equations 4 and 5, over all pairs."""
+    x, y = scores[labels == 1][:, None], scores[labels == 0][None, :]
+    psi = np.where(x > y, 1.0, np.where(x == y, 0.5, 0.0))
+    return psi.mean(axis=1), psi.mean(axis=0)
+
+
+def variance_of(interval: Interval) -> float:
+    """Return the variance of the AUC from which an interval on the logit scale was made."""
+    half_width = (logit(interval.high) - logit(interval.low)) / 2
+    scale = interval.estimate * (1 - interval.estimate)
+    return (half_width / stats.norm.ppf(0.975) * scale) ** 2
+
+
+@st.composite
+def scored_tiles(draw: st.DrawFn, columns: int = 1) -> tuple[np.ndarray, ...]:
+    """Return labels of both classes, at least two tiles each, and columns of scores with ties."""
+    labels = np.array([0, 0, 1, 1, *draw(st.lists(st.integers(0, 1), max_size=20))])
+    scores = hnp.arrays(float, len(labels), elements=st.integers(0, 5).map(float))
+    return labels, *(draw(scores) for _ in range(columns))
+
+
+# AUC, accuracy, log loss
+
+
+@given(scored_tiles())
+def test_auc_is_mann_whitneys_u_over_all_pairs_with_ties_counting_half(
+    data: tuple[np.ndarray, np.ndarray],
+) -> None:
+    labels, scores = data
+    pairs = [(x, y) for x in scores[labels == 1] for y in scores[labels == 0]]
+    expected = sum((x > y) + (x == y) / 2 for x, y in pairs) / len(pairs)
+    assert metrics.auc(labels, scores) == pytest.approx(expected, abs=1e-12)
+
+
+@given(scored_tiles())
+def test_auc_depends_on_the_order_alone(data: tuple[np.ndarray, np.ndarray]) -> None:
+    labels, scores = data
+    area = metrics.auc(labels, scores)
+    assert metrics.auc(labels, np.exp(scores) - 7) == area
+    assert metrics.auc(1 - labels, -scores) == pytest.approx(area, abs=1e-12)
+
+
+def test_summary_agrees_with_scikit_learn_on_a_holdout_of_66_000_tiles() -> None:
+    rng = np.random.default_rng(0)
+    labels, logits = tiles(rng, positives=26_735, negatives=39_265, separation=2.0)
+    probabilities = expit(4 * logits).astype(np.float32)  # many are exactly 1
+    result = metrics.summary(labels, probabilities)
+    resolution = np.finfo(np.float32).eps
+    clipped = np.clip(probabilities.astype(float), resolution, 1 - resolution)
+    assert result == pytest.approx(
+        {
+            "auc": sklearn.metrics.roc_auc_score(labels, probabilities),
+            "accuracy": sklearn.metrics.accuracy_score(labels, probabilities > 0.5),
+            "log_loss": sklearn.metrics.log_loss(labels, clipped),
+        },
+        rel=1e-6,
+    )
+
+
+def test_log_loss_of_a_wrong_certainty_is_finite() -> None:
+    assert metrics.log_loss([1, 1], [0.0, 1.0]) == pytest.approx(math.log(2**23) / 2)
+
+
+def test_accuracy_counts_the_threshold_itself_as_negative() -> None:
+    assert metrics.accuracy([0, 1, 1], [0.5, 0.5, 0.6]) == pytest.approx(2 / 3)
+    assert metrics.accuracy([0, 1, 1], [0.5, 0.5, 0.6], threshold=0.4) == pytest.approx(2 / 3)
+
+
+# DeLong
+
+
+def test_delongs_variance_of_a_published_example() -> None:
+    """Values of pROC's own tests (test-auc.R and test-var.R) for the marker wfns."""
+    grades = np.tile(np.arange(1, 6), 2)
+    scores = np.repeat(grades, WFNS_GOOD + WFNS_POOR)
+    labels = np.repeat([0, 1], [sum(WFNS_GOOD), sum(WFNS_POOR)])
+    interval = metrics.auc_interval(labels, scores)
+    assert interval.estimate == pytest.approx(0.823678861788618, rel=1e-12)
+    assert variance_of(interval) == pytest.approx(0.00146991470882363, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "p_value"),
+    [(0, 2, 0.9102063472010351), (1, 2, 0.45613970750747357), (0, 1, 0.11182821012069626)],
+)
+def test_delongs_test_of_delongs_example_agrees_with_another_implementation(
+    first: int, second: int, p_value: float
+) -> None:
+    """The p-values are those of MLstatkit 0.1.91, `Delong_test`."""
+    labels = OVARIAN_CANCER[:, 3]
+    markers = OVARIAN_CANCER[:, :3] * [1, 1, -1]
+    comparison = metrics.delong_test(labels, markers[:, first], markers[:, second])
+    assert comparison.p_value == pytest.approx(p_value, rel=1e-12)
+
+
+@given(scored_tiles())
+def test_delongs_interval_has_the_written_out_variance(data: tuple[np.ndarray, np.ndarray]) -> None:
+    labels, scores = data
+    interval = metrics.auc_interval(labels, scores)
+    if interval.estimate in (0, 1):
+        return
+    positives, negatives = written_out_components(labels, scores)
+    variance = positives.var(ddof=1) / len(positives) + negatives.var(ddof=1) / len(negatives)
+    assert variance_of(interval) == pytest.approx(variance, rel=1e-9, abs=1e-15)
+
+
+@given(scored_tiles(columns=2))
+def test_delongs_test_has_the_written_out_covariance(
+    data: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> None:
+    labels, first, second = data
+    one, other = written_out_components(labels, first), written_out_components(labels, second)
+    covariance = sum(np.cov(one[k], other[k]) / len(one[k]) for k in (0, 1))
+    error = math.sqrt(max(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1], 0))
+    comparison = metrics.delong_test(labels, first, second)
+    difference = one[0].mean() - other[0].mean()
+    assert comparison.difference.estimate == pytest.approx(difference, abs=1e-12)
+    if comparison.difference.low is None:
+        assert error == pytest.approx(0, abs=1e-7)
+    else:
+        expected = 2 * stats.norm.sf(abs(difference) / error)
+        assert comparison.p_value == pytest.approx(expected, rel=1e-6)
+
+
+def test_exchanging_the_runs_turns_the_sign_and_keeps_the_p_value() -> None:
+    rng = np.random.default_rng(0)
+    labels, first = tiles(rng, positives=40, negatives=60, separation=1.0)
+    second = first + rng.normal(size=100)
+    groups = np.arange(100) % 20
+    for test in (
+        metrics.delong_test,
+        lambda *arguments: metrics.bootstrap_test(*arguments, groups),
+    ):
+        there, back = test(labels, first, second), test(labels, second, first)
+        assert there.difference.estimate == pytest.approx(-back.difference.estimate)
+        assert there.difference.low == pytest.approx(-back.difference.high)
+        assert there.p_value == pytest.approx(back.p_value)
+
+
+@pytest.mark.parametrize("separation", [1.0, 3.0])
+def test_delongs_interval_covers_the_true_auc(separation: float) -> None:
+    truth = stats.norm.cdf(separation / math.sqrt(2))
+
+    def simulate(rng: np.random.Generator) -> bool:
+        data = tiles(rng, positives=80, negatives=120, separation=separation)
+        return covers(metrics.auc_interval(*data), truth)
+
+    assert 0.92 <= share(simulate) <= 0.98
+
+
+def test_delongs_test_of_two_equal_runs_finds_a_difference_in_one_of_twenty() -> None:
+    def simulate(rng: np.random.Generator) -> bool:
+        labels, common = tiles(rng, positives=80, negatives=120, separation=1.5)
+        first, second = (common + 0.7 * rng.normal(size=200) for _ in range(2))
+        return metrics.delong_test(labels, first, second).p_value <= 0.05
+
+    assert 0.02 <= share(simulate) <= 0.08
+
+
+def test_a_perfect_auc_has_the_bound_that_its_independent_pairs_allow() -> None:
+    interval = metrics.auc_interval([0, 0, 0, 0, 1, 1, 1], [1, 2, 3, 4, 5, 6, 7])
+    assert (interval.estimate, interval.high) == (1, 1)
+    assert interval.low == pytest.approx(0.025 ** (1 / 3))  # three pairs share no tile
+    reverse = metrics.auc_interval([1, 1, 1, 1, 0, 0, 0], [1, 2, 3, 4, 5, 6, 7])
+    assert (reverse.low, reverse.high) == (0, pytest.approx(1 - interval.low))
+
+
+# Bootstrap
+
+
+@given(scored_tiles(), st.data())
+def test_a_resample_has_the_auc_of_its_tiles_written_out(
+    data: tuple[np.ndarray, np.ndarray], draws: st.DataObject
+) -> None:
+    labels, scores = data
+    counts = draws.draw(hnp.arrays(np.intp, len(labels), elements=st.integers(0, 3)))
+    counts[[0, 2]] += 1  # a tile of each class
+    expected = metrics.auc(np.repeat(labels, counts), np.repeat(scores, counts))
+    assert metrics._auc_of_counts(labels == 1, scores)(counts) == pytest.approx(expected)
+
+
+def test_the_bootstrap_over_tiles_is_about_delongs_interval() -> None:
+    data = tiles(np.random.default_rng(0), positives=800, negatives=1200, separation=1.5)
+    naive, delong = metrics.auc_bootstrap(*data), metrics.auc_interval(*data)
+    assert naive.estimate == delong.estimate
+    assert naive.high - naive.low == pytest.approx(delong.high - delong.low, rel=0.1)
+
+
+def test_copies_of_a_tile_on_its_slide_add_no_information() -> None:
+    labels, scores = tiles(np.random.default_rng(0), positives=40, negatives=60, separation=1.0)
+    once = metrics.auc_bootstrap(labels, scores)
+    copied = metrics.auc_bootstrap(
+        *(np.repeat(column, 5) for column in (labels, scores, range(100)))
+    )
+    assert (copied.low, copied.high) == pytest.approx((once.low, once.high), abs=2e-3)
+
+
+def test_the_bootstrap_gives_the_same_interval_at_every_call_and_for_every_name_of_a_slide() -> (
+    None
+):
+    labels, scores, groups = tiles_of_slides(
+        np.random.default_rng(0), slides=20, separation=2.0, spread=0.5
+    )
+    names = np.array([f"slide {number:03}" for number in groups])
+    interval = metrics.auc_bootstrap(labels, scores, groups)
+    assert metrics.auc_bootstrap(labels, scores, names) == interval
+
+
+def test_the_interval_over_slides_covers_where_the_one_over_tiles_does_not() -> None:
+    truth = stats.norm.cdf(2.0 / math.sqrt(2 + 2 * 0.6**2))
+    covered = {"slides": 0, "tiles": 0}
+    rng = np.random.default_rng(0)
+    for _ in range(SIMULATIONS):
+        data = tiles_of_slides(rng, slides=30, separation=2.0, spread=0.6)
+        covered["slides"] += covers(metrics.auc_bootstrap(*data, resamples=200), truth)
+        covered["tiles"] += covers(metrics.auc_interval(*data[:2]), truth)
+    assert 0.92 <= covered["slides"] / SIMULATIONS <= 0.98
+    assert covered["tiles"] / SIMULATIONS < 0.85
+
+
+def test_two_equal_runs_on_slides_differ_in_one_of_twenty_over_slides_and_more_over_tiles() -> None:
+    found = {"slides": 0, "tiles": 0}
+    rng = np.random.default_rng(0)
+    for _ in range(SIMULATIONS):
+        labels, common, groups = tiles_of_slides(rng, slides=30, separation=2.0, spread=0.4)
+        taste = 0.6 * rng.normal(size=(2, 30))
+        first, second = common + taste[0, groups], common + taste[1, groups]
+        over_slides = metrics.bootstrap_test(labels, first, second, groups, resamples=200)
+        found["slides"] += over_slides.p_value <= 0.05
+        found["tiles"] += metrics.delong_test(labels, first, second).p_value <= 0.05
+    assert 0.02 <= found["slides"] / SIMULATIONS <= 0.08
+    assert found["tiles"] / SIMULATIONS > 0.15
+
+
+def test_perfect_scores_on_few_slides_prove_little() -> None:
+    labels, groups = [0, 0, 1, 1] * 4, np.repeat(np.arange(4), 4)
+    interval = metrics.auc_bootstrap(labels, labels, groups)
+    assert interval.high == 1
+    assert interval.low == pytest.approx(0.025 ** (1 / 2))  # two pairs share no slide
+
+
+def test_one_slide_with_tumour_gives_no_interval_but_a_note() -> None:
+    labels, scores = [0, 0, 0, 1, 0, 1], [1, 2, 3, 4, 5, 6]
+    groups = [1, 1, 2, 3, 3, 3]
+    interval = metrics.auc_bootstrap(labels, scores, groups)
+    assert (interval.low, interval.high) == (None, None)
+    assert "fewer than two slides" in interval.note
+    comparison = metrics.bootstrap_test(labels, scores, scores[::-1], groups)
+    assert comparison.p_value is None
+    assert "fewer than two slides" in comparison.difference.note
+
+
+# Runs without variance
+
+
+@pytest.mark.parametrize("test", [metrics.delong_test, metrics.bootstrap_test])
+def test_runs_that_order_the_tiles_alike_do_not_differ(test: Callable[..., object]) -> None:
+    labels, scores = tiles(np.random.default_rng(0), positives=8, negatives=8, separation=1.0)
+    comparison = test(labels, scores, expit(scores))
+    assert comparison.difference.estimate == 0
+    assert comparison.difference.low is None and "no variance" in comparison.difference.note
+    assert comparison.p_value == 1
+
+
+@pytest.mark.parametrize("test", [metrics.delong_test, metrics.bootstrap_test])
+def test_a_difference_without_variance_gets_no_p_value(test: Callable[..., object]) -> None:
+    labels = [0, 0, 1, 1]
+    comparison = test(labels, labels, [0, 0, 0, 0])
+    assert comparison.difference.estimate == 0.5
+    assert comparison.p_value is None
+
+
+def test_a_single_positive_tile_gives_no_interval_but_a_note() -> None:
+    interval = metrics.auc_interval([0, 0, 1], [1, 3, 2])
+    assert interval == Interval(0.5, None, None, interval.note)
+    assert "fewer than two tiles" in interval.note
+    assert metrics.delong_test([0, 0, 1], [1, 3, 2], [1, 2, 3]).p_value is None
+
+
+def test_an_interval_prints_its_bounds_or_its_note_and_is_plain_json() -> None:
+    assert str(Interval(0.93, 0.9, 0.95)) == "0.9300 [0.9000, 0.9500]"
+    assert str(Interval(0.93, None, None, "too few")) == "0.9300 (too few)"
+    interval = metrics.auc_interval([0, 1, 0, 1], [1, 2, 3, 4])
+    assert json.loads(json.dumps(asdict(interval), allow_nan=False))["confidence"] == 0.95
+
+
+# Pairs of seeds
+
+
+def arms(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the AUCs of one arm run twice: seeds in common, and its own noise each time."""
+    seed_effect = 0.9 + 0.02 * rng.normal(size=n)
+    return seed_effect + 0.01 * rng.normal(size=n), seed_effect + 0.01 * rng.normal(size=n)
+
+
+@pytest.mark.parametrize("n", [6, 10])
+def test_an_arm_against_itself(n: int) -> None:
+    """The interval covers and the p-value keeps its level; BCa does not with six seeds."""
+    rng = np.random.default_rng(0)
+    results = [metrics.paired_difference(*arms(rng, n)) for _ in range(SIMULATIONS)]
+    found = np.mean([result.p_value <= 0.05 for result in results])
+    covered = np.mean([covers(result.difference, 0) for result in results])
+    assert found <= 0.08
+    assert found >= 0.02 or n == 6  # 2 / 2**6 = 0.031 is the level that six seeds allow
+    assert 0.92 <= covered <= 0.985
+    if n == 6:
+        assert np.mean([covers(result.bca, 0) for result in results]) < 0.92
+
+
+@given(hnp.arrays(float, st.integers(6, 11), elements=st.integers(-3, 6).map(float)))
+def test_interval_and_p_value_of_paired_seeds_agree(differences: np.ndarray) -> None:
+    result = metrics.paired_difference(differences, np.zeros(len(differences)))
+    if result.p_value is not None:
+        excluded = not covers(result.difference, 0)
+        assert excluded == (result.p_value <= 0.05)
+
+
+def test_the_sign_flip_p_value_counts_all_sign_vectors() -> None:
+    differences = np.array([0.03, 0.01, -0.005, 0.02, 0.04, 0.015, 0.01])
+    signs = 1 - 2 * (np.arange(2**7)[:, None] >> np.arange(7) & 1)
+    sums = (signs * differences).sum(axis=1)
+    expected = np.mean(np.abs(sums) >= differences.sum() - 1e-12)
+    assert metrics.paired_difference(differences, np.zeros(7)).p_value == pytest.approx(expected)
+
+
+def test_six_seeds_that_agree_are_a_conclusion_with_an_interval_from_least_to_most() -> None:
+    first, second = [0.91, 0.92, 0.93, 0.94, 0.95, 0.96], [0.90, 0.90, 0.90, 0.90, 0.90, 0.90]
+    result = metrics.paired_difference(first, second)
+    assert (result.n, result.p_value) == (6, 2 / 2**6)
+    assert (result.difference.low, result.difference.high) == pytest.approx((0.01, 0.06))
+    assert result.difference.estimate == pytest.approx(0.035)
+    assert result.sd == pytest.approx(np.std([0.01, 0.02, 0.03, 0.04, 0.05, 0.06], ddof=1))
+    assert metrics.paired_difference(second, first).difference.low == pytest.approx(-0.06)
+    assert metrics.paired_difference(first, second) == result
+
+
+def test_bca_is_scipys() -> None:
+    rng = np.random.default_rng(0)
+    first, second = arms(rng, 8)
+    bca = metrics.paired_difference(first, second).bca
+    other = stats.bootstrap((first - second,), np.mean, n_resamples=50_000, rng=1)
+    assert bca.low == pytest.approx(other.confidence_interval.low, abs=5e-4)
+    assert bca.high == pytest.approx(other.confidence_interval.high, abs=5e-4)
+
+
+@pytest.mark.parametrize("n", [20, 70])
+def test_many_seeds_get_about_students_interval(n: int) -> None:
+    first, second = arms(np.random.default_rng(0), n)
+    result = metrics.paired_difference(first, second)
+    student = stats.ttest_rel(first, second)
+    bounds = student.confidence_interval(0.95)
+    assert (result.difference.low, result.difference.high) == pytest.approx(bounds, abs=1e-3)
+    assert result.p_value == pytest.approx(student.pvalue, abs=0.02)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_fewer_than_six_seeds_allow_no_conclusion(n: int) -> None:
+    result = metrics.paired_difference(np.linspace(0.91, 0.95, n), np.full(n, 0.9))
+    assert (result.n, result.p_value) == (n, None)
+    assert (result.sd is None) == (n == 1)
+    assert result.difference.low is None and result.bca.low is None
+    assert f"no conclusion is possible from {n} of the 6 seeds" in result.difference.note
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.01])
+def test_seeds_without_effect_allow_no_conclusion(shift: float) -> None:
+    first = np.array([0.91, 0.92, 0.93, 0.94, 0.95, 0.96])
+    result = metrics.paired_difference(first, first - shift)
+    assert result.p_value is None
+    assert "all differences are equal" in result.difference.note
+
+
+# Calibration
+
+
+def test_calibration_error_is_scikit_learns_curve_weighted_by_tiles() -> None:
+    rng = np.random.default_rng(0)
+    labels, logits = tiles(rng, positives=400, negatives=600, separation=2.0)
+    probabilities = expit(3 * logits)
+    shares, means = calibration_curve(labels, probabilities, n_bins=10)
+    counts = np.histogram(probabilities, bins=10, range=(0, 1))[0]
+    expected = np.average(np.abs(shares - means), weights=counts[counts > 0])
+    assert metrics.expected_calibration_error(labels, probabilities, bins=10) == pytest.approx(
+        expected
+    )
+
+
+def test_calibration_error_is_nought_for_honest_certainty_and_one_for_wrong_certainty() -> None:
+    assert metrics.expected_calibration_error([0, 1, 1], [0.0, 1.0, 1.0]) == 0
+    assert metrics.expected_calibration_error([0, 1, 1], [1.0, 0.0, 0.0]) == 1
+
+
+@pytest.mark.parametrize("true_temperature", [0.5, 1.0, 3.0])
+def test_temperature_finds_how_much_too_sure_the_logits_are(true_temperature: float) -> None:
+    rng = np.random.default_rng(0)
+    honest = rng.normal(scale=2, size=20_000)
+    labels = rng.random(20_000) < expit(honest)
+    found = metrics.temperature(labels, honest * true_temperature)
+    assert found == pytest.approx(true_temperature, rel=0.05)
+
+
+def test_temperature_lowers_the_log_loss_and_keeps_the_auc() -> None:
+    labels, logits = tiles(np.random.default_rng(0), positives=400, negatives=600, separation=2.0)
+    logits = 3 * logits
+    calibrated = logits / metrics.temperature(labels, logits)
+    assert metrics.auc(labels, calibrated) == metrics.auc(labels, logits)
+    assert metrics.log_loss(labels, expit(calibrated)) < metrics.log_loss(labels, expit(logits))
+    for factor in (0.99, 1.01):
+        moved = expit(calibrated * factor)
+        assert metrics.log_loss(labels, expit(calibrated)) < metrics.log_loss(labels, moved)
+
+
+def test_temperature_stays_in_its_range_where_the_best_one_would_not() -> None:
+    low, high = metrics.TEMPERATURES
+    assert metrics.temperature([0, 1], [-1, 1]) == pytest.approx(low, rel=1e-2)
+    assert metrics.temperature([0, 1], [1, -1]) == pytest.approx(high, rel=1e-2)
+
+
+# Faults
+
+OF_SCORES = [metrics.auc, metrics.auc_interval, metrics.auc_bootstrap, metrics.temperature]
+OF_PROBABILITIES = [metrics.accuracy, metrics.log_loss, metrics.expected_calibration_error]
+
+
+@pytest.mark.parametrize("metric", [*OF_SCORES, *OF_PROBABILITIES, metrics.summary])
+@pytest.mark.parametrize(
+    ("labels", "scores", "message"),
+    [
+        ([], [], "no tiles to score"),
+        ([0, 1, 1], [0.1, 0.2], r"shape \(3,\) and predictions of shape \(2,\)"),
+        ([[0], [1]], [[0.1], [0.2]], "give one label and one prediction a tile"),
+        ([0, 1, 2], [0.1, 0.2, 0.3], "label 2 at position 2 is neither 0 nor 1"),
+        ([0, 1, 1], [0.1, math.nan, 0.3], "prediction nan at position 1 is not a finite number"),
+        ([0, 1, 1], [0.1, 0.2, math.inf], "prediction inf at position 2"),
+    ],
+)
+def test_unusable_predictions_are_refused_with_their_position(
+    metric: Callable[..., object], labels: list[int], scores: list[float], message: str
+) -> None:
+    with pytest.raises(KitError, match=message):
+        metric(labels, scores)
+
+
+@pytest.mark.parametrize("metric", [*OF_SCORES, metrics.summary])
+@pytest.mark.parametrize(("label", "name"), [(0, "negative"), (1, "positive")])
+def test_one_class_is_refused_where_both_are_needed(
+    metric: Callable[..., object], label: int, name: str
+) -> None:
+    with pytest.raises(KitError, match=f"all 3 tiles are {name}"):
+        metric([label] * 3, [0.1, 0.2, 0.3])
+
+
+@pytest.mark.parametrize("metric", OF_PROBABILITIES)
+def test_logits_are_refused_where_probabilities_are_needed(metric: Callable[..., object]) -> None:
+    with pytest.raises(KitError, match=r"prediction 3\.2 at position 1 is no probability"):
+        metric([0, 1], [0.1, 3.2])
+
+
+def test_groups_of_another_length_are_refused() -> None:
+    with pytest.raises(KitError, match="4 tiles but groups of shape"):
+        metrics.auc_bootstrap([0, 1, 0, 1], [1, 2, 3, 4], [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ([], [], "cannot be paired"),
+        ([0.9, 0.8], [0.9], "2 and 1 runs cannot be paired by seed"),
+        ([0.9, 0.8], [0.9, math.nan], "the metric is nan for pair 1"),
+    ],
+)
+def test_arms_that_do_not_pair_are_refused(
+    first: list[float], second: list[float], message: str
+) -> None:
+    with pytest.raises(KitError, match=message):
+        metrics.paired_difference(first, second)
