@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-import albumentations as A
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kit import competition, transforms
 from kit.config import Recipe
+from kit.transforms import Pipeline
 
 Tiles = npt.NDArray[np.uint8]
 Indices = npt.NDArray[np.int64]
@@ -58,8 +58,8 @@ class TileDataset(Dataset[Batch]):
         labels: npt.NDArray[np.int64] | None = None,
         *,
         rows: Indices | None = None,
-        resize: A.Compose | None = None,
-        augment: A.Compose | None = None,
+        resize: Pipeline | None = None,
+        augment: Pipeline | None = None,
         seed: int = 0,
     ) -> None:
         self.tiles = tiles
@@ -192,7 +192,7 @@ def _use_one_thread(_: int) -> None:
     cv2.setNumThreads(0)
 
 
-def _resize_all(tiles: Tiles, rows: Indices, resize: A.Compose, size: int) -> Tiles:
+def _resize_all(tiles: Tiles, rows: Indices, resize: Pipeline, size: int) -> Tiles:
     """Resize rows of the store, side by side, to (rows, size, size, 3)."""
     resized = np.empty((len(rows), size, size, competition.CHANNELS), np.uint8)
 

@@ -2,11 +2,11 @@
 
 import difflib
 import pickle
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -186,6 +186,9 @@ def _parameter_counts(module: nn.Module) -> tuple[int, int]:
 
 
 def _create_backbone(recipe: Recipe) -> nn.Module:
+    # timm brings torchvision and seconds of imports, which the small CNN can do without.
+    import timm
+
     if not timm.is_model(recipe.model):
         close = ", ".join(difflib.get_close_matches(recipe.model, timm.list_models()))
         hint = f"; did you mean {close}?" if close else ""
@@ -197,6 +200,8 @@ def _create_backbone(recipe: Recipe) -> nn.Module:
 
 
 def _timm_model(recipe: Recipe) -> Any:
+    import timm
+
     try:
         return timm.create_model(recipe.model, pretrained=recipe.pretrained, num_classes=1)
     except (OSError, RuntimeError) as error:
@@ -234,12 +239,14 @@ def _load_weights(model: nn.Module, path: Path) -> None:
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    """Read tensors by name, from safetensors or from a pickle that holds nothing else."""
+    """Read tensors by name, from safetensors or from a PyTorch file that holds nothing else."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        if not zipfile.is_zipfile(path):
+            raise KitError(f"{path} is neither a .safetensors file nor one written by torch.save")
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError) as error:
         raise KitError(f"cannot read weights from {path}: {error}") from error
     tensors = content.get("state_dict", content) if isinstance(content, dict) else {}
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):

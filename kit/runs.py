@@ -15,13 +15,13 @@ import pickle
 import platform
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -173,7 +173,7 @@ class Run:
             "workers": self.workers,
             "kit": kit.__version__,
             "torch": torch.__version__,
-            "timm": timm.__version__,
+            "timm": version("timm"),
             "python": platform.python_version(),
         }
 

@@ -16,6 +16,8 @@ import numpy as np
 from kit import competition
 from kit.config import Augmentation, Interpolation
 
+Pipeline = A.Compose
+
 _INTERPOLATIONS: dict[Interpolation, int] = {
     # Pixel centres, as Pillow and so Keras do it; INTER_NEAREST takes the corners.
     "nearest": cv2.INTER_NEAREST_EXACT,
@@ -25,7 +27,7 @@ _INTERPOLATIONS: dict[Interpolation, int] = {
 }
 
 
-def resize(crop: int, size: int, interpolation: Interpolation) -> A.Compose:
+def resize(crop: int, size: int, interpolation: Interpolation) -> Pipeline:
     """Cut out the central square and resize it.
 
     Parameters
@@ -40,10 +42,10 @@ def resize(crop: int, size: int, interpolation: Interpolation) -> A.Compose:
         steps.append(A.CenterCrop(crop, crop))
     if size != crop:
         steps.append(A.Resize(size, size, interpolation=_INTERPOLATIONS[interpolation]))
-    return A.Compose(steps, strict=True)
+    return Pipeline(steps, strict=True)
 
 
-def augmentation(kind: Augmentation) -> A.Compose | None:
+def augmentation(kind: Augmentation) -> Pipeline | None:
     """Return the random transforms of a kind, or None where there are none.
 
     d4 is one of the eight symmetries of the square, each equally likely; stain is d4 and a
@@ -65,7 +67,7 @@ def augmentation(kind: Augmentation) -> A.Compose | None:
             ),
         ],
     }
-    return A.Compose(steps[kind], strict=True) if steps[kind] else None
+    return Pipeline(steps[kind], strict=True) if steps[kind] else None
 
 
 def sample_seed(seed: int, epoch: int, index: int) -> int:
