@@ -1,0 +1,71 @@
+"""A small competition made by other means than the kit's: TIFF files written by Pillow."""
+
+import hashlib
+import io
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+# Tests share two cores with whatever else runs; threads that wait for each other would stall.
+torch.set_num_threads(1)
+
+Files = dict[str, bytes]
+
+
+def tiff(pixels: np.ndarray, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "TIFF", **options)
+    return buffer.getvalue()
+
+
+def random_tile(rng: np.random.Generator) -> np.ndarray:
+    return rng.integers(0, 256, (96, 96, 3), dtype=np.uint8)
+
+
+def competition_files(train: int = 24, test: int = 7) -> Files:
+    """Random tiles, labelled 0, 1, 0, 1, ... in the order of the table."""
+    rng = np.random.default_rng(7)
+    files: Files = {}
+    ids: dict[str, list[str]] = {"train": [], "test": []}
+    for split, count in (("train", train), ("test", test)):
+        for _ in range(count):
+            pixels = random_tile(rng)
+            ids[split].append(hashlib.sha1(pixels.tobytes()).hexdigest())
+            files[f"{split}/{ids[split][-1]}.tif"] = tiff(pixels)
+    rows = [f"{tile},{row % 2}\n" for row, tile in enumerate(ids["train"])]
+    files["train_labels.csv"] = ("id,label\n" + "".join(rows)).encode()
+    rows = [f"{tile},0\n" for tile in ids["test"]]
+    files["sample_submission.csv"] = ("id,label\n" + "".join(rows)).encode()
+    return files
+
+
+def write_zip(folder: Path, files: Files) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "histopathologic-cancer-detection.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in sorted(files.items()):
+            archive.writestr(name, content)
+    return path
+
+
+def write_folder(folder: Path, files: Files) -> None:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+@pytest.fixture
+def files() -> Files:
+    return competition_files()
+
+
+@pytest.fixture
+def data(tmp_path: Path, files: Files) -> Path:
+    write_zip(tmp_path / "data", files)
+    return tmp_path / "data"

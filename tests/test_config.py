@@ -1,0 +1,85 @@
+from pathlib import Path
+
+import pytest
+
+from kit import config
+from kit.config import Recipe, RunOptions
+from kit.errors import KitError
+
+
+def parse(*argv: str) -> RunOptions:
+    return config.parse_options(RunOptions, "A command.", argv)
+
+
+def test_notebook_recipe_is_the_default() -> None:
+    assert config.read_recipe("notebook") == Recipe() == parse().settings
+
+
+def test_command_line_comes_after_the_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('bn = "after"\nbatch_size = 32\nwidths = [8, 16, 32]\nlr = 1\n')
+    recipe = parse("--recipe", str(file), "--batch-size", "16").settings
+    assert (recipe.bn, recipe.batch_size, recipe.widths, recipe.lr) == ("after", 16, (8, 16, 32), 1)
+    assert parse(f"--recipe={file}").settings.batch_size == 32
+
+
+def test_values_survive_json() -> None:
+    recipe = Recipe(bn="after", slides=Path("slides.csv"), validate_on=("A",), per_class=None)
+    assert config.parse_recipe(config.recipe_values(recipe), source="config.json") == recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("foo = 1", "unknown key foo"),
+        ('bn = "middle"', "bn = 'middle'"),
+        ('batch_size = "64"', "batch_size = '64'"),
+        ("batch_size = 1", "batch_size = 1"),
+        ("lr = inf", "lr = inf"),
+        ("holdout = 1.0", "holdout = 1.0"),
+        ("crop = 97", "crop = 97"),
+        ('validate_on = ["A"]', "give their table"),
+        ("pretrained = true", "need a timm model"),
+        ('model = "resnet18"\npretrained = true\nweights = "w"', "exclude each other"),
+        ("lr = = 1", "not a TOML file"),
+    ],
+)
+def test_bad_recipe_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_text(text)
+    with pytest.raises(KitError, match=message) as caught:
+        config.read_recipe(str(file))
+    assert "bad.toml" in str(caught.value)
+
+
+def test_every_bad_key_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_text('foo = 1\nlr = "x"\n')
+    with pytest.raises(KitError, match=r"lr = 'x'.*unknown key foo"):
+        config.read_recipe(str(file))
+
+
+def test_missing_recipe_names_those_that_exist() -> None:
+    with pytest.raises(KitError, match=r"no recipe nothing.*notebook"):
+        parse("--recipe", "nothing")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--lr", "-3"], r"lr = -3\.0: Input should be greater than 0"),
+        (["--workers", "-1"], "workers = -1"),
+        (["--model", "resnet18", "--bn", "before"], "--bn has no meaning for --model resnet18"),
+        (["--model", "resnet18", "--bn-momentum=0.9"], "--bn-momentum has no meaning"),
+    ],
+)
+def test_bad_option_is_refused(argv: list[str], message: str) -> None:
+    with pytest.raises(KitError, match=message):
+        parse(*argv)
+
+
+@pytest.mark.parametrize("argv", [["--batchsize", "3"], ["--bn", "middle"], ["--lr", "fast"]])
+def test_unknown_option_or_value_ends_with_status_2(argv: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(*argv)
+    assert caught.value.code == 2

@@ -1,0 +1,165 @@
+import subprocess
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from kit import dataset, transforms
+from kit.config import Recipe
+from kit.dataset import EpochSampler, TileDataset
+
+TILES = np.random.default_rng(0).integers(0, 256, (64, 96, 96, 3), dtype=np.uint8)
+LABELS = np.arange(64) % 2
+# One bright quarter, so that each of the eight symmetries of the square looks different.
+MARKED = np.zeros((32, 8, 8, 3), np.uint8)
+MARKED[:, 0, 1] = 255
+
+
+def epochs(workers: int, augment: str = "d4", tiles: np.ndarray = MARKED) -> list[list[bytes]]:
+    """Return each tile's augmented bytes in three epochs, in the order of the tiles."""
+    data = TileDataset(tiles, augment=transforms.augmentation(augment), seed=3)  # type: ignore[arg-type]
+    loader = dataset.train_loader(data, batch_size=4, workers=workers)
+    seen = []
+    for epoch in (1, 2, 3):
+        loader.sampler.epoch = epoch  # type: ignore[attr-defined]
+        order = [index for batch in loader.sampler for _, index in batch]
+        images = torch.cat([images for images, _ in loader]).numpy()
+        seen.append([images[order.index(tile)].tobytes() for tile in range(len(tiles))])
+    return seen
+
+
+def test_item_is_the_tile_channels_first() -> None:
+    image, label = TileDataset(TILES, LABELS)[5]
+    assert image.dtype == torch.uint8
+    np.testing.assert_array_equal(image.numpy(), TILES[5].transpose(2, 0, 1))
+    assert label == 1
+
+
+def test_batch_is_its_items() -> None:
+    data = TileDataset(TILES, LABELS, rows=np.array([9, 3, 4]))
+    images, labels = data[[2, 0]]
+    np.testing.assert_array_equal(images.numpy(), TILES[[4, 9]].transpose(0, 3, 1, 2))
+    assert labels.tolist() == [0, 1]
+    assert images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_plain_data_loader_takes_it() -> None:
+    images, labels = next(iter(DataLoader(TileDataset(TILES, LABELS), batch_size=8)))
+    assert images.shape == (8, 3, 96, 96)
+    assert labels.tolist() == [0, 1] * 4
+
+
+def test_unlabelled_tiles_carry_nan() -> None:
+    assert torch.isnan(TileDataset(TILES)[0][1])
+
+
+def test_nearest_resize_is_pillows() -> None:
+    data = dataset.recipe_dataset(TILES, Recipe(size=32))
+    expected = Image.fromarray(TILES[7]).resize((32, 32), Image.Resampling.NEAREST)
+    np.testing.assert_array_equal(data[7][0].permute(1, 2, 0), np.asarray(expected))
+
+
+@pytest.mark.parametrize("size", [24, 32, 48, 96, 128])
+def test_crop_keeps_the_centre(size: int) -> None:
+    tiles = np.zeros((1, 96, 96, 3), np.uint8)
+    tiles[:, 32:64, 32:64] = 200
+    data = dataset.recipe_dataset(tiles, Recipe(size=size, crop=32, interpolation="area"))
+    assert data[0][0].shape == (3, size, size)
+    assert bool((data[0][0] == 200).all())
+
+
+def test_resizing_once_is_resizing_each_time() -> None:
+    recipe = Recipe(size=48, crop=80, interpolation="bilinear")
+    rows = np.array([5, 1, 60])
+    once = dataset.recipe_dataset(TILES, recipe, labels=LABELS, rows=rows)
+    each = TileDataset(TILES, LABELS, rows=rows, resize=transforms.resize(80, 48, "bilinear"))
+    for index in range(3):
+        assert torch.equal(once[index][0], each[index][0])
+        assert once[index][1] == each[index][1]
+
+
+def test_d4_draws_the_eight_symmetries_equally_often() -> None:
+    data = TileDataset(MARKED, augment=transforms.augmentation("d4"))
+    symmetries = {
+        np.rot90(flipped, turns).transpose(2, 0, 1).tobytes()
+        for flipped in (MARKED[0], MARKED[0][:, ::-1])
+        for turns in range(4)
+    }
+    seen = Counter(data[(epoch, 0)][0].numpy().tobytes() for epoch in range(1600))
+    assert seen.keys() == symmetries
+    # 200 expected of each, standard deviation 13.2: five of them.
+    assert all(abs(count - 200) < 66 for count in seen.values())
+
+
+def test_stain_moves_colours_and_keeps_the_shape() -> None:
+    tile = np.full((1, 32, 32, 3), (200, 120, 180), np.uint8)
+    data = TileDataset(tile, augment=transforms.augmentation("stain"))
+    colours = {tuple(data[(epoch, 0)][0][:, 0, 0].tolist()) for epoch in range(20)}
+    assert len(colours) > 15
+    assert np.abs(np.mean(list(colours), axis=0) - (200, 120, 180)).max() < 40
+
+
+@pytest.mark.parametrize("augment", ["d4", "stain"])
+def test_augmentation_does_not_depend_on_the_workers(augment: str) -> None:
+    assert epochs(0, augment) == epochs(2, augment)
+
+
+def test_no_two_epochs_and_no_two_tiles_repeat_their_draws() -> None:
+    tiles = np.repeat(TILES[:1], 32, axis=0)
+    first, second, third = epochs(2, "stain", tiles)
+    for epoch in (first, second, third):
+        assert len(set(epoch)) == len(tiles)
+    assert not set(first) & set(second)
+    assert not set(second) & set(third)
+
+
+def test_augmentation_is_the_same_in_another_process() -> None:
+    code = (
+        "import numpy as np; from kit import transforms; from kit.dataset import TileDataset;"
+        "tile = np.arange(192, dtype=np.uint8).reshape(1, 8, 8, 3);"
+        "data = TileDataset(tile, augment=transforms.augmentation('stain'), seed=5);"
+        "print([data[(epoch, 0)][0].sum().item() for epoch in range(5)])"
+    )
+    runs = {subprocess.check_output([sys.executable, "-c", code]) for _ in range(2)}
+    assert len(runs) == 1
+
+
+def test_epoch_takes_whole_batches_of_different_tiles() -> None:
+    sampler = EpochSampler(70, batch_size=16, seed=0)
+    batches = list(sampler)
+    assert len(batches) == len(sampler) == 4
+    assert all(len(batch) == 16 for batch in batches)
+    assert len({index for batch in batches for _, index in batch}) == 64
+
+
+def test_order_follows_from_seed_and_epoch() -> None:
+    def order(seed: int, epoch: int) -> list[int]:
+        sampler = EpochSampler(100, batch_size=10, seed=seed)
+        sampler.epoch = epoch
+        return [index for batch in sampler for _, index in batch]
+
+    assert order(0, 1) == order(0, 1)
+    assert order(0, 1) != order(0, 2) != order(1, 2)
+
+
+def test_eval_loader_gives_each_tile_once_in_order() -> None:
+    tiles = np.zeros((600, 2, 2, 3), np.uint8)
+    labels = np.arange(600)
+    seen = torch.cat([labels for _, labels in dataset.eval_loader(TileDataset(tiles, labels))])
+    assert seen.tolist() == list(range(600))
+
+
+@pytest.mark.parametrize("kind", ["d4", "stain"])
+def test_centre_stays_in_the_centre(kind: str) -> None:
+    """Augmentation must not move what the label is about."""
+    tile = np.full((1, 96, 96, 3), 230, np.uint8)
+    tile[:, 32:64, 32:64] = (120, 60, 150)
+    data = TileDataset(tile, augment=transforms.augmentation(kind))  # type: ignore[arg-type]
+    for epoch in range(16):
+        image = data[(epoch, 0)][0]
+        assert len(image[:, 32:64, 32:64].flatten(1).unique(dim=1)[0]) == 1
+        assert not torch.equal(image[:, 32, 32], image[:, 31, 32])

@@ -1,0 +1,196 @@
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kit import models
+from kit.config import Recipe
+from kit.errors import KitError
+from kit.models import SmallCNN
+
+TINY = "test_resnet"
+
+
+def randomised(bn: Any) -> SmallCNN:
+    """A network whose statistics, scales and biases are far from where they start."""
+    model = SmallCNN(bn)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for tensor in [*model.parameters(), *model.buffers()]:
+            if tensor.is_floating_point():
+                tensor.add_(0.2 * (torch.rand(tensor.shape, generator=generator) - 0.5))
+    return model.eval()
+
+
+def norm(x: Tensor, state: dict[str, Tensor], name: str) -> Tensor:
+    """(x - mean) / sqrt(var + eps) * scale + shift, channel by channel."""
+    mean, var, scale, shift = (
+        state[f"{name}.{part}"].view(1, -1, *[1] * (x.ndim - 2))
+        for part in ("running_mean", "running_var", "weight", "bias")
+    )
+    return (x - mean) / torch.sqrt(var + 1e-3) * scale + shift
+
+
+@pytest.mark.parametrize("bn", ["before", "after"])
+def test_evaluation_is_the_written_out_formula(bn: str) -> None:
+    model = randomised(bn)
+    state = model.state_dict()
+    images = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+    def norm_act(x: Tensor, name: str) -> Tensor:
+        if bn == "before":
+            return norm(x, state, name).clamp(min=0)
+        return norm(x.clamp(min=0), state, name)
+
+    x = images
+    for block in ("features.0", "features.1"):
+        x = functional.conv2d(x, state[f"{block}.layer.weight"], state[f"{block}.layer.bias"])
+        x = functional.max_pool2d(norm_act(x, f"{block}.norm"), 3)
+    x = x.flatten(1) @ state["dense.layer.weight"].T + state["dense.layer.bias"]
+    expected = norm_act(x, "dense.norm") @ state["head.weight"].T + state["head.bias"]
+    torch.testing.assert_close(model(images), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_arms_differ_in_nothing_but_the_order() -> None:
+    before, after = (models.create_model(Recipe(bn=bn, seed=4)) for bn in ("before", "after"))
+    assert list(before.state_dict()) == list(after.state_dict())
+    for one, other in zip(before.state_dict().values(), after.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+    images = torch.rand(4, 3, 32, 32)
+    assert not torch.equal(before(images), after(images))
+
+
+def test_seed_decides_the_weights_and_leaves_the_callers_state() -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    first, again, other = (models.create_model(Recipe(seed=seed)) for seed in (1, 1, 2))
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(first.head.weight, again.head.weight)
+    assert not torch.equal(first.head.weight, other.head.weight)
+
+
+def test_layer_table_counts_as_keras_does() -> None:
+    table = models.layer_table(SmallCNN(), 32)
+    assert table.endswith("53,313 parameters: 52,865 trainable, 448 running statistics")
+    counts = [896, 128, 18_496, 256, 32_896, 512, 129]
+    rows = [line.split() for line in table.splitlines()[1:-1]]
+    assert [int(row[-1].replace(",", "")) for row in rows if row[-1] != "0"] == counts
+    assert "(64, 2, 2)" in table
+
+
+def test_keras_initialisation_is_glorot_uniform_with_zero_biases() -> None:
+    model = SmallCNN(widths=(32, 64, 4096))
+    for layer, fans in ((model.features[1].layer, 9 * (32 + 64)), (model.dense.layer, 256 + 4096)):
+        limit = (6 / fans) ** 0.5
+        assert layer.weight.abs().max() <= limit * (1 + 1e-6)
+        assert layer.weight.std().item() == pytest.approx(limit / 3**0.5, rel=0.02)
+        assert not layer.bias.any()
+
+
+def test_momentum_is_given_as_keras_does() -> None:
+    model = SmallCNN(momentum=0.9).train()
+    images = torch.rand(64, 3, 32, 32)
+    outputs = model.features[0].layer(images)
+    model(images)
+    running = model.features[0].norm.running_mean
+    torch.testing.assert_close(running, 0.1 * outputs.mean((0, 2, 3)))
+
+
+def test_smallest_running_variance_is_that_of_all_norms() -> None:
+    model = SmallCNN()
+    model.dense.norm.running_var[3] = 1e-9
+    assert models.min_running_var(model) == pytest.approx(1e-9)
+    assert models.min_running_var(nn.Linear(2, 2)) == float("inf")
+
+
+@pytest.mark.parametrize(("size", "widths"), [(8, (32, 64, 128)), (32, (8, 8, 8, 8))])
+def test_too_small_an_input_is_refused(size: int, widths: tuple[int, ...]) -> None:
+    with pytest.raises(KitError, match=f"an input of {size} pixels is too small"):
+        SmallCNN(size=size, widths=widths)
+
+
+@pytest.mark.parametrize(("size", "widths"), [(96, (8, 16, 32, 64)), (64, (16, 32))])
+def test_other_sizes_and_widths_run(size: int, widths: tuple[int, ...]) -> None:
+    model = SmallCNN(size=size, widths=widths)
+    assert model(torch.rand(2, 3, size, size)).shape == (2, 1)
+
+
+def test_timm_model_has_one_logit() -> None:
+    model = models.create_model(Recipe(model=TINY, size=96))
+    assert model(torch.rand(2, 3, 96, 96)).shape == (2, 1)
+
+
+def test_unknown_model_is_refused_with_its_neighbours() -> None:
+    with pytest.raises(KitError, match=r"no model resnet81.*resnet18"):
+        models.create_model(Recipe(model="resnet81"))
+
+
+def test_pretrained_without_a_network_names_the_file_and_the_option(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(KitError, match=r"timm/resnet18\.a1_in1k.*--weights FILE"):
+        models.create_model(Recipe(model="resnet18", pretrained=True))
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
+def test_weights_are_read_without_the_classifier(tmp_path: Path, name: str) -> None:
+    source = models.create_model(Recipe(model=TINY, seed=1))
+    if name.endswith("pth"):
+        torch.save({"state_dict": source.state_dict()}, tmp_path / name)
+    else:
+        save_file(source.state_dict(), tmp_path / name)
+    loaded = models.create_model(Recipe(model=TINY, seed=2, weights=tmp_path / name))
+    fresh = models.create_model(Recipe(model=TINY, seed=2))
+    for key, tensor in loaded.state_dict().items():
+        expected = fresh if key.startswith("fc.") else source
+        assert torch.equal(tensor, expected.state_dict()[key])
+
+
+class _Malicious:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def write_bad_weights(path: Path, kind: str) -> None:
+    if kind == "malicious":
+        torch.save({"x": _Malicious(path.parent / "owned")}, path)
+    elif kind == "pickle":
+        path.write_bytes(pickle.dumps(_Malicious(path.parent / "owned")))
+    elif kind == "text":
+        path.write_text("hello")
+    elif kind == "other":
+        torch.save({"x": torch.zeros(1)}, path)
+    elif kind == "shape":
+        torch.save({"conv1.0.weight": torch.zeros(1, 1)}, path)
+    elif kind == "list":
+        torch.save([np.float64(1).item()], path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("missing", "no weights at"),
+        ("malicious", "cannot read weights from"),
+        ("pickle", "neither a .safetensors file nor"),
+        ("text", "neither a .safetensors file nor"),
+        ("other", "tensors are missing and 1 are unknown"),
+        ("shape", "does not fit the model"),
+        ("list", "holds no table of tensors"),
+    ],
+)
+def test_bad_weights_are_refused(tmp_path: Path, kind: str, message: str) -> None:
+    write_bad_weights(tmp_path / "w.pth", kind)
+    with pytest.raises(KitError, match=message):
+        models.create_model(Recipe(model=TINY, weights=tmp_path / "w.pth"))
+    assert not (tmp_path / "owned").exists()

@@ -1,0 +1,186 @@
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kit import dataset, inference, metrics, models, training
+from kit.config import Recipe
+from kit.dataset import TileDataset
+from kit.errors import KitError
+from kit.inference import Normalize
+from kit.training import EpochResult, TrainingState
+
+RNG = np.random.default_rng(0)
+LABELS = np.arange(80) % 2
+# Positive tiles are brighter, so that there is something to learn.
+TILES = (
+    RNG.integers(0, 150, (80, 32, 32, 3)).astype(np.uint8)
+    + (60 * LABELS).astype(np.uint8)[:, None, None, None]
+)
+UNIT = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+def loaders(seed: int = 0) -> tuple[TileDataset, TileDataset]:
+    return TileDataset(TILES[:56], LABELS[:56], seed=seed), TileDataset(TILES[56:], LABELS[56:])
+
+
+def run(state: TrainingState, epochs: int, dtype: torch.dtype = torch.float32) -> list[EpochResult]:
+    train, valid = loaders()
+    return list(
+        training.fit(
+            state,
+            dataset.train_loader(train, batch_size=16, workers=0),
+            dataset.eval_loader(valid),
+            Normalize(*UNIT).to(dtype),
+            epochs=epochs,
+            progress=False,
+        )
+    )
+
+
+def new_state(bn: str = "before", dtype: torch.dtype = torch.float32) -> TrainingState:
+    return TrainingState(models.create_model(Recipe(bn=bn)), dtype=dtype)  # type: ignore[arg-type]
+
+
+def figures(results: list[EpochResult]) -> list[dict[str, float]]:
+    clocks = ("seconds", "tiles_per_second")
+    return [{k: v for k, v in asdict(one).items() if k not in clocks} for one in results]
+
+
+def test_first_epoch_is_the_written_out_loop() -> None:
+    """Plain PyTorch, one step after the other, with the loss and Adam written out.
+
+    In float64: Adam divides small gradients by their own size, and so magnifies rounding.
+    """
+    model = models.create_model(Recipe()).double()
+    order = np.random.default_rng([0, 1]).permutation(56)[:48]
+    moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in model.parameters()]
+    losses, hits = [], 0
+    for step in range(3):
+        rows = order[16 * step : 16 * step + 16]
+        images = torch.from_numpy(TILES[rows]).permute(0, 3, 1, 2).double() / 255
+        labels = torch.from_numpy(LABELS[rows]).double()
+        probability = model(images)[:, 0].sigmoid()
+        loss = -(labels * probability.log() + (1 - labels) * (1 - probability).log()).mean()
+        model.zero_grad()
+        loss.backward()
+        losses.append(loss.item())
+        hits += int(((probability > 0.5) == (labels == 1)).sum())
+        with torch.no_grad():
+            for weight, (mean, square) in zip(model.parameters(), moments, strict=True):
+                mean.mul_(0.9).add_(0.1 * weight.grad)
+                square.mul_(0.999).add_(0.001 * weight.grad**2)
+                scaled = mean / (1 - 0.9 ** (step + 1))
+                weight -= 1e-3 * scaled / ((square / (1 - 0.999 ** (step + 1))).sqrt() + 1e-7)
+
+    state = TrainingState(models.create_model(Recipe()).double())
+    result = run(state, 1, torch.float64)[0]
+    assert result.train_loss == pytest.approx(np.mean(losses), abs=1e-5)
+    assert result.train_accuracy == hits / 48
+    for name, weight in model.named_parameters():
+        # A bias in front of a norm has no gradient but rounding, which Adam blows up.
+        if "layer.bias" not in name:
+            trained = state.model.state_dict()[name]
+            torch.testing.assert_close(trained, weight.detach(), atol=1e-5, rtol=0)
+
+
+def test_validation_figures_are_those_of_the_last_weights() -> None:
+    state = new_state()
+    result = run(state, 2)[-1]
+    images = torch.from_numpy(TILES[56:]).permute(0, 3, 1, 2) / 255
+    with torch.no_grad():
+        probabilities = state.model.eval()(images)[:, 0].double().sigmoid().numpy()
+    assert result.valid_auc == pytest.approx(metrics.auc(LABELS[56:], probabilities))
+    expected = functional.binary_cross_entropy(
+        torch.from_numpy(probabilities), torch.from_numpy(LABELS[56:]).double()
+    )
+    assert result.valid_loss == pytest.approx(float(expected), abs=1e-6)
+    assert result.min_running_var == models.min_running_var(state.model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_seed_gives_the_same_run(dtype: torch.dtype) -> None:
+    first, again = (run(new_state(dtype=dtype), 2) for _ in range(2))
+    assert figures(first) == figures(again)
+
+
+@pytest.mark.parametrize("bn", ["before", "after"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_resumed_is_uninterrupted_bit_for_bit(bn: str, dtype: torch.dtype) -> None:
+    whole = new_state(bn, dtype)
+    results = run(whole, 4)
+    first = new_state(bn, dtype)
+    begun = run(first, 2)
+    second = new_state(bn, dtype)
+    second.load_state_dict(first.state_dict())
+    assert figures(begun + run(second, 4)) == figures(results)
+    for one, other in zip(
+        whole.model.state_dict().values(), second.model.state_dict().values(), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
+def test_dropout_is_drawn_anew_each_epoch_and_again_when_resumed() -> None:
+    def state() -> TrainingState:
+        model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(3072, 1))
+        torch.nn.init.zeros_(model[2].weight)
+        torch.nn.init.zeros_(model[2].bias)
+        return TrainingState(model, lr=1e-4)
+
+    whole = run(state(), 3)
+    torch.manual_seed(99)
+    assert figures(run(state(), 3)) == figures(whole)
+    assert len({one.train_loss for one in whole}) == 3
+
+
+def test_a_loss_that_is_no_number_stops_with_a_message() -> None:
+    state = TrainingState(models.create_model(Recipe()), lr=1e30)
+    with pytest.raises(KitError, match=r"the loss of epoch \d is (nan|inf).*smaller --lr"):
+        run(state, 5)
+
+
+class _CornerModel(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images[:, 0, 0, 1:2]
+
+
+def test_eight_views_are_the_mean_over_the_symmetries() -> None:
+    tiles = RNG.integers(0, 256, (3, 5, 5, 3), dtype=np.uint8)
+    loader = dataset.eval_loader(TileDataset(tiles))
+    seen = inference.predict(_CornerModel(), loader, Normalize(*UNIT), views=8)
+    ring = tiles[..., 0] / 255
+    corners = np.stack(
+        [
+            ring[:, row, column]
+            for row, column in [(0, 1), (1, 0), (0, 3), (3, 0), (4, 1), (1, 4), (4, 3), (3, 4)]
+        ]
+    )
+    np.testing.assert_allclose(seen, (1 / (1 + np.exp(-corners))).mean(0), atol=1e-6)
+
+
+def test_symmetries_are_eight_different_views() -> None:
+    image = torch.arange(12.0).view(1, 3, 2, 2)
+    views = inference.symmetries(image)
+    assert len({tuple(view.flatten().tolist()) for view in views}) == 8
+
+
+def test_normalize_is_the_formula() -> None:
+    images = torch.from_numpy(TILES[:2]).permute(0, 3, 1, 2)
+    mean, std = (0.7, 0.5, 0.6), (0.2, 0.3, 0.25)
+    expected = (images.double() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(
+        3, 1, 1
+    )
+    torch.testing.assert_close(Normalize(mean, std)(images).double(), expected, atol=1e-5, rtol=0)
+
+
+def test_precision_is_what_is_asked_for_and_can_be_done() -> None:
+    cpu = torch.device("cpu")
+    assert inference.choose_precision("bf16", cpu) == torch.bfloat16
+    assert inference.choose_precision("auto", cpu) in (torch.float32, torch.bfloat16)
+    with pytest.raises(KitError, match="fp16 needs a GPU"):
+        inference.choose_precision("fp16", cpu)
+    with pytest.raises(KitError, match="--device nowhere"):
+        inference.choose_device("nowhere")
