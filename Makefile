@@ -1,0 +1,74 @@
+# Everything a user types. `make help` lists the targets.
+PYTHON ?= python3
+# Options for pip: another package index, say.
+PIP_ARGS ?=
+DATA ?= data
+RUN ?= runs/notebook-before-0
+MESSAGE ?= $(notdir $(RUN))
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo download pack train submit scores test lint clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(VENV)/installed ## make .venv and install the kit into it
+
+$(VENV)/installed: setup.cfg pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[test,lint]'
+	touch $@
+
+demo: demo/submission.csv ## train and predict on the synthetic stand-in, in a few minutes
+
+demo/submission.csv: demo/runs/before/metrics.json
+	$(BIN)/python kernels/predict.py --run demo/runs/before --data demo/data --out $@
+	@echo
+	@echo "The stand-in competition: demo/data    the run: demo/runs/before (see curves.png)"
+	@echo "The submission: $@"
+
+demo/runs/before/metrics.json: demo/data/store/manifest.json
+	rm -rf demo/runs/before
+	$(BIN)/python kernels/train.py --bn before --data demo/data --out demo/runs/before
+
+demo/data/store/manifest.json: $(VENV)/installed
+	$(BIN)/python kernels/standin.py --data demo/data
+	$(BIN)/python kernels/pack.py --data demo/data
+
+download: $(VENV)/installed ## fetch and pack the competition's data (needs Kaggle credentials)
+	$(BIN)/python kernels/download.py --data $(DATA)
+
+pack: $(VENV)/installed ## pack the tiles in DATA, proving each one
+	$(BIN)/python kernels/pack.py --data $(DATA)
+
+train: $(VENV)/installed ## train, with options in ARGS
+	$(BIN)/python kernels/train.py --data $(DATA) $(ARGS)
+
+submit: $(RUN)/submission.csv ## predict if need be, validate, submit RUN and wait for its score
+	$(BIN)/python kernels/submit.py --file $< --data $(DATA) --message "$(MESSAGE)"
+
+%/submission.csv: %/model.safetensors | $(VENV)/installed
+	$(BIN)/python kernels/predict.py --run $* --data $(DATA) --out $@
+
+%/model.safetensors:
+	@echo "error: $* is not a finished run: train it with kernels/train.py --out $*" >&2; exit 1
+
+scores: $(VENV)/installed ## list past submissions and their scores
+	$(BIN)/python kernels/scores.py
+
+test: $(VENV)/installed ## run the tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean: ## remove the environment, the demo and the caches; data/ and runs/ stay
+	rm -rf $(VENV) demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
