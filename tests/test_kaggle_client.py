@@ -1,0 +1,523 @@
+"""The commands that talk to Kaggle, with the unmodified client, against a server of our own."""
+
+import base64
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from subprocess import CompletedProcess, Popen
+
+import pytest
+from kaggle_server import (
+    ETAG,
+    KEY,
+    SECRETS,
+    TOKEN,
+    Answer,
+    Cut,
+    KaggleServer,
+    Stall,
+    competition_zip,
+    page,
+    refusal,
+    serve,
+    until,
+)
+
+from kit import competition, kaggle_client, store, submission
+from kit.competition import ARCHIVE, RULES_PAGE
+from kit.errors import KitError
+
+KERNELS = Path(__file__).parents[1] / "kernels"
+CLIENT = tuple(map(int, version("kaggle").split(".")[:3]))
+MARKER = f"{ARCHIVE}.kaggle-partial"
+LIMIT = "Submission not allowed: your team has used its daily submission allowance (5) today"
+UNSCORED = {"status": "ERROR", "errorDescription": "Submission must have\n57458 rows"}
+REASON = "Submission must have 57458 rows" if CLIENT >= (2, 2, 5) else "this version of the client"
+RULES = "You must accept this competition's rules before you'll be able to download files."
+
+
+@pytest.fixture(scope="session")
+def archive() -> bytes:
+    """Return a competition of nearly 4 MB: the client writes in steps of 1 MiB."""
+    return competition_zip(train=120, test=20)
+
+
+@pytest.fixture(scope="session")
+def packed(archive: bytes, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a data folder that is packed."""
+    data = tmp_path_factory.mktemp("packed")
+    (data / ARCHIVE).write_bytes(archive)
+    store.pack(data)
+    return data
+
+
+@pytest.fixture
+def server(
+    archive: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[KaggleServer]:
+    """Return a server that this process and its children take for Kaggle."""
+    with serve(archive) as kaggle:
+        environment = kaggle.environment(tmp_path / "home")
+        (tmp_path / "home").mkdir()
+        for name in set(os.environ) - set(environment):
+            monkeypatch.delenv(name)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.chdir(tmp_path)
+        yield kaggle
+
+
+@pytest.fixture
+def submission_file(packed: Path, tmp_path: Path) -> Path:
+    ids = list(store.open_store(packed).test.ids)
+    submission.write(tmp_path / "submission.csv", ids, [i / len(ids) for i in range(len(ids))])
+    return tmp_path / "submission.csv"
+
+
+def run(kernel: str, *arguments: str | Path) -> CompletedProcess[str]:
+    """Run a command as its user does, and see that it betrays no secret."""
+    command = [sys.executable, KERNELS / f"{kernel}.py", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert_discreet(done.stdout + done.stderr)
+    return done
+
+
+def assert_discreet(output: str) -> None:
+    assert not [secret for secret in SECRETS if secret in output]
+    assert "Traceback" not in output
+
+
+def files(folder: Path) -> set[str]:
+    """Return what lies in a folder, by name."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def last_start(server: KaggleServer) -> int:
+    """Return from where the archive was fetched last.
+
+    The client asks for all of it before it asks for the rest of it.
+    """
+    last = server.asked("archive")[-1].get("Range", "bytes=0-")
+    return int(last.removeprefix("bytes=").rstrip("-"))
+
+
+def test_the_client_is_one_whose_traps_are_known() -> None:
+    assert (2, 2, 4) <= CLIENT < (3,)
+
+
+def flip(archive: bytes, position: int) -> bytes:
+    """Flip one bit."""
+    return archive[:position] + bytes([archive[position] ^ 1]) + archive[position + 1 :]
+
+
+def with_another_tile(archive: bytes) -> bytes:
+    """Return a sound zip in which the first tile's pixels are the second's."""
+    buffer = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(archive)) as source,
+        zipfile.ZipFile(buffer, "w") as target,
+    ):
+        first, second, *_ = source.namelist()
+        for name in source.namelist():
+            target.writestr(name, source.read(second if name == first else name))
+    return buffer.getvalue()
+
+
+class TestDownload:
+    def test_fetches_proves_and_packs_once(self, server: KaggleServer) -> None:
+        first = run("download")
+        assert first.returncode == 0
+        assert "120 train and 20 test tiles, packed, each one proved" in first.stdout
+        assert "with the username and key in KAGGLE_USERNAME and KAGGLE_KEY" in first.stderr
+        assert "100%" in first.stderr
+        assert Path("data", ARCHIVE).read_bytes() == server.archive
+        assert not Path("data/download").exists()
+        server.requests.clear()
+        second = run("download")
+        assert second.returncode == 0
+        assert "already there" in second.stdout
+        assert not server.requests
+
+    def test_goes_on_after_a_cut(self, server: KaggleServer) -> None:
+        server.transfers = [Cut(2_500_000)]
+        assert run("download").returncode == 0
+        assert last_start(server) > 0
+        assert Path("data", ARCHIVE).read_bytes() == server.archive
+
+    @pytest.mark.parametrize("interrupted", ["both", "the client alone"])
+    def test_is_interrupted_and_goes_on_later(self, server: KaggleServer, interrupted: str) -> None:
+        server.transfers = [Stall(2_500_000)]
+        partial = Path("data/download", ARCHIVE)
+        command = [sys.executable, KERNELS / "download.py"]
+        with Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+            until(lambda: partial.exists() and partial.stat().st_size >= 2**20)
+            with pytest.raises(KitError, match=r"another download into .* is under way"):
+                kaggle_client.download(Path("data"))
+            if interrupted == "both":
+                os.killpg(process.pid, signal.SIGINT)
+            else:
+                os.kill(only_child(process.pid), signal.SIGINT)
+            _, stderr = process.communicate()
+        assert process.returncode == 130
+        assert "what has come is kept" in stderr
+        assert_discreet(stderr)
+        assert files(Path("data")) == {f"download/{ARCHIVE}", f"download/{MARKER}"}
+        held = partial.stat().st_size
+        assert run("download").returncode == 0
+        assert last_start(server) == held
+        assert Path("data", ARCHIVE).read_bytes() == server.archive
+
+    def test_goes_on_with_what_the_bare_client_left(self, server: KaggleServer) -> None:
+        leave_partial(Path("data"), server.archive[:1_000_000], size=len(server.archive))
+        path = kaggle_client.download(Path("data"))
+        assert last_start(server) == 1_000_000
+        assert path.read_bytes() == server.archive
+        assert files(Path("data")) == {ARCHIVE}
+
+    def test_does_not_resume_onto_an_error_page(self, server: KaggleServer) -> None:
+        body = page(403, "the link has expired").body
+        leave_partial(Path("data/download"), body, size=len(server.archive))
+        path = kaggle_client.download(Path("data"))
+        assert last_start(server) == 0
+        assert path.read_bytes() == server.archive
+
+    @pytest.mark.skipif(CLIENT >= (2, 2, 5), reason="mended in kaggle 2.2.5")
+    def test_drops_what_an_expired_link_leaves(self, server: KaggleServer) -> None:
+        expired = page(403, "the link has expired")
+        server.transfers = [Cut(2_500_000), expired, expired]
+        done = run("download")
+        assert done.returncode == 1
+        assert "the download broke off" in done.stderr
+        assert files(Path("data")) == set()
+
+    def test_does_not_take_the_standin_for_the_data(
+        self, server: KaggleServer, archive: bytes
+    ) -> None:
+        Path("data").mkdir()
+        Path("data", ARCHIVE).write_bytes(archive)
+        with zipfile.ZipFile(Path("data", ARCHIVE), "a") as standin:
+            standin.comment = competition.STANDIN_COMMENT
+        done = run("download")
+        assert done.returncode == 1
+        assert "data holds the synthetic stand-in" in done.stderr
+        assert not server.requests, "an archive that is there is not fetched again"
+
+    # Before anything has come, or instead of it: one message, status 1, nothing on disk.
+    @pytest.mark.parametrize(
+        ("method", "fault", "message"),
+        [
+            (
+                "*",
+                refusal(401, "Unauthenticated"),
+                "does not accept the username and key in KAGGLE_USERNAME and KAGGLE_KEY.\n"
+                "Create a new API token at https://www.kaggle.com/settings",
+            ),
+            ("DownloadDataFiles", refusal(403, RULES), f"Open {RULES_PAGE}"),
+            ("*", page(403, "Forbidden"), f"Open {RULES_PAGE}"),
+            ("*", refusal(404, "NotFound"), "Kaggle does not find it"),
+            ("*", refusal(429, "Too many requests"), "wait some minutes"),
+            ("*", refusal(500, "An internal server error occurred."), "Kaggle itself has a fault"),
+            ("*", page(502, "Bad Gateway"), "Kaggle itself has a fault"),
+            ("DownloadDataFiles", Cut(0), "no connection to Kaggle, or it was cut"),
+            ("*", page(200, "Sign in"), "from some gateway or proxy"),
+            ("DownloadDataFiles", page(200, "Sign in"), "from some gateway or proxy"),
+            ("archive", page(200, "Sign in"), "from some gateway or proxy"),
+            ("archive", page(403, "Expired"), "Kaggle's file store refused the link"),
+            ("*", refusal(400, "Something new"), "the Kaggle client failed: Something new"),
+        ],
+    )
+    def test_fault(
+        self, server: KaggleServer, method: str, fault: Answer | Cut, message: str
+    ) -> None:
+        if method == "archive":
+            server.transfers = [fault]
+        else:
+            server.refusals = {method: fault}
+        done = run("download")
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert not list(Path("data").iterdir())
+
+    def test_finds_a_flipped_bit_and_fetches_anew(self, server: KaggleServer) -> None:
+        whole, server.archive = server.archive, flip(server.archive, 10_000)
+        done = run("download")
+        assert done.returncode == 1
+        assert "CRC mismatch" in done.stderr
+        assert "The archive is deleted: run the same command to fetch it anew" in done.stderr
+        assert not list(Path("data").iterdir())
+        server.archive = whole
+        assert run("download").returncode == 0
+
+    @pytest.mark.usefixtures("server")
+    @pytest.mark.parametrize(
+        ("damage", "message"),
+        [
+            (lambda archive: archive[:-100_000], "not a whole zip file"),
+            (with_another_tile, "its pixels hash to"),
+        ],
+        ids=["the end is missing", "another tile"],
+    )
+    def test_deletes_a_corrupt_archive(
+        self, archive: bytes, damage: Callable[[bytes], bytes], message: str
+    ) -> None:
+        Path("data").mkdir()
+        Path("data", ARCHIVE).write_bytes(damage(archive))
+        done = run("download")
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert not list(Path("data").iterdir())
+
+    def test_says_how_much_room_is_missing(self, server: KaggleServer) -> None:
+        free = shutil.disk_usage(".").free
+        server.file_sizes = {"train/a.tif": free, "test/b.tif": 2_000_000_000}
+        leave_partial(Path("data/download"), server.archive[:1_000_000], size=free)
+        with pytest.raises(KitError, match=r"data needs [\d.]+ GB .* its disk has [\d.]+ GB free"):
+            kaggle_client.download(Path("data"))
+        assert files(Path("data")) == {f"download/{ARCHIVE}", f"download/{MARKER}"}
+        assert not server.asked("DownloadDataFiles")
+
+    def test_assumes_the_full_size_where_kaggle_gives_no_total(
+        self, server: KaggleServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        server.file_sizes = {f"train/{i}.tif": 27_935 for i in range(201)}
+        usage = shutil.disk_usage(".")
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=14_000_000_000))
+        with pytest.raises(KitError, match=r"needs 14\.5 GB \(6\.8 to download and 7\.7 for"):
+            kaggle_client.download(Path("data"))
+
+
+def leave_partial(folder: Path, content: bytes, size: int) -> None:
+    """Leave what the client leaves when it is stopped."""
+    folder.mkdir(parents=True)
+    (folder / ARCHIVE).write_bytes(content)
+    (folder / MARKER).write_text(json.dumps({"validator": ETAG, "size": size}))
+
+
+def only_child(parent: int) -> int:
+    (child,) = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return int(child)
+
+
+def test_nothing_is_tried_without_a_credential(
+    server: KaggleServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KAGGLE_KEY")
+    for kernel in ("download", "submit", "scores"):
+        done = run(kernel)
+        assert done.returncode == 1
+        assert "no Kaggle credential found" in done.stderr
+        assert "https://www.kaggle.com/settings" in done.stderr
+    assert not server.requests
+    assert not Path("data").exists()
+
+
+KEY_FILE = json.dumps({"username": "filed", "key": "filed-key"})
+BEARER = f"Bearer {TOKEN}"
+
+
+def basic(username: str, key: str) -> str:
+    return "Basic " + base64.b64encode(f"{username}:{key}".encode()).decode()
+
+
+@pytest.mark.parametrize(
+    ("variables", "saved", "named", "sent"),
+    [
+        (
+            {"KAGGLE_API_TOKEN": TOKEN},
+            {".kaggle/kaggle.json": KEY_FILE},
+            "the API token in KAGGLE_API_TOKEN",
+            BEARER,
+        ),
+        ({}, {".kaggle/access_token": TOKEN}, "the API token in ~/.kaggle/access_token", BEARER),
+        (
+            {},
+            {".kaggle/kaggle.json": KEY_FILE},
+            "the username and key in KAGGLE_USERNAME and KAGGLE_KEY",
+            basic("nobody", KEY),
+        ),
+        (
+            {"KAGGLE_KEY": ""},
+            {".kaggle/access_token": "", ".kaggle/kaggle.json": KEY_FILE},
+            "the username and key in KAGGLE_USERNAME and ~/.kaggle/kaggle.json",
+            basic("nobody", "filed-key"),
+        ),
+        (
+            {"KAGGLE_USERNAME": "", "KAGGLE_KEY": ""},
+            {".config/kaggle/kaggle.json": KEY_FILE},
+            "the username and key in ~/.config/kaggle/kaggle.json",
+            basic("filed", "filed-key"),
+        ),
+        (
+            {"KAGGLE_USERNAME": "", "KAGGLE_KEY": "", "KAGGLE_CONFIG_DIR": "elsewhere"},
+            {"elsewhere/kaggle.json": KEY_FILE},
+            "the username and key in elsewhere/kaggle.json",
+            basic("filed", "filed-key"),
+        ),
+    ],
+)
+def test_the_credential_named_is_the_one_sent(
+    server: KaggleServer,
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    saved: dict[str, str],
+    named: str,
+    sent: str,
+) -> None:
+    home = Path(os.environ["HOME"])
+    monkeypatch.chdir(home)
+    for name, value in variables.items():
+        if value:
+            monkeypatch.setenv(name, value)
+        else:
+            monkeypatch.delenv(name)
+    for name, content in saved.items():
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text(content)
+        (home / name).chmod(0o600)
+    assert kaggle_client.credential() == named.replace("~", str(home))
+    kaggle_client.submissions()
+    (headers,) = server.asked("ListSubmissions")
+    assert headers["Authorization"] == sent
+
+
+def test_a_stale_token_is_named_with_what_it_hides(
+    server: KaggleServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KAGGLE_API_TOKEN", TOKEN)
+    server.refusals = {"*": refusal(401, "Unauthenticated")}
+    hidden = "the username and key in KAGGLE_USERNAME and KAGGLE_KEY"
+    with pytest.raises(KitError, match=f"API token in KAGGLE_API_TOKEN, which hides {hidden}"):
+        kaggle_client.submissions()
+
+
+@pytest.mark.usefixtures("server")
+def test_a_key_that_others_can_read_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = Path(os.environ["HOME"], ".kaggle/kaggle.json")
+    file.parent.mkdir()
+    file.write_text(KEY_FILE)
+    file.chmod(0o644)
+    monkeypatch.delenv("KAGGLE_USERNAME")
+    monkeypatch.delenv("KAGGLE_KEY")
+    assert f"chmod 600 {file}" in kaggle_client.credential()
+    file.write_text("{")
+    with pytest.raises(KitError, match="is there, but holds no username and key"):
+        kaggle_client.credential()
+
+
+def test_no_secret_is_told_even_if_the_client_is_made_verbose(
+    server: KaggleServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VERBOSE", "1")
+    server.refusals = {"ListSubmissions": refusal(400, "Something new")}
+    done = run("scores")
+    assert done.returncode == 1
+    assert basic("nobody", KEY) not in done.stdout + done.stderr
+    assert done.stderr == "error: the Kaggle client failed: Something new\n"
+
+
+class TestSubmit:
+    def test_submits_confirms_and_waits_for_the_score(
+        self, server: KaggleServer, packed: Path, submission_file: Path
+    ) -> None:
+        server.pending = 1
+        done = run("submit", "--data", packed)
+        assert done.returncode == 0
+        assert "20 rows in the sample's order, labels from 0 to 0.95" in done.stdout
+        assert "submitted submission.csv as 40000001, 4 left today" in done.stdout
+        assert "public score  0.95123\nprivate score 0.94321\n" in done.stdout
+        assert server.uploaded == submission_file.read_bytes()
+        assert server.submissions[0]["description"].startswith("submission.csv, sha256 ")
+
+    @pytest.mark.parametrize(
+        ("state", "message", "status"),
+        [
+            ({"pending": 99}, "not scored yet after 1 s: `make scores` will show", 0),
+            ({"scored": UNSCORED}, f"Kaggle cannot score 40000001: {REASON}", 1),
+            ({"upload_status": 500}, "refused the upload, nothing was submitted", 1),
+            ({"limits": {"numToday": 5}}, "the submission limit is used up", 1),
+            ({"refusals": {"CreateSubmission": refusal(400, LIMIT)}}, "no more submissions", 1),
+            ({"refusals": {"StartSubmissionUpload": refusal(403, RULES)}}, RULES_PAGE, 1),
+        ],
+    )
+    @pytest.mark.usefixtures("submission_file")
+    def test_fault(
+        self,
+        server: KaggleServer,
+        packed: Path,
+        state: dict[str, object],
+        message: str,
+        status: int,
+    ) -> None:
+        vars(server).update(state)
+        done = run("submit", "--data", packed, "--timeout=1")
+        assert done.returncode == status
+        assert message in done.stdout + done.stderr
+
+    def test_sends_no_invalid_file(
+        self, server: KaggleServer, packed: Path, submission_file: Path
+    ) -> None:
+        submission_file.write_text("id,label\nabc,0.5\n")
+        done = run("submit", "--data", packed)
+        assert done.returncode == 1
+        assert "1 rows instead of 20" in done.stderr
+        assert "1 unknown ids: line 2: 'abc'" in done.stderr
+        assert not server.requests
+
+    def test_sends_nothing_of_the_standin(self, server: KaggleServer, archive: bytes) -> None:
+        Path("data").mkdir()
+        Path("data", ARCHIVE).write_bytes(archive)
+        with zipfile.ZipFile(Path("data", ARCHIVE), "a") as standin:
+            standin.comment = competition.STANDIN_COMMENT
+        done = run("submit")
+        assert done.returncode == 1
+        assert "data holds the synthetic stand-in: Kaggle cannot score" in done.stderr
+        assert not server.requests
+
+    def test_does_not_believe_the_client(self, server: KaggleServer, submission_file: Path) -> None:
+        server.loses_submissions = True
+        with pytest.raises(
+            KitError, match=r"says '.*Success.*', but Kaggle lists no new submission"
+        ):
+            kaggle_client.submit(submission_file, "a model", patience=0)
+
+    def test_tells_its_own_submission_from_a_team_mates(
+        self, server: KaggleServer, submission_file: Path
+    ) -> None:
+        server.team_mate_submits = True
+        submitted = kaggle_client.submit(submission_file, '-m, "quoted"\n')
+        assert submitted.ref == 40_000_001
+        assert submitted.description == '-m, "quoted"\n'
+
+    def test_the_limits_of_whoever_has_not_joined_yet_say_nothing(
+        self, server: KaggleServer
+    ) -> None:
+        server.limits = {}
+        assert kaggle_client.submissions_left() is None
+
+
+class TestScores:
+    def test_lists_submissions_the_newest_first(self, server: KaggleServer) -> None:
+        # A folder of the client's name, where the user stands, is not the client.
+        Path("kaggle").mkdir()
+        Path("kaggle/__init__.py").write_text("raise SystemExit('not the client')")
+        server.CreateSubmission({"blobFileTokens": "a.csv", "submissionDescription": "first"})
+        server.CreateSubmission({"blobFileTokens": "b.csv", "submissionDescription": "second"})
+        done = run("scores")
+        assert done.returncode == 0
+        _, newest, oldest = done.stdout.splitlines()
+        assert " ".join(newest.split()) == (
+            "40000002 2026-01-02 03:04 COMPLETE 0.95123 0.94321 b.csv second"
+        )
+        assert oldest.split()[:4] == ["40000001", "2026-01-02", "03:04", "PENDING"]
+
+    @pytest.mark.usefixtures("server")
+    def test_says_that_there_is_none(self) -> None:
+        assert run("scores").stdout == "no submissions yet\n"
