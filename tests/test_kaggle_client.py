@@ -198,6 +198,14 @@ class TestDownload:
         assert "the download broke off" in done.stderr
         assert files(Path("data")) == set()
 
+    def test_fetches_nothing_beside_extracted_tiles(
+        self, server: KaggleServer, archive: bytes
+    ) -> None:
+        with zipfile.ZipFile(io.BytesIO(archive)) as source:
+            source.extractall("data")
+        assert run("download").returncode == 0
+        assert not server.requests
+
     def test_does_not_take_the_standin_for_the_data(
         self, server: KaggleServer, archive: bytes
     ) -> None:
