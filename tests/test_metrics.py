@@ -143,8 +143,8 @@ def test_log_loss_of_a_wrong_certainty_is_finite() -> None:
 
 
 def test_accuracy_counts_the_threshold_itself_as_negative() -> None:
-    assert metrics.accuracy([0, 1, 1], [0.5, 0.5, 0.6]) == pytest.approx(2 / 3)
-    assert metrics.accuracy([0, 1, 1], [0.5, 0.5, 0.6], threshold=0.4) == pytest.approx(2 / 3)
+    assert metrics.accuracy([0, 0, 0, 1], [0.4, 0.5, 0.6, 0.6]) == 0.75
+    assert metrics.accuracy([0, 0, 0, 1], [0.4, 0.5, 0.6, 0.6], threshold=0.3) == 0.25
 
 
 # DeLong
@@ -201,6 +201,9 @@ def test_delongs_test_has_the_written_out_covariance(
     else:
         expected = 2 * stats.norm.sf(abs(difference) / error)
         assert comparison.p_value == pytest.approx(expected, rel=1e-6)
+        bounds = stats.norm.interval(0.95, difference, error)
+        found = comparison.difference.low, comparison.difference.high
+        assert found == pytest.approx(bounds, abs=1e-7)
 
 
 def test_exchanging_the_runs_turns_the_sign_and_keeps_the_p_value() -> None:
@@ -313,6 +316,18 @@ def test_two_equal_runs_on_slides_differ_in_one_of_twenty_over_slides_and_more_o
     assert found["tiles"] / SIMULATIONS > 0.15
 
 
+def test_the_test_over_slides_has_as_many_degrees_of_freedom_as_tumour_slides_allow() -> None:
+    labels, first, groups = tiles_of_slides(
+        np.random.default_rng(0), slides=9, separation=1.0, spread=0.5
+    )
+    second = first + np.random.default_rng(1).normal(size=len(first))
+    comparison = metrics.bootstrap_test(labels, first, second, groups)
+    student = stats.t(len(np.unique(groups[labels == 1])) - 1)
+    error = (comparison.difference.high - comparison.difference.estimate) / student.ppf(0.975)
+    expected = 2 * student.sf(abs(comparison.difference.estimate) / error)
+    assert comparison.p_value == pytest.approx(expected)
+
+
 def test_perfect_scores_on_few_slides_prove_little() -> None:
     labels, groups = [0, 0, 1, 1] * 4, np.repeat(np.arange(4), 4)
     interval = metrics.auc_bootstrap(labels, labels, groups)
@@ -416,15 +431,17 @@ def test_six_seeds_that_agree_are_a_conclusion_with_an_interval_from_least_to_mo
 
 
 def test_bca_is_scipys() -> None:
-    rng = np.random.default_rng(0)
-    first, second = arms(rng, 8)
-    bca = metrics.paired_difference(first, second).bca
-    other = stats.bootstrap((first - second,), np.mean, n_resamples=50_000, rng=1)
-    assert bca.low == pytest.approx(other.confidence_interval.low, abs=5e-4)
-    assert bca.high == pytest.approx(other.confidence_interval.high, abs=5e-4)
+    skewed = 2.0 ** np.arange(8)
+    bca = metrics.paired_difference(skewed, np.zeros(8)).bca
+    other = {
+        method: stats.bootstrap((skewed,), np.mean, n_resamples=50_000, method=method, rng=1)
+        for method in ("BCa", "percentile")
+    }
+    assert (bca.low, bca.high) == pytest.approx(other["BCa"].confidence_interval, rel=0.03)
+    assert bca.high > 1.1 * other["percentile"].confidence_interval.high
 
 
-@pytest.mark.parametrize("n", [20, 70])
+@pytest.mark.parametrize("n", [17, 20, 70])
 def test_many_seeds_get_about_students_interval(n: int) -> None:
     first, second = arms(np.random.default_rng(0), n)
     result = metrics.paired_difference(first, second)
@@ -456,8 +473,8 @@ def test_seeds_without_effect_allow_no_conclusion(shift: float) -> None:
 
 def test_calibration_error_is_scikit_learns_curve_weighted_by_tiles() -> None:
     rng = np.random.default_rng(0)
-    labels, logits = tiles(rng, positives=400, negatives=600, separation=2.0)
-    probabilities = expit(3 * logits)
+    probabilities = rng.random(500)
+    labels = rng.random(500) < probabilities
     shares, means = calibration_curve(labels, probabilities, n_bins=10)
     counts = np.histogram(probabilities, bins=10, range=(0, 1))[0]
     expected = np.average(np.abs(shares - means), weights=counts[counts > 0])
