@@ -1,0 +1,107 @@
+"""The commands as a user runs them: real processes on a small competition."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import Files, competition_files, write_zip
+
+ROOT = Path(__file__).parents[1]
+
+
+def kernel(name: str, *options: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "kernels" / f"{name}.py"), *map(str, options)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data/ in it, not packed, and runs/ of both arms."""
+    folder = tmp_path_factory.mktemp("place")
+    write_zip(folder / "data", competition_files(train=120, test=9))
+    return folder
+
+
+def sample_ids(files: Files) -> list[str]:
+    return [line.split(",")[0] for line in files["sample_submission.csv"].decode().split()[1:]]
+
+
+def test_pack_train_predict(place: Path) -> None:
+    """The whole way: the first command packs, the last writes what the competition takes."""
+    trained = kernel("train", "--bn", "after", "--epochs", 2, "--batch-size", 16, cwd=place)
+    assert trained.returncode == 0, trained.stderr
+    assert "data is not packed yet: packing it now" in trained.stderr
+    assert "53,313 parameters: 52,865 trainable, 448 running statistics" in trained.stdout
+    assert "momentum 0.99 as Keras counts it (0.01 as PyTorch does)" in trained.stdout
+    assert "epoch 2/2" in trained.stdout
+    assert "a holdout of single tiles flatters" in trained.stdout
+    assert "STAND-IN" not in trained.stderr
+    assert (place / "runs" / "notebook-after-0" / "curves.png").stat().st_size > 10_000
+
+    following = trained.stdout.splitlines()[-1]
+    assert following.startswith("next: python kernels/predict.py --run runs/notebook-after-0")
+    predicted = kernel("predict", *following.split()[3:], cwd=place)
+    assert predicted.returncode == 0, predicted.stderr
+    table = pd.read_csv(place / "runs" / "notebook-after-0" / "submission.csv")
+    assert table["id"].tolist() == sample_ids(competition_files(train=120, test=9))
+    assert table["label"].between(0, 1).all()
+    assert table["label"].nunique() > 2
+
+    packed = kernel("pack", cwd=place)
+    assert "120 train and 9 test tiles, packed before" in packed.stdout
+
+
+def test_several_runs_are_averaged_and_hard_labels_are_dear(place: Path) -> None:
+    runs = []
+    for seed in (1, 2):
+        options = ["--epochs", 1, "--batch-size", 16, "--seed", seed, "--out", f"runs/{seed}"]
+        assert kernel("train", *options, cwd=place).returncode == 0
+        runs += ["--run", f"runs/{seed}"]
+        assert kernel("predict", *runs[-2:], "--out", f"{seed}.csv", cwd=place).returncode == 0
+    assert kernel("predict", *runs, "--out", "both.csv", cwd=place).returncode == 0
+    one, two, both = (pd.read_csv(place / f"{name}.csv") for name in ("1", "2", "both"))
+    mean = (one["label"] + two["label"]) / 2
+    pd.testing.assert_series_equal(both["label"], mean, atol=1e-12)
+
+    hard = kernel("predict", *runs, "--labels", "hard", "--out", "hard.csv", cwd=place)
+    assert hard.stdout.count("hard labels lower the holdout's AUC from 0.") == 2
+    assert pd.read_csv(place / "hard.csv")["label"].tolist() == (mean > 0.5).astype(int).tolist()
+
+
+def test_timm_model_trains_and_predicts_by_the_same_commands(place: Path) -> None:
+    options = ["--model", "test_resnet", "--size", 96, "--augment", "d4", "--epochs", 1]
+    trained = kernel("train", *options, "--batch-size", 16, "--out", "runs/timm", cwd=place)
+    assert trained.returncode == 0, trained.stderr
+    predicted = kernel("predict", "--run", "runs/timm", "--views", 8, "--out", "t.csv", cwd=place)
+    assert predicted.returncode == 0, predicted.stderr
+    assert len(pd.read_csv(place / "t.csv")) == 9
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("train", ["--data", "nowhere"], "make download"),
+        ("train", ["--recipe", "nothing"], "no recipe nothing"),
+        ("train", ["--lr", "-1"], "lr = -1.0: Input should be greater than 0"),
+        ("train", ["--out", "data"], "data exists: choose another --out"),
+        ("predict", ["--run", "nowhere"], "nowhere holds no run"),
+        ("predict", [], "run"),
+        ("pack", ["--data", "nowhere"], "make demo"),
+    ],
+)
+def test_mistakes_end_with_one_message(
+    place: Path, name: str, options: list[str], message: str
+) -> None:
+    ended = kernel(name, *options, cwd=place)
+    assert ended.returncode != 0
+    assert message in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "kernels").glob("*.py")))
+def test_help_says_what_the_command_does(place: Path, name: str) -> None:
+    shown = kernel(name, "--help", cwd=place)
+    assert shown.returncode == 0
+    assert len(shown.stdout.split()) > 15
