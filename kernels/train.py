@@ -10,6 +10,7 @@ from pathlib import Path
 from kit import config, models, plots, runs, store
 from kit.config import RunOptions
 from kit.errors import exit_on_error
+from kit.metrics import Interval
 from kit.runs import Run
 from kit.training import EpochResult
 
@@ -82,11 +83,10 @@ def epoch_line(result: EpochResult, epochs: int) -> str:
 def conclude(run: Run, data: Path) -> str:
     """Give the final figures and the next command to type."""
     final = runs.read_metrics(run.folder)
-    auc = final["auc"]
     return (
-        f"{run.folder}: AUC {auc['estimate']:.4f} (95 % interval {auc['low']:.4f} to "
-        f"{auc['high']:.4f}), accuracy {final['accuracy']:.4f}, log loss {final['log_loss']:.4f} "
-        f"on {final['tiles']:,} held-out tiles\n"
+        f"{run.folder}: AUC {Interval(**final['auc'])} (95 % interval, over tiles), accuracy "
+        f"{final['accuracy']:.4f}, log loss {final['log_loss']:.4f} on {final['tiles']:,} "
+        f"held-out tiles\n"
         f"next: python kernels/predict.py --run {run.folder} --data {data} "
         f"--out {run.folder}/submission.csv"
     )

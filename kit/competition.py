@@ -62,4 +62,5 @@ def data_folder(data: Path) -> Path:
 def store_folder(data: Path) -> Path:
     """Return where the packed tiles of `data` lie: inside it, or here if it is read-only."""
     inside = data / "store"
-    return inside if inside.exists() or os.access(data, os.W_OK) else Path("store")
+    read_only = data.exists() and not inside.exists() and not os.access(data, os.W_OK)
+    return Path("store") if read_only else inside

@@ -481,7 +481,9 @@ def _read_sample(members: _Source, path: Path) -> pd.DataFrame:
 def _read_table(members: _Source, name: str, path: Path) -> pd.DataFrame:
     """Read a table of id,label as text, its ids proper and each there once."""
     if name not in members.names():
-        raise KitError(f"{path} holds no {name}: fetch the data again")
+        # As a leaderboard does that was saved under the archive's name.
+        wrong = CorruptArchiveError if isinstance(members, _Archive) else KitError
+        raise wrong(f"{path} holds no {name}: fetch the data again")
     try:
         content = members.read(name)
         table = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)

@@ -5,6 +5,7 @@ would move or hide what the label is about.
 """
 
 import os
+from typing import TypeAlias
 
 # Without this albumentations asks the network for its newest version when it is imported.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -16,7 +17,7 @@ import numpy as np
 from kit import competition
 from kit.config import Augmentation, Interpolation
 
-Pipeline = A.Compose
+Pipeline: TypeAlias = A.Compose
 
 _INTERPOLATIONS: dict[Interpolation, int] = {
     # Pixel centres, as Pillow and so Keras do it; INTER_NEAREST takes the corners.
