@@ -14,7 +14,9 @@ LEVELS = [
     {"inference"},
     {"training"},
     {"runs"},
-    {"study", "plots", "report"},
+    {"study", "plots"},
+    {"report"},
+    {"explore"},
 ]
 DOORS = {"albumentations": {"transforms"}, "timm": {"models"}, "kaggle": set()}
 

@@ -1,0 +1,1 @@
+"""The report page: its markup, its style and its slide filter."""
