@@ -58,6 +58,8 @@ class Recipe:
     """unit: inputs / 255; competition, imagenet: those channel statistics as well."""
     augment: Augmentation = "none"
     """d4: the eight symmetries of the square; stain: those and jittered H&E stains."""
+    stain_strength: Annotated[float, Field(gt=0, le=3)] = 1.0
+    """Of --augment stain: a factor on how far the stains' densities are jittered."""
 
     model: str = "small"
     """small, or the name of any timm model."""
@@ -82,6 +84,8 @@ class Recipe:
     """Tiles in a training step."""
     lr: Positive = 1e-3
     """Adam's learning rate."""
+    weight_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decoupled from the gradient (AdamW); 0 is plain Adam."""
     precision: Precision = "auto"
     """auto takes bf16 (or fp16) where the hardware computes in it, else fp32."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0

@@ -155,7 +155,7 @@ def recipe_dataset(
         labels,
         rows=rows,
         resize=resize,
-        augment=transforms.augmentation(recipe.augment) if train else None,
+        augment=transforms.augmentation(recipe.augment, recipe.stain_strength) if train else None,
         seed=recipe.seed,
     )
 

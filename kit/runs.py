@@ -82,6 +82,7 @@ class Run:
         self.state = TrainingState(
             models.create_model(recipe),
             lr=recipe.lr,
+            weight_decay=recipe.weight_decay,
             device=self.device,
             dtype=self.dtype,
             seed=recipe.seed,
@@ -91,6 +92,7 @@ class Run:
             self._resume()
         else:
             self._start()
+        split.write(folder / "split.csv", store.train.ids, self.holdout)
 
     def train(self, *, progress: bool = True) -> Iterator[EpochResult]:
         """Train to the last epoch, keeping a checkpoint an epoch, and yield each result.
@@ -131,9 +133,7 @@ class Run:
             raise KitError(
                 f"{self.folder} exists: choose another --out, or go on with it by --resume"
             )
-        self.folder.mkdir(parents=True)
         _write_json(self.folder / "config.json", self._config())
-        split.write(self.folder / "split.csv", self.store.train.ids, self.holdout)
 
     def _resume(self) -> None:
         then, now = read_config(self.folder), json.loads(json.dumps(self._config()))
@@ -148,6 +148,7 @@ class Run:
             state = _load_checkpoint(checkpoint, self.device)
             self.state.load_state_dict(state)
             self.history = [EpochResult(**result) for result in state["history"]]
+            self._write_history()
 
     def _config(self) -> dict[str, Any]:
         mean, std = self.recipe.channel_statistics
@@ -182,8 +183,11 @@ class Run:
         history = [asdict(result) for result in self.history]
         with atomic_path(self.folder / "last.pt") as partial:
             torch.save(self.state.state_dict() | {"history": history}, partial)
-        lines = "".join(json.dumps(result) + "\n" for result in history)
-        write_text(self.folder / "history.jsonl", lines)
+        self._write_history()
+
+    def _write_history(self) -> None:
+        lines = [json.dumps(asdict(result)) + "\n" for result in self.history]
+        write_text(self.folder / "history.jsonl", "".join(lines))
 
     def _finish(self, valid: TileDataset) -> None:
         """Write what a finished run is used for; metrics.json comes last and says so."""

@@ -50,6 +50,8 @@ class TrainingState:
         Its logits have the shape (batch, 1). It is moved to the device.
     lr
         Adam's learning rate.
+    weight_decay
+        Decoupled from the gradient (AdamW); 0 is plain Adam.
     dtype
         The type that convolutions compute in; weights stay in float32.
     seed
@@ -61,6 +63,7 @@ class TrainingState:
         model: nn.Module,
         *,
         lr: float = 1e-3,
+        weight_decay: float = 0.0,
         device: torch.device | None = None,
         dtype: torch.dtype = torch.float32,
         seed: int = 0,
@@ -71,7 +74,9 @@ class TrainingState:
         self.epoch = 0
         # Images arrive with their channels last, as the store holds them.
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=lr, eps=ADAM_EPS, fused=True)
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), lr=lr, eps=ADAM_EPS, weight_decay=weight_decay, fused=True
+        )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
 
     def state_dict(self) -> dict[str, Any]:

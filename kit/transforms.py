@@ -46,12 +46,12 @@ def resize(crop: int, size: int, interpolation: Interpolation) -> Pipeline:
     return Pipeline(steps, strict=True)
 
 
-def augmentation(kind: Augmentation) -> Pipeline | None:
+def augmentation(kind: Augmentation, strength: float = 1.0) -> Pipeline | None:
     """Return the random transforms of a kind, or None where there are none.
 
     d4 is one of the eight symmetries of the square, each equally likely; stain is d4 and a
-    jitter of the haematoxylin and eosin densities (Ruifrok and Johnston 2001; Tellez et al.
-    2018).
+    jitter of the haematoxylin and eosin densities: each is scaled by up to 30 % and shifted by
+    up to 0.2, both times `strength` (Ruifrok and Johnston 2001; Tellez et al. 2018).
     """
     steps: dict[Augmentation, list[A.BasicTransform]] = {
         "none": [],
@@ -61,8 +61,8 @@ def augmentation(kind: Augmentation) -> Pipeline | None:
             A.HEStain(
                 method="preset",
                 preset="ruifrok",
-                intensity_scale_range=(0.7, 1.3),
-                intensity_shift_range=(-0.2, 0.2),
+                intensity_scale_range=(1 - 0.3 * strength, 1 + 0.3 * strength),
+                intensity_shift_range=(-0.2 * strength, 0.2 * strength),
                 augment_background=False,
                 p=1,
             ),
