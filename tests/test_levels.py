@@ -14,7 +14,7 @@ LEVELS = [
     {"inference"},
     {"training"},
     {"runs"},
-    {"study", "plots"},
+    {"study", "plots", "search"},
     {"report"},
     {"explore"},
 ]
