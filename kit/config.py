@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -160,7 +160,7 @@ def parse_options(kind: type[Options], description: str, argv: Sequence[str]) ->
         options = TypeAdapter(kind).validate_python(dataclasses.asdict(parsed))
     except ValidationError as error:
         raise KitError(_describe(error)) from error
-    options.settings.reject_unused(_given(argv))
+    options.settings.reject_unused(given(argv))
     return options
 
 
@@ -208,6 +208,12 @@ def recipe_values(recipe: Recipe) -> dict[str, Any]:
     return values
 
 
+def plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values, recipes and paths among them, as JSON holds them."""
+    plain: dict[str, Any] = TypeAdapter(dict[str, Any]).dump_python(dict(values), mode="json")
+    return plain
+
+
 def _describe(error: ValidationError) -> str:
     """Say in one line what is wrong with each key."""
     return "; ".join(_describe_one(dict(problem)) for problem in error.errors())
@@ -221,8 +227,8 @@ def _describe_one(problem: dict[str, Any]) -> str:
     return f"{place} = {problem['input']!r}: {message}" if place else message
 
 
-def _given(argv: Sequence[str]) -> set[str]:
-    """Return the names of the options on a command line."""
+def given(argv: Sequence[str]) -> set[str]:
+    """Return the names of the options on a command line, as a recipe spells them."""
     flags = {word.partition("=")[0] for word in argv if word.startswith("--")}
     return {flag[2:].removeprefix("no-").replace("-", "_") for flag in flags}
 

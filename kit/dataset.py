@@ -167,10 +167,10 @@ def train_loader(dataset: TileDataset, *, batch_size: int, workers: int) -> Data
 
 
 def eval_loader(dataset: TileDataset, *, workers: int = 0) -> DataLoader[Batch]:
-    """Return a loader of the tiles in their order, each once."""
-    indices = range(len(dataset))
-    starts = range(0, len(dataset), EVAL_BATCH_SIZE)
-    return _loader(dataset, [list(indices[s : s + EVAL_BATCH_SIZE]) for s in starts], workers)
+    """Return a loader of the tiles in their order, each once, in batches of about one size."""
+    count = max(1, -(-len(dataset) // EVAL_BATCH_SIZE))
+    batches = np.array_split(np.arange(len(dataset)), count)
+    return _loader(dataset, [batch.tolist() for batch in batches], workers)
 
 
 def _loader(

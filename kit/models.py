@@ -16,6 +16,8 @@ from kit import competition
 from kit.config import Bn, Init, Recipe
 from kit.errors import KitError
 
+BatchNorm = nn.modules.batchnorm._BatchNorm
+
 
 class SmallCNN(nn.Module):
     """The study's network, with BatchNorm before or after each activation.
@@ -109,18 +111,23 @@ def create_model(recipe: Recipe) -> nn.Module:
         return _create_backbone(recipe)
 
 
+def batch_norms(model: nn.Module) -> dict[str, BatchNorm]:
+    """Return a model's BatchNorm layers by name, those without running statistics left out."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, BatchNorm) and module.running_var is not None
+    }
+
+
 def min_running_var(model: nn.Module) -> float:
     """Return the smallest running variance of all BatchNorm channels; infinity without any.
 
     After a ReLU a dead channel's variance decays to nothing, and when the channel comes back
     to life its output in evaluation is a hundred times its neighbours'.
     """
-    variances = [
-        float(module.running_var.min())
-        for module in model.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None
-    ]
-    return min(variances, default=float("inf"))
+    variances = [norm.running_var for norm in batch_norms(model).values()]
+    return min((float(v.min()) for v in variances if v is not None), default=float("inf"))
 
 
 def layer_table(model: nn.Module, size: int) -> str:

@@ -15,6 +15,7 @@ import pickle
 import platform
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
+from torch.utils.data import DataLoader
 
 import kit
 from kit import config, dataset, inference, metrics, models, split, training
 from kit.competition import CLASS_NAMES
 from kit.config import Recipe
-from kit.dataset import TileDataset
+from kit.dataset import Batch, TileDataset
 from kit.errors import KitError
 from kit.files import atomic_path, write_text
 from kit.inference import Normalize, Views
@@ -87,6 +89,7 @@ class Run:
             dtype=self.dtype,
             seed=recipe.seed,
         )
+        self.normalize = Normalize(*recipe.channel_statistics).to(self.device)
         self.history: list[EpochResult] = []
         if resume:
             self._resume()
@@ -100,7 +103,6 @@ class Run:
         After the last one the folder holds the weights, the holdout's probabilities and the
         final figures.
         """
-        valid = self._dataset(self.holdout.valid)
         train = self._dataset(self.holdout.train, train=True)
         if len(train) < self.recipe.batch_size:
             raise KitError(
@@ -110,23 +112,30 @@ class Run:
         for result in training.fit(
             self.state,
             dataset.train_loader(train, batch_size=self.recipe.batch_size, workers=self.workers),
-            dataset.eval_loader(valid),
-            self._normalize(),
+            self.valid_loader,
+            self.normalize,
             epochs=self.recipe.epochs,
             progress=progress,
         ):
             self.history.append(result)
             self._checkpoint()
             yield result
-        self._finish(valid)
+        self._finish()
+
+    @cached_property
+    def valid_loader(self) -> DataLoader[Batch]:
+        """The held-out tiles, in the order of split.csv."""
+        return dataset.eval_loader(self._dataset(self.holdout.valid))
+
+    @cached_property
+    def plain_train_loader(self) -> DataLoader[Batch]:
+        """The training tiles, each once, without augmentation."""
+        return dataset.eval_loader(self._dataset(self.holdout.train))
 
     def _dataset(self, rows: npt.NDArray[np.int64], *, train: bool = False) -> TileDataset:
         return dataset.recipe_dataset(
             self.store.train.tiles, self.recipe, labels=self.store.labels, rows=rows, train=train
         )
-
-    def _normalize(self) -> Normalize:
-        return Normalize(*self.recipe.channel_statistics)
 
     def _start(self) -> None:
         if self.folder.exists():
@@ -189,7 +198,7 @@ class Run:
         lines = [json.dumps(asdict(result)) + "\n" for result in self.history]
         write_text(self.folder / "history.jsonl", "".join(lines))
 
-    def _finish(self, valid: TileDataset) -> None:
+    def _finish(self) -> None:
         """Write what a finished run is used for; metrics.json comes last and says so."""
         state = self.state.model.state_dict()
         weights = save({name: tensor.contiguous() for name, tensor in state.items()})
@@ -197,8 +206,8 @@ class Run:
             partial.write_bytes(weights)
         probabilities = inference.predict(
             self.state.model,
-            dataset.eval_loader(valid),
-            self._normalize().to(self.device),
+            self.valid_loader,
+            self.normalize,
             device=self.device,
             dtype=self.dtype,
         )

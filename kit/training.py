@@ -16,7 +16,7 @@ from kit import inference, metrics
 from kit.dataset import Batch, EpochSampler, TileDataset
 from kit.errors import KitError
 from kit.inference import Normalize
-from kit.models import min_running_var
+from kit.models import BatchNorm, batch_norms, min_running_var
 
 # Keras' Adam adds this to the root of the second moment; PyTorch's default is 1e-8.
 ADAM_EPS = 1e-7
@@ -125,9 +125,6 @@ def fit(
         If the loss stops being a finite number.
     """
     normalize = normalize.to(state.device)
-    dataset = valid.dataset
-    assert isinstance(dataset, TileDataset)
-    labels = dataset.labels.astype(np.int64)
     for epoch in range(state.epoch + 1, epochs + 1):
         start = time.perf_counter()
         bar = tqdm(
@@ -135,21 +132,86 @@ def fit(
         )
         loss, accuracy = _train_epoch(state, train, bar, normalize, epoch)
         trained = time.perf_counter() - start
-        probabilities = inference.predict(
-            state.model, valid, normalize, device=state.device, dtype=state.dtype
-        )
+        figures = evaluate(state, valid, normalize)
         state.epoch = epoch
         yield EpochResult(
             epoch=epoch,
             train_loss=loss,
             train_accuracy=accuracy,
-            valid_loss=metrics.log_loss(labels, probabilities),
-            valid_accuracy=metrics.accuracy(labels, probabilities),
-            valid_auc=metrics.auc(labels, probabilities),
             seconds=time.perf_counter() - start,
             tiles_per_second=_tiles(train) / trained,
-            min_running_var=min_running_var(state.model),
+            **figures,
         )
+
+
+def evaluate(
+    state: TrainingState, valid: DataLoader[Batch], normalize: Normalize
+) -> dict[str, Any]:
+    """Return the figures of an epoch's result that its weights and running statistics give."""
+    dataset = valid.dataset
+    assert isinstance(dataset, TileDataset)
+    labels = dataset.labels.astype(np.int64)
+    probabilities = inference.predict(
+        state.model, valid, normalize, device=state.device, dtype=state.dtype
+    )
+    return {
+        "valid_loss": metrics.log_loss(labels, probabilities),
+        "valid_accuracy": metrics.accuracy(labels, probabilities),
+        "valid_auc": metrics.auc(labels, probabilities),
+        "min_running_var": min_running_var(state.model),
+    }
+
+
+@torch.no_grad()
+def recalibrate(state: TrainingState, loader: DataLoader[Batch], normalize: Normalize) -> None:
+    """Replace BatchNorm's running statistics by those of all tiles of a loader.
+
+    Each layer sees its batches normalised by their own statistics, and the mean and variance
+    of all of its inputs are kept: not the mean of the batches' variances, which leaves out
+    how far their means lie apart. Dropout is off.
+
+    References
+    ----------
+    Wu and Johnson, Rethinking "Batch" in BatchNorm, arXiv:2105.07576, section 3.
+    """
+    norms = batch_norms(state.model)
+    sums = {norm: _Sums() for norm in norms.values()}
+    hooks = [norm.register_forward_pre_hook(sums[norm]) for norm in norms.values()]
+    momenta = {norm: norm.momentum for norm in norms.values()}
+    state.model.eval()
+    for norm in norms.values():
+        norm.train()
+        norm.momentum = 0.0
+    for images, _ in loader:
+        with inference.autocast(state.device, state.dtype):
+            state.model(normalize(images.to(state.device)))
+    for norm, hook in zip(norms.values(), hooks, strict=True):
+        hook.remove()
+        norm.momentum = momenta[norm]
+        sums[norm].write(norm)
+
+
+class _Sums:
+    """Count, sum and sum of squares of all that goes into a norm, channel by channel."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.sum: torch.Tensor | float = 0.0
+        self.squares: torch.Tensor | float = 0.0
+
+    def __call__(self, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        values = inputs[0].transpose(0, 1).flatten(1).double()
+        self.count += values.shape[1]
+        self.sum += values.sum(1)
+        self.squares += values.square().sum(1)
+
+    def write(self, norm: BatchNorm) -> None:
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        mean = self.sum / self.count
+        variance = (self.squares / self.count - mean**2) * self.count / (self.count - 1)
+        norm.running_mean.copy_(torch.as_tensor(mean))
+        norm.running_var.copy_(torch.as_tensor(variance))
 
 
 def _train_epoch(

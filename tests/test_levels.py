@@ -15,7 +15,7 @@ LEVELS = [
     {"training"},
     {"runs"},
     {"study", "plots", "search"},
-    {"report"},
+    {"momentum", "report"},
     {"explore"},
 ]
 DOORS = {"albumentations": {"transforms"}, "timm": {"models"}, "kaggle": set()}

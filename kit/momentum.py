@@ -1,0 +1,288 @@
+"""A sweep of BatchNorm's momentum: one training, a set of running statistics for each momentum.
+
+In training a BatchNorm normalises by its batch: momentum only decides how the running
+statistics follow, which evaluation reads. So one training serves every momentum.
+
+Momentum is given in Keras' sense, the share of a running statistic that is kept at each step;
+PyTorch's is 1 minus it.
+"""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from kit import metrics, models, study, training
+from kit.config import Recipe
+from kit.files import atomic_path, write_text
+from kit.runs import Run
+from kit.store import Store
+from kit.study import Histories
+from kit.training import EpochResult
+
+RECALIBRATED = "recalibrated"
+"""Name of the statistics computed over the whole training side after each epoch."""
+
+NOTEBOOK = {
+    "0.99": (0.8409, 0.7505),
+    "0.75": (0.8375, 0.8374),
+    "0.5": (0.8431, 0.8449),
+    "0.25": (0.8379, 0.8389),
+}
+"""Training and validation accuracy in the study's own table 2, from one run each."""
+
+Statistics = dict[str, tuple[Tensor, Tensor]]
+
+
+class StatisticsBank:
+    """Sets of running statistics of one model, one a momentum, all updated by its training.
+
+    Parameters
+    ----------
+    model
+        Its BatchNorm layers' own statistics are left alone.
+    momenta
+        In Keras' sense.
+    """
+
+    def __init__(self, model: nn.Module, momenta: Sequence[float]) -> None:
+        self.model = model
+        self.norms = models.batch_norms(model)
+        self.sets = {momentum: self._copy() for momentum in momenta}
+        for name, norm in self.norms.items():
+            norm.register_forward_pre_hook(partial(self._update, name))
+
+    @contextmanager
+    def use(self, momentum: float) -> Iterator[None]:
+        """Let the model evaluate with the statistics of a momentum."""
+        with self.preserve():
+            self._write(self.sets[momentum])
+            yield
+
+    @contextmanager
+    def preserve(self) -> Iterator[None]:
+        """Give the model its own statistics back at the end."""
+        own = self._copy()
+        try:
+            yield
+        finally:
+            self._write(own)
+
+    def _update(self, name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """Follow a training batch, by the very operation that the layer itself uses."""
+        # Recalibrating puts the norms alone into training mode, and is no training.
+        if self.model.training:
+            for momentum, statistics in self.sets.items():
+                torch.batch_norm_update_stats(inputs[0], *statistics[name], 1 - momentum)
+
+    def _copy(self) -> Statistics:
+        return {
+            name: (_mean(norm).clone(), _var(norm).clone()) for name, norm in self.norms.items()
+        }
+
+    def _write(self, statistics: Statistics) -> None:
+        for name, norm in self.norms.items():
+            _mean(norm).copy_(statistics[name][0])
+            _var(norm).copy_(statistics[name][1])
+
+
+def sweep(
+    recipe: Recipe,
+    momenta: Sequence[float],
+    seeds: Sequence[int],
+    store: Store,
+    folder: Path,
+    *,
+    device: str = "auto",
+    workers: int = 0,
+) -> Histories:
+    """Train once a seed and evaluate every momentum, and the recalibrated statistics, each epoch.
+
+    A finished seed is kept; one that was cut short is trained again from its start.
+
+    Returns
+    -------
+    Histories
+        By the momentum's name, and `RECALIBRATED`.
+    """
+    study.claim(folder, {"recipe": recipe, "momenta": list(momenta)}, store)
+    histories: dict[str, list[list[EpochResult]]] = {}
+    with tqdm(total=recipe.epochs * len(seeds), desc="sweep", unit=" epochs") as bar:
+        for seed in seeds:
+            bar.set_postfix_str(f"seed {seed}")
+            place = folder / "runs" / f"sweep-{seed}"
+            if not (place / "histories.json").exists():
+                shutil.rmtree(place, ignore_errors=True)
+                seeded = dataclasses.replace(recipe, seed=seed, bn_momentum=momenta[0])
+                run = Run(seeded, store, place, device=device, workers=workers)
+                _sweep_one(run, momenta, bar)
+            else:
+                bar.update(recipe.epochs)
+            for name, history in _read_histories(place).items():
+                histories.setdefault(name, []).append(history)
+    return histories
+
+
+def independent(
+    recipe: Recipe,
+    momenta: Sequence[float],
+    seeds: Sequence[int],
+    store: Store,
+    folder: Path,
+    *,
+    device: str = "auto",
+    workers: int = 0,
+) -> Histories:
+    """Train one run a momentum and seed, as the study's author did; return the histories."""
+    arms = {
+        f"{momentum:g}": dataclasses.replace(recipe, bn_momentum=momentum) for momentum in momenta
+    }
+    return study.train(
+        study.Study(folder, arms, tuple(seeds)), store, device=device, workers=workers
+    )
+
+
+def momentum_table(histories: Histories) -> pd.DataFrame:
+    """Return each momentum's figures, and what each gains over the first, paired by seed."""
+    tables = study.figures_by_run(histories)
+    first = next(iter(histories))
+    rows = {}
+    for name, table in tables.items():
+        row: dict[str, object] = {"n": len(table)}
+        for figure in (
+            "training accuracy",
+            "validation accuracy",
+            study.PRIMARY,
+            "validation loss",
+        ):
+            row[figure] = table[figure].mean()
+            row[f"{figure} sd"] = table[figure].std()
+        row["spread of validation accuracy"] = table["spread of validation accuracy"].mean()
+        if name != first:
+            pair = metrics.paired_difference(
+                table["validation accuracy"], tables[first]["validation accuracy"]
+            )
+            row[f"accuracy gained over {first}"] = str(pair.difference)
+            row["p"] = pair.p_value
+        rows[name] = row
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("momentum (Keras)")
+
+
+def notebook_table(histories: Histories) -> pd.DataFrame:
+    """Hold the notebook's differences of one run each against those of many seeds.
+
+    `seed noise` is how far two single runs of one momentum lie apart by their seeds alone in
+    95 of 100 cases: 1.96 times the root of two times the standard deviation between seeds.
+    """
+    tables = study.figures_by_run(histories)
+    known = [name for name in NOTEBOOK if name in tables]
+    rows = {}
+    for name in known[1:]:
+        for column, figure in enumerate(("training accuracy", "validation accuracy")):
+            one, other = (tables[key][figure] for key in (name, known[0]))
+            pair = metrics.paired_difference(one, other)
+            noise = 1.96 * 2**0.5 * max(one.std(), other.std())
+            claimed = NOTEBOOK[name][column] - NOTEBOOK[known[0]][column]
+            rows[f"{name} against {known[0]}, {figure}"] = {
+                "notebook": claimed,
+                "here": str(pair.difference),
+                "p": pair.p_value,
+                "seed noise": noise,
+                "notebook's difference": _explain(claimed, noise, pair),
+            }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("difference")
+
+
+def verdict(histories: Histories) -> str:
+    """Say in one sentence which momentum is better than the first, or that none is shown."""
+    table = momentum_table(histories)
+    if table["p"].isna().all():
+        first, second = list(histories)[:2]
+        return study.verdict(histories, first, second)
+    column = next(name for name in table.columns if name.startswith("accuracy gained"))
+    reference = column.removeprefix("accuracy gained over ")
+    # Each momentum is tested against the first: Bonferroni keeps the chance of any false find.
+    level = (1 - metrics.CONFIDENCE) / table["p"].notna().sum()
+    shown = table[table["p"] <= level]
+    if shown.empty:
+        return (
+            f"Not shown: no momentum differs from {reference} in validation accuracy after "
+            f"{len(table) - 1} comparisons (smallest p = {table['p'].min():.3f}, "
+            f"{table['n'].iloc[0]} seeds)."
+        )
+    gains = ", ".join(f"{name} by {row[column]}" for name, row in shown.iterrows())
+    return (
+        f"Against momentum {reference}, validation accuracy differs for {gains} "
+        f"(95 % intervals, {table['n'].iloc[0]} seeds, p at most {level:.3f} each)."
+    )
+
+
+def _sweep_one(run: Run, momenta: Sequence[float], bar: "tqdm[None]") -> None:
+    """Train one seed, keeping every momentum's history and its last statistics."""
+    bank = StatisticsBank(run.state.model, momenta)
+    histories: dict[str, list[EpochResult]] = {}
+    for result in run.train(progress=False):
+        for name, figures in _evaluate_all(run, bank, momenta):
+            histories.setdefault(name, []).append(dataclasses.replace(result, **figures))
+        bar.update()
+    _write_statistics(run.folder, bank)
+    plain = {name: [asdict(one) for one in history] for name, history in histories.items()}
+    write_text(run.folder / "histories.json", json.dumps(plain) + "\n")
+
+
+def _evaluate_all(
+    run: Run, bank: StatisticsBank, momenta: Sequence[float]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the figures of each momentum's statistics, then of the recalibrated ones."""
+    for momentum in momenta:
+        with bank.use(momentum):
+            figures = training.evaluate(run.state, run.valid_loader, run.normalize)
+        yield f"{momentum:g}", figures
+    with bank.preserve():
+        training.recalibrate(run.state, run.plain_train_loader, run.normalize)
+        yield RECALIBRATED, training.evaluate(run.state, run.valid_loader, run.normalize)
+
+
+def _read_histories(folder: Path) -> dict[str, list[EpochResult]]:
+    plain = json.loads((folder / "histories.json").read_text("utf-8"))
+    return {name: [EpochResult(**one) for one in history] for name, history in plain.items()}
+
+
+def _write_statistics(folder: Path, bank: StatisticsBank) -> None:
+    """Keep every momentum's running statistics under the names that the model gives its own."""
+    tensors = {
+        f"{momentum:g}/{name}.{kind}": tensor
+        for momentum, statistics in bank.sets.items()
+        for name, pair in statistics.items()
+        for kind, tensor in zip(("running_mean", "running_var"), pair, strict=True)
+    }
+    with atomic_path(folder / "statistics.safetensors") as partial:
+        partial.write_bytes(save(tensors))
+
+
+def _explain(claimed: float, noise: float, pair: metrics.PairedDifference) -> str:
+    if pair.p_value is not None and pair.p_value <= 1 - metrics.CONFIDENCE:
+        same = (claimed > 0) == (pair.difference.estimate > 0)
+        return "shown" if same else "shown the other way round"
+    return "within the seed's noise" if abs(claimed) <= noise else "not shown"
+
+
+def _mean(norm: models.BatchNorm) -> Tensor:
+    assert norm.running_mean is not None
+    return norm.running_mean
+
+
+def _var(norm: models.BatchNorm) -> Tensor:
+    assert norm.running_var is not None
+    return norm.running_var

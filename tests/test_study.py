@@ -1,0 +1,246 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import competition_files, write_zip
+from safetensors.torch import load_file
+
+from kit import metrics, momentum, runs, store, study, training
+from kit.config import Recipe
+from kit.errors import KitError
+from kit.momentum import StatisticsBank
+from kit.runs import Run
+from kit.store import Store
+from kit.study import Study
+from kit.training import EpochResult
+
+ROOT = Path(__file__).parents[1]
+RECIPE = Recipe(epochs=3, batch_size=8, widths=(4, 6, 8))
+ARMS = {bn: replace(RECIPE, bn=bn) for bn in ("before", "after")}
+MOMENTA = (0.99, 0.75, 0.5)
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    data = tmp_path_factory.mktemp("data")
+    write_zip(data, competition_files(train=80, test=8))
+    return store.pack(data)
+
+
+def history(*accuracies: float, auc: float = 0.5) -> list[EpochResult]:
+    return [
+        EpochResult(epoch, 0.4, 0.9, 0.5, accuracy, auc, 1.0, 100.0, 0.1)
+        for epoch, accuracy in enumerate(accuracies, 1)
+    ]
+
+
+def histories(differences: np.ndarray) -> dict[str, list[list[EpochResult]]]:
+    """Two arms whose AUC differs by these amounts, seed by seed."""
+    rng = np.random.default_rng(0)
+    base = 0.8 + 0.02 * rng.standard_normal(len(differences))
+    return {
+        "one": [history(0.7, 0.8, auc=auc + d) for auc, d in zip(base, differences, strict=True)],
+        "two": [history(0.7, 0.8, auc=auc) for auc in base],
+    }
+
+
+def test_arms_are_paired_in_all_but_the_order(tiles: Store, tmp_path: Path) -> None:
+    """A seed gives both arms the same tiles, the same first tensors and the same data order."""
+    pair = [Run(replace(arm, seed=5), tiles, tmp_path / arm.bn) for arm in ARMS.values()]
+    np.testing.assert_array_equal(pair[0].holdout.train, pair[1].holdout.train)
+    states = [run.state.model.state_dict().values() for run in pair]
+    assert all(torch.equal(one, other) for one, other in zip(*states, strict=True))
+    other = Run(replace(RECIPE, seed=6), tiles, tmp_path / "other")
+    assert set(other.holdout.train) != set(pair[0].holdout.train)
+
+
+def test_last_epoch_counts_and_the_spread_is_of_the_steps() -> None:
+    figures = study.run_figures(history(0.5, 0.9, 0.6, 0.7))
+    assert figures["validation accuracy"] == 0.7
+    assert figures["generalisation gap (accuracy)"] == pytest.approx(0.2)
+    assert figures["spread of validation accuracy"] == pytest.approx(np.std([0.4, -0.3, 0.1]))
+
+
+def test_table_holds_means_and_paired_differences() -> None:
+    differences = np.array([0.01, 0.02, 0.03, 0.02, 0.01, 0.04])
+    table = study.paired_table(histories(differences), "one", "two")
+    row = table.loc[study.PRIMARY]
+    assert row["difference"] == pytest.approx(differences.mean())
+    assert row["one mean"] - row["two mean"] == pytest.approx(differences.mean())
+    assert row["n"] == 6
+    assert row["p"] == pytest.approx(2 / 2**6)
+    assert row["interval"] == "+0.0100 to +0.0400"
+    assert pd.isna(table.loc["validation accuracy", "p"])
+
+
+@pytest.mark.parametrize(
+    ("differences", "expected"),
+    [
+        ([0.01, 0.02, 0.03, 0.02, 0.01, 0.04], "one is better than two by 0.0217"),
+        ([-0.01, -0.02, -0.03, -0.02, -0.01, -0.04], "two is better than one by 0.0217"),
+        ([0.01, -0.02, 0.03, -0.02, 0.01, 0.01], "Not shown: one has 0.0033 more"),
+        ([0.1, 0.1, 0.11, 0.1, 0.1], "No conclusion is possible"),
+    ],
+)
+def test_verdict_follows_from_the_numbers(differences: list[float], expected: str) -> None:
+    assert study.verdict(histories(np.array(differences)), "one", "two").startswith(expected)
+
+
+def test_an_arm_against_itself_is_rarely_found_different() -> None:
+    """Two arms that differ by noise alone: about 5 % of 300 studies say otherwise."""
+    rng = np.random.default_rng(1)
+    found = 0
+    for _ in range(300):
+        verdict = study.verdict(histories(0.01 * rng.standard_normal(8)), "one", "two")
+        found += "is better than" in verdict
+    # Binomial with p = 0.05: 15 expected, standard deviation 3.8; three of them.
+    assert found <= 26
+
+
+def test_finished_study_holds_its_runs_and_is_kept(tiles: Store, tmp_path: Path) -> None:
+    spec = Study(tmp_path / "study", ARMS, (0, 1))
+    first = study.train(spec, tiles, device="cpu")
+    weights = spec.run_folder("after", 1) / "model.safetensors"
+    written = weights.stat().st_mtime_ns
+    assert study.train(spec, tiles, device="cpu") == first
+    assert weights.stat().st_mtime_ns == written
+    assert [len(seeds) for seeds in first.values()] == [2, 2]
+
+
+def test_more_seeds_go_on_from_fewer(tiles: Store, tmp_path: Path) -> None:
+    few = study.train(Study(tmp_path / "study", ARMS, (0,)), tiles, device="cpu")
+    more = study.train(Study(tmp_path / "study", ARMS, (0, 1)), tiles, device="cpu")
+    assert few["before"][0] == more["before"][0]
+
+
+def test_study_of_something_else_is_refused(tiles: Store, tmp_path: Path) -> None:
+    study.train(Study(tmp_path, ARMS, (0,)), tiles, device="cpu")
+    others = {name: replace(arm, lr=0.1) for name, arm in ARMS.items()}
+    with pytest.raises(KitError, match="holds a study of other arms"):
+        study.train(Study(tmp_path, others, (0,)), tiles, device="cpu")
+    with pytest.raises(KitError, match="holds a study of other arms"):
+        study.train(Study(tmp_path, ARMS, (0,)), replace(tiles, fingerprint="0"), device="cpu")
+
+
+def test_arms_are_read_from_recipes_and_options_hold_for_both(tmp_path: Path) -> None:
+    file = tmp_path / "fast.toml"
+    file.write_text("lr = 0.01\nepochs = 7\n")
+    base = Recipe(batch_size=32, epochs=9)
+    arms = study.parse_arms(["slow=notebook", f"fast={file}"], base, {"batch_size", "data"})
+    assert [arm.lr for arm in arms.values()] == [1e-3, 0.01]
+    assert [arm.epochs for arm in arms.values()] == [20, 7]
+    assert [arm.batch_size for arm in arms.values()] == [32, 32]
+
+
+@pytest.mark.parametrize(
+    ("specifications", "message"),
+    [
+        (["a=notebook"], "has two arms"),
+        (["a=notebook", "a=notebook"], "has two arms"),
+        (["a=notebook", "b=nothing"], "no recipe nothing"),
+        (["a=notebook", "b=HOLDOUT"], "their holdout differs"),
+    ],
+)
+def test_impossible_arms_are_refused(
+    tmp_path: Path, specifications: list[str], message: str
+) -> None:
+    (tmp_path / "half.toml").write_text("holdout = 0.5\n")
+    read = [one.replace("HOLDOUT", str(tmp_path / "half.toml")) for one in specifications]
+    with pytest.raises(KitError, match=message):
+        study.parse_arms(read, Recipe(), set())
+
+
+def test_predictions_are_pooled_and_compared(tiles: Store, tmp_path: Path) -> None:
+    spec = Study(tmp_path, ARMS, (0, 1))
+    study.train(spec, tiles, device="cpu")
+    pooled = study.pooled_predictions(spec)
+    assert len(pooled) == 2 * 24
+    table = study.delong_table(pooled, "before", "after")
+    valid = runs.read_valid(spec.run_folder("before", 1))
+    assert table.loc[1, "before AUC"] == metrics.auc(valid["label"], valid["probability"])
+    slides = {tile: f"S{number % 6}" for number, tile in enumerate(tiles.train.ids)}
+    table = study.pooled_table(pooled, "before", "after", slides)
+    assert table["units"].tolist()[0] == 48
+    assert table["units"].tolist()[2] == 6
+    assert len(set(table["difference"])) == 1
+
+
+def test_sweep_is_the_independent_runs_bit_for_bit(tiles: Store, tmp_path: Path) -> None:
+    """The same buffers and the same figures from one training as from one for each momentum."""
+    swept = momentum.sweep(RECIPE, MOMENTA, (0, 1), tiles, tmp_path / "sweep", device="cpu")
+    alone = momentum.independent(RECIPE, MOMENTA, (0, 1), tiles, tmp_path / "alone", device="cpu")
+    clocks = {"seconds": 0.0, "tiles_per_second": 0.0}
+    for name, seeds in alone.items():
+        for one, other in zip(swept[name], seeds, strict=True):
+            assert [replace(r, **clocks) for r in one] == [replace(r, **clocks) for r in other]
+    statistics = load_file(tmp_path / "sweep" / "runs" / "sweep-1" / "statistics.safetensors")
+    for name in alone:
+        weights = load_file(tmp_path / "alone" / "runs" / f"{name}-1" / "model.safetensors")
+        for key, tensor in weights.items():
+            if "running" in key:
+                assert torch.equal(statistics[f"{name}/{key}"], tensor)
+    table = momentum.momentum_table(swept)
+    assert table.index.tolist() == ["0.99", "0.75", "0.5", momentum.RECALIBRATED]
+    assert len(set(table["training accuracy"])) == 1
+
+
+def test_bank_leaves_the_models_own_statistics_alone(tiles: Store, tmp_path: Path) -> None:
+    run = Run(RECIPE, tiles, tmp_path / "run", device="cpu")
+    bank = StatisticsBank(run.state.model, [0.5])
+    list(run.train(progress=False))
+    own = {name: tensor.clone() for name, tensor in run.state.model.state_dict().items()}
+    with bank.use(0.5):
+        changed = run.state.model.state_dict()
+        assert not torch.equal(
+            changed["features.0.norm.running_var"], own["features.0.norm.running_var"]
+        )
+    for name, tensor in run.state.model.state_dict().items():
+        assert torch.equal(tensor, own[name])
+
+
+def test_recalibrated_statistics_are_those_of_all_inputs(tiles: Store, tmp_path: Path) -> None:
+    """The first norm's input depends on no other norm: mean and variance over all tiles at once."""
+    run = Run(RECIPE, tiles, tmp_path / "run", device="cpu")
+    list(run.train(progress=False))
+    training.recalibrate(run.state, run.plain_train_loader, run.normalize)
+    images = torch.cat([images for images, _ in run.plain_train_loader])
+    model = run.state.model
+    inputs = model.features[0].layer(run.normalize(images)).double()
+    norm = model.features[0].norm
+    torch.testing.assert_close(
+        norm.running_mean.double(), inputs.mean((0, 2, 3)), atol=1e-6, rtol=0
+    )
+    torch.testing.assert_close(
+        norm.running_var.double(), inputs.var((0, 2, 3)), atol=1e-6, rtol=1e-5
+    )
+    assert norm.momentum == pytest.approx(0.01)
+
+
+def test_killed_study_ends_with_the_same_tables(tiles: Store, tmp_path: Path) -> None:
+    options = ["--data", tiles.folder.parent, "--device", "cpu", "--seeds", 6, "--epochs", 3]
+    command = [sys.executable, ROOT / "kernels" / "compare.py", *options, "--batch-size", 8]
+    command = [*map(str, command), "--widths", "4", "6", "8", "--out"]
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": one_thread}
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, **quiet)
+    killed = tmp_path / "killed"
+    process = subprocess.Popen([*command, str(killed)], **quiet)
+    while process.poll() is None and not list(killed.glob("runs/after-2/last.pt")):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (killed / "table1.csv").exists()
+    subprocess.run([*command, str(killed)], check=True, **quiet)
+    for name in ("table1.csv", "delong.csv", "pooled.csv", "verdict.txt"):
+        assert (killed / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert pd.read_csv(killed / "table1.csv")["n"].eq(6).all()
+    assert json.loads((killed / "study.json").read_text())["arms"]["after"]["bn"] == "after"
