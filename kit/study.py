@@ -21,7 +21,6 @@ from kit import config, metrics, runs
 from kit.config import Recipe
 from kit.errors import KitError
 from kit.files import write_text
-from kit.metrics import PairedDifference
 from kit.runs import Run
 from kit.store import Store
 from kit.training import EpochResult
@@ -189,23 +188,27 @@ def paired_table(histories: Histories, first: str, second: str) -> pd.DataFrame:
 
 def verdict(histories: Histories, first: str, second: str) -> str:
     """Say in one sentence which arm is better, by how much, how sure; or that none is shown."""
-    tables = figures_by_run(histories)
-    pair = [tables[arm][PRIMARY] for arm in (first, second)]
-    difference = metrics.paired_difference(*pair)
-    if difference.p_value is None:
-        return (
-            f"No conclusion is possible about {first} and {second}: {difference.difference.note}."
-        )
-    better, worse = (first, second) if difference.difference.estimate > 0 else (second, first)
-    size = abs(difference.difference.estimate)
-    how_sure = f"{_sure(difference)}, {difference.n} seeds"
-    if difference.p_value > 1 - metrics.CONFIDENCE:
-        return f"Not shown: {better} has {size:.4f} more {PRIMARY} than {worse}, but {how_sure}."
-    return f"{better} is better than {worse} by {size:.4f} {PRIMARY} ({how_sure})."
+    values = {arm: table[PRIMARY] for arm, table in figures_by_run(histories).items()}
+    swap = values[first].mean() < values[second].mean()
+    better, worse = (second, first) if swap else (first, second)
+    pair = metrics.paired_difference(values[better], values[worse])
+    if pair.p_value is None:
+        return f"No conclusion is possible about {first} and {second}: {pair.difference.note}."
+    size = f"{pair.difference.estimate:.4f} {PRIMARY}"
+    how_sure = (
+        f"95 % interval {_bounds(pair.difference)}, sign-flip p = {pair.p_value:.3f}, "
+        f"{pair.n} seeds"
+    )
+    if pair.p_value > 1 - metrics.CONFIDENCE:
+        return f"Not shown: {better} is ahead of {worse} by {size}, but {how_sure}."
+    return f"{better} is better than {worse} by {size} ({how_sure})."
 
 
 def pooled_predictions(study: Study) -> pd.DataFrame:
-    """Return seed,id,label and each arm's probability for all seeds' held-out tiles.
+    """Return seed,id,label and each arm's rank for all seeds' held-out tiles.
+
+    A rank is a probability's place among those of its run, from 0 to 1: two runs' probabilities
+    are not calibrated to each other, and pooled as they are they would be compared.
 
     Raises
     ------
@@ -218,7 +221,7 @@ def pooled_predictions(study: Study) -> pd.DataFrame:
         first, second = valid.values()
         if not first[["id", "label"]].equals(second[["id", "label"]]):
             raise KitError(f"the arms of seed {seed} hold out different tiles")
-        columns = {arm: table["probability"] for arm, table in valid.items()}
+        columns = {arm: table["probability"].rank(pct=True) for arm, table in valid.items()}
         tables.append(first[["id", "label"]].assign(seed=seed, **columns))
     return pd.concat(tables, ignore_index=True)
 
@@ -274,6 +277,13 @@ def pooled_table(
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("bootstrap over")
 
 
+def write_tables(folder: Path, tables: Mapping[str, pd.DataFrame], verdict: str) -> None:
+    """Write each table as NAME.csv, and the verdict as verdict.txt."""
+    for name, table in tables.items():
+        write_text(folder / f"{name}.csv", table.to_csv(lineterminator="\n"))
+    write_text(folder / "verdict.txt", verdict + "\n")
+
+
 def _train_one(
     recipe: Recipe, store: Store, folder: Path, device: str, workers: int
 ) -> Iterator[None]:
@@ -293,7 +303,3 @@ def _bounds(interval: metrics.Interval) -> str:
     if interval.low is None or interval.high is None:
         return interval.note
     return f"{interval.low:+.4f} to {interval.high:+.4f}"
-
-
-def _sure(difference: PairedDifference) -> str:
-    return f"95 % interval {_bounds(difference.difference)}, sign-flip p = {difference.p_value:.3f}"

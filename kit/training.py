@@ -174,18 +174,19 @@ def recalibrate(state: TrainingState, loader: DataLoader[Batch], normalize: Norm
     ----------
     Wu and Johnson, Rethinking "Batch" in BatchNorm, arXiv:2105.07576, section 3.
     """
-    norms = batch_norms(state.model)
-    sums = {norm: _Sums() for norm in norms.values()}
-    hooks = [norm.register_forward_pre_hook(sums[norm]) for norm in norms.values()]
-    momenta = {norm: norm.momentum for norm in norms.values()}
+    norms = batch_norms(state.model).values()
+    sums = {norm: _Sums() for norm in norms}
+    hooks = [norm.register_forward_hook(sums[norm]) for norm in norms]
+    momenta = {norm: norm.momentum for norm in norms}
     state.model.eval()
-    for norm in norms.values():
+    for norm in norms:
         norm.train()
-        norm.momentum = 0.0
+        # The whole of a batch's own statistics, for `_Sums` to read.
+        norm.momentum = 1.0
     for images, _ in loader:
         with inference.autocast(state.device, state.dtype):
             state.model(normalize(images.to(state.device)))
-    for norm, hook in zip(norms.values(), hooks, strict=True):
+    for norm, hook in zip(norms, hooks, strict=True):
         hook.remove()
         norm.momentum = momenta[norm]
         sums[norm].write(norm)
@@ -196,22 +197,26 @@ class _Sums:
 
     def __init__(self) -> None:
         self.count = 0
-        self.sum: torch.Tensor | float = 0.0
-        self.squares: torch.Tensor | float = 0.0
+        self.sum = torch.zeros(())
+        self.squares = torch.zeros(())
 
-    def __call__(self, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        values = inputs[0].transpose(0, 1).flatten(1).double()
-        self.count += values.shape[1]
-        self.sum += values.sum(1)
-        self.squares += values.square().sum(1)
+    def __call__(self, norm: BatchNorm, inputs: tuple[torch.Tensor], _: torch.Tensor) -> None:
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        count = inputs[0].numel() // norm.num_features
+        mean = norm.running_mean.double()
+        variance = norm.running_var.double() * (count - 1) / count
+        self.count += count
+        self.sum = self.sum.to(mean) + count * mean
+        self.squares = self.squares.to(mean) + count * (variance + mean**2)
 
     def write(self, norm: BatchNorm) -> None:
         assert norm.running_mean is not None
         assert norm.running_var is not None
         mean = self.sum / self.count
         variance = (self.squares / self.count - mean**2) * self.count / (self.count - 1)
-        norm.running_mean.copy_(torch.as_tensor(mean))
-        norm.running_var.copy_(torch.as_tensor(variance))
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance)
 
 
 def _train_epoch(

@@ -16,6 +16,7 @@ LEVELS = [
     {"runs"},
     {"study", "plots", "search"},
     {"momentum", "report"},
+    {"pages"},
     {"explore"},
 ]
 DOORS = {"albumentations": {"transforms"}, "timm": {"models"}, "kaggle": set()}

@@ -87,7 +87,7 @@ def test_table_holds_means_and_paired_differences() -> None:
     [
         ([0.01, 0.02, 0.03, 0.02, 0.01, 0.04], "one is better than two by 0.0217"),
         ([-0.01, -0.02, -0.03, -0.02, -0.01, -0.04], "two is better than one by 0.0217"),
-        ([0.01, -0.02, 0.03, -0.02, 0.01, 0.01], "Not shown: one has 0.0033 more"),
+        ([0.01, -0.02, 0.03, -0.02, 0.01, 0.01], "Not shown: one is ahead of two by 0.0033"),
         ([0.1, 0.1, 0.11, 0.1, 0.1], "No conclusion is possible"),
     ],
 )

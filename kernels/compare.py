@@ -1,0 +1,64 @@
+"""Compare two arms, paired by seed: BatchNorm before and after the activation, or two recipes.
+
+A seed varies the split, the initial weights, the data order and the augmentation, identically
+in both arms. A study that was stopped goes on where it was: finished runs are kept.
+"""
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from kit import config, pages, report, store, study
+from kit.config import Count, RunOptions
+from kit.errors import exit_on_error
+from kit.study import Study
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions(RunOptions):
+    """The arms and the seeds, the data they meet, the hardware, and where the study is kept."""
+
+    out: Path = Path("studies/bn")
+    """The study's folder."""
+    arm: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """NAME=RECIPE, twice: a recipe's name or file. By default BatchNorm before and after."""
+    seeds: Count = 6
+    """Pairs of runs, from --seed on. Fewer than six allow no conclusion."""
+
+
+def main(options: CompareOptions, argv: list[str]) -> None:
+    """Train what is missing, then compare."""
+    tiles = store.open_store(options.data)
+    recipe = options.settings
+    comparison = Study(
+        options.out,
+        study.parse_arms(options.arm, recipe, config.given(argv)),
+        tuple(range(recipe.seed, recipe.seed + options.seeds)),
+    )
+    histories = study.train(comparison, tiles, device=options.device, workers=options.workers)
+    first, second = comparison.arms
+    predictions = study.pooled_predictions(comparison)
+    slides = report.read_slides(tiles, recipe.slides)
+    by_id = None if slides is None else dict(zip(tiles.train.ids, slides, strict=True))
+    tables = {
+        "table1": study.paired_table(histories, first, second),
+        "delong": study.delong_table(predictions, first, second),
+        "pooled": study.pooled_table(predictions, first, second, by_id),
+    }
+    verdict = study.verdict(histories, first, second)
+    study.write_tables(options.out, tables, verdict)
+    command = shlex.join(["python", "kernels/compare.py", *argv])
+    page = pages.compare_page(comparison, histories, tables, verdict, tiles, slides, command)
+    report.write(options.out / "report.html", page)
+    for table in tables.values():
+        print(f"\n{table.to_string(float_format='{:.4f}'.format)}")
+    print(f"\n{verdict}\nthe whole study: {options.out}/report.html")
+
+
+if __name__ == "__main__":
+    with exit_on_error():
+        main(config.parse_options(CompareOptions, __doc__, sys.argv[1:]), sys.argv[1:])

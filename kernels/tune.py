@@ -1,0 +1,85 @@
+"""Tune BatchNorm's momentum or a whole recipe: tune.py momentum ..., tune.py search ...
+
+momentum   one training a seed carries the running statistics of every momentum (in Keras' sense)
+search     a search over the recipe's options with Optuna
+"""
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from kit import config, momentum, pages, report, store, study
+from kit.config import Count, RunOptions
+from kit.errors import KitError, exit_on_error
+
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MomentumOptions(RunOptions):
+    """The momenta and the seeds, the data, the hardware, and where the study is kept."""
+
+    out: Path = Path("studies/momentum")
+    """The study's folder."""
+    values: tuple[Momentum, ...] = (0.99, 0.75, 0.5, 0.25)
+    """In Keras' sense (PyTorch's is 1 minus it); the others are compared with the first."""
+    seeds: Count = 6
+    """Trainings, from --seed on. Fewer than six allow no conclusion."""
+    independent: bool = False
+    """Train every momentum by itself: the same figures for several times the cost."""
+
+
+def tune_momentum(argv: list[str]) -> None:
+    """Train what is missing, then compare the momenta."""
+    description = "Sweep BatchNorm's momentum: one training a seed, evaluated with each momentum."
+    options = config.parse_options(MomentumOptions, description, argv)
+    if len(set(options.values)) < 2 or len(set(options.values)) < len(options.values):
+        raise KitError("--values takes two or more different momenta")
+    tiles = store.open_store(options.data)
+    recipe = options.settings
+    seeds = range(recipe.seed, recipe.seed + options.seeds)
+    train = momentum.independent if options.independent else momentum.sweep
+    histories = train(
+        recipe,
+        options.values,
+        seeds,
+        tiles,
+        options.out,
+        device=options.device,
+        workers=options.workers,
+    )
+    tables = {
+        "table2": momentum.momentum_table(histories),
+        "notebook": momentum.notebook_table(histories),
+    }
+    verdict = momentum.verdict(histories)
+    study.write_tables(options.out, tables, verdict)
+    folders = {path.name: path for path in sorted((options.out / "runs").iterdir())[:3]}
+    command = shlex.join(["python", "kernels/tune.py", "momentum", *argv])
+    page = pages.momentum_page(histories, tables, verdict, tiles, folders, command)
+    report.write(options.out / "report.html", page)
+    for table in tables.values():
+        print(f"\n{table.to_string(float_format='{:.4f}'.format)}")
+    print(f"\n{verdict}\nthe whole study: {options.out}/report.html")
+
+
+COMMANDS = {"momentum": tune_momentum}
+
+
+def main(argv: list[str]) -> None:
+    """Run the command that the first word names."""
+    if argv[:1] in ([], ["-h"], ["--help"]):
+        print(__doc__)
+        return
+    if argv[0] not in COMMANDS:
+        raise KitError(f"no command {argv[0]}: there are {', '.join(COMMANDS)}")
+    COMMANDS[argv[0]](argv[1:])
+
+
+if __name__ == "__main__":
+    with exit_on_error():
+        main(sys.argv[1:])
