@@ -3,11 +3,12 @@
 With no other option this is the study's protocol and network (recipe `notebook`) on data/.
 """
 
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from kit import config, models, plots, runs, store
+from kit import config, models, plots, report, runs, store
 from kit.config import RunOptions
 from kit.errors import exit_on_error
 from kit.metrics import Interval
@@ -25,7 +26,7 @@ class TrainOptions(RunOptions):
     """Go on with the run in --out."""
 
 
-def main(options: TrainOptions) -> None:
+def main(options: TrainOptions, argv: list[str]) -> None:
     """Train, telling each epoch's figures."""
     run = Run(
         options.settings,
@@ -39,6 +40,8 @@ def main(options: TrainOptions) -> None:
     for result in run.train():
         print(epoch_line(result, run.recipe.epochs), flush=True)
     plots.curves(run.history, run.folder / "curves.png", title=run.folder.name)
+    command = shlex.join(["python", "kernels/train.py", *argv])
+    report.write(run.folder / "report.html", report.run_page(run.folder, run.store, command))
     print(conclude(run, options.data))
 
 
@@ -87,6 +90,7 @@ def conclude(run: Run, data: Path) -> str:
         f"{run.folder}: AUC {Interval(**final['auc'])} (95 % interval, over tiles), accuracy "
         f"{final['accuracy']:.4f}, log loss {final['log_loss']:.4f} on {final['tiles']:,} "
         f"held-out tiles\n"
+        f"the whole run: {run.folder}/report.html\n"
         f"next: python kernels/predict.py --run {run.folder} --data {data} "
         f"--out {run.folder}/submission.csv"
     )
@@ -94,4 +98,4 @@ def conclude(run: Run, data: Path) -> str:
 
 if __name__ == "__main__":
     with exit_on_error():
-        main(config.parse_options(TrainOptions, __doc__, sys.argv[1:]))
+        main(config.parse_options(TrainOptions, __doc__, sys.argv[1:]), sys.argv[1:])

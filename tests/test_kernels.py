@@ -39,6 +39,7 @@ def test_pack_train_predict(place: Path) -> None:
     assert "a holdout of single tiles flatters" in trained.stdout
     assert "STAND-IN" not in trained.stderr
     assert (place / "runs" / "notebook-after-0" / "curves.png").stat().st_size > 10_000
+    assert "notebook-after-0" in (place / "runs" / "notebook-after-0" / "report.html").read_text()
 
     following = trained.stdout.splitlines()[-1]
     assert following.startswith("next: python kernels/predict.py --run runs/notebook-after-0")
