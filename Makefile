@@ -63,7 +63,7 @@ scores: $(VENV)/installed ## list past submissions and their scores
 	$(BIN)/python kernels/scores.py
 
 test: $(VENV)/installed ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/installed ## check style and types
 	$(BIN)/ruff check .

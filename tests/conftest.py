@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-# Tests share two cores with whatever else runs; threads that wait for each other would stall.
+# Tests share two cores with whatever else runs; threads that wait for each other would stall,
+# here and in the commands that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 Files = dict[str, bytes]
