@@ -53,7 +53,10 @@ def visit(path: Path, *, width: int = DESKTOP) -> Iterator[Visit]:
         opened = Visit(browser.new_page(viewport={"width": width, "height": 800}))
         opened.page.on("console", lambda message: opened.problems.append(message.text))
         opened.page.on("pageerror", lambda error: opened.problems.append(str(error)))
-        opened.page.on("requestfailed", lambda request: opened.problems.append(request.url))
+        opened.page.on(
+            "requestfailed",
+            lambda request: opened.problems.append(f"{request.url}: {request.failure}"),
+        )
         opened.page.on("request", lambda request: opened.requests.append(request.url))
         opened.page.goto(path.resolve().as_uri())
         yield opened

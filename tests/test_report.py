@@ -1,0 +1,307 @@
+"""The report page: opened in a real browser, and its Grad-CAM against the formula written out."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from browser import DESKTOP, PHONE, needs_chromium, visit
+from conftest import competition_files, write_zip
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kit import metrics, models, report, runs, store
+from kit.config import Recipe
+from kit.errors import KitError
+from kit.models import SmallCNN
+from kit.report import Drawing, Page, Section, Table
+from kit.runs import Run, TrainedModel
+from kit.store import Store
+
+INJECTION = "<script>document.title = 'owned'</script>"
+SLIDES = [INJECTION, "quote \" and ' and >", "plain", "$x$"]
+DASH = "\N{EN DASH}"
+COMMAND = f"python kernels/train.py --out 'runs/{INJECTION}'"
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    data = tmp_path_factory.mktemp("data")
+    write_zip(data, competition_files(train=160, test=5))
+    packed = store.pack(data)
+    slides = [SLIDES[row // 2 % 4] for row in range(160)]
+    table = pd.DataFrame({"id": packed.train.ids, "slide": slides})
+    table.to_csv(data / "slides.csv", index=False)
+    return packed
+
+
+def finished_run(recipe: Recipe, tiles: Store, folder: Path) -> Path:
+    for _ in Run(recipe, tiles, folder, device="cpu").train(progress=False):
+        pass
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tiles: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose holdout keeps slides apart, and whose name would be markup."""
+    recipe = Recipe(
+        epochs=2,
+        batch_size=16,
+        crop=64,
+        slides=tiles.folder.parent / "slides.csv",
+        validate_on=(SLIDES[0], SLIDES[1]),
+    )
+    return finished_run(recipe, tiles, tmp_path_factory.mktemp("runs") / "<b>run & son")
+
+
+@pytest.fixture(scope="module")
+def written(folder: Path, tiles: Store) -> Path:
+    path = folder / "report.html"
+    report.write(path, report.run_page(folder, tiles, COMMAND))
+    return path
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [DESKTOP, PHONE])
+def test_run_page_in_a_browser(written: Path, width: int) -> None:
+    """What others named is shown as text, and the filter hides the other slides' tiles."""
+    with visit(written, width=width) as opened:
+        opened.assert_sound()
+        page = opened.page
+        assert page.locator("[role=alert]").count() == 0
+        assert page.title() == "Run <b>run & son"
+        assert page.locator("h1").inner_text() == "Run <b>run & son"
+        assert page.locator("pre").inner_text().strip() == COMMAND
+
+        tiles = page.locator(".tile")
+        assert 12 < tiles.count() <= 24
+        assert page.locator(".tile img").count() == 2 * tiles.count()
+        options = page.locator("select option").all_inner_texts()
+        assert options == ["all slides", *sorted(SLIDES[:2])]
+        shown = 0
+        for slide in options[1:]:
+            page.locator("select").select_option(slide)
+            visible = page.locator(".tile:visible").all()
+            assert 0 < len(visible) < tiles.count()
+            assert all(f"slide {slide}" in tile.inner_text() for tile in visible)
+            assert page.locator("output").inner_text() == f"{len(visible)} of {tiles.count()} tiles"
+            shown += len(visible)
+        assert shown == tiles.count()
+        page.locator("select").select_option(index=0)
+        assert page.locator(".tile:visible").count() == tiles.count()
+        opened.assert_sound()
+
+
+@needs_chromium
+def test_policy_stops_what_escaping_would_miss(written: Path) -> None:
+    """Markup that somehow got in neither runs nor fetches."""
+    page = written.read_text("utf-8")
+    smuggled = page.replace("<main>", f"<main>{INJECTION}<img src='http://127.0.0.1:9/x.png'>")
+    path = written.with_name("smuggled.html")
+    path.write_text(smuggled, "utf-8")
+    with visit(path) as opened:
+        assert opened.page.title() != "owned"
+        assert "http://127.0.0.1:9/x.png: csp" in opened.problems
+
+
+@needs_chromium
+def test_square_is_drawn_over_the_centre(written: Path) -> None:
+    with visit(written, width=PHONE) as opened:
+        image, left, top, width = opened.page.evaluate(
+            """() => {
+                const span = document.querySelector(".tile .centred");
+                const square = getComputedStyle(span, "::after");
+                return [span.querySelector("img").clientWidth,
+                        ...["left", "top", "width"].map((name) => parseFloat(square[name]))];
+            }"""
+        )
+    assert image > 150
+    assert (left, top, width) == pytest.approx((image / 3, image / 3, image / 3), abs=1)
+
+
+def test_page_is_one_file_and_the_same_each_time(
+    written: Path, folder: Path, tiles: Store, tmp_path: Path
+) -> None:
+    text = written.read_text("utf-8")
+    sources = re.findall(r"""(?:src|href)=["']?([^"'> ]{0,12})""", text)
+    assert len(sources) > 24
+    assert all(source.startswith("data:") for source in sources)
+    assert "@import" not in text
+    assert INJECTION not in text
+    report.write(tmp_path / "again.html", report.run_page(folder, tiles, COMMAND))
+    assert (tmp_path / "again.html").read_text("utf-8") == text
+
+
+def test_run_page_says_what_the_run_says(folder: Path, tiles: Store) -> None:
+    page = report.run_page(folder, tiles, COMMAND)
+    final, valid = runs.read_metrics(folder), runs.read_valid(folder)
+    assert f"AUC {final['auc']['estimate']:.4f} on {len(valid)} held-out tiles" in page.verdict
+    assert f"{final['auc']['low']:.4f} to {final['auc']['high']:.4f}" in page.verdict
+    assert "No slide stands on both sides" in page.limits[0]
+
+    figures = page.sections[0].tables[0].frame.set_index("figure")
+    slides = report.read_slides(tiles)
+    assert slides is not None
+    by_id = dict(zip(tiles.train.ids, slides, strict=True))
+    groups = valid["id"].map(by_id).to_numpy(str)
+    expected = metrics.auc_bootstrap(valid["label"], valid["probability"], groups)
+    assert figures.loc["AUC", "95 % interval"].tolist()[1] == report.bounds(expected)
+    assert figures.loc["accuracy", "value"] == final["accuracy"]
+
+    rebuild = page.sections[-1]
+    assert rebuild.code == COMMAND
+    facts = rebuild.tables[0].frame.set_index("fingerprint").iloc[:, 0]
+    assert facts["data, SHA-256 of ids and labels"] == tiles.fingerprint
+    assert json.loads(facts["held-out tiles"]) == len(valid)
+    options = rebuild.tables[1].frame.set_index("option").iloc[:, 0]
+    assert options["crop"] == "64"
+
+
+def test_holdout_of_single_tiles_is_said_to_flatter(tiles: Store, tmp_path: Path) -> None:
+    folder = finished_run(Recipe(epochs=1, batch_size=16), tiles, tmp_path / "run")
+    page = report.run_page(folder, tiles, COMMAND)
+    assert "flatter" in page.limits[0]
+    assert page.sections[0].tables[0].frame["figure"].tolist().count("AUC") == 1
+    assert report.run_page(folder, replace(tiles, is_standin=True), COMMAND).is_standin
+    with pytest.raises(KitError, match="was trained on other data"):
+        report.run_page(folder, replace(tiles, fingerprint="0"), COMMAND)
+
+
+@needs_chromium
+def test_stand_in_is_loud(tmp_path: Path) -> None:
+    section = Section("Empty", gallery={"Most wrong": []}, drawings=[Drawing(Figure(), "none")])
+    report.write(tmp_path / "page.html", Page("t", "v", [section], is_standin=True))
+    with visit(tmp_path / "page.html", width=PHONE) as opened:
+        opened.assert_sound()
+        assert "synthetic" in opened.page.locator("[role=alert]").inner_text()
+
+
+def test_cells_show_numbers_as_read(tmp_path: Path) -> None:
+    frame = pd.DataFrame(
+        {"tiles": [12345, 6], "p": [0.03125, 1e-7], "note": ["<b>", None], "low": [np.nan, 1.0]}
+    )
+    report.write(tmp_path / "t.html", Page("t", "v", [Section("s", tables=[Table(frame, "c")])]))
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", (tmp_path / "t.html").read_text("utf-8"))
+    assert cells == ["12,345", "0.0312", "&lt;b&gt;", DASH, "6", "1.0e-07", DASH, "1.0000"]
+
+
+def test_gallery_holds_the_most_wrong_and_the_least_sure(folder: Path, tiles: Store) -> None:
+    trained = runs.load(folder, device="cpu")
+    ids = tiles.train.ids[:6]
+    valid = pd.DataFrame(
+        {"id": ids, "label": [0, 1, 0, 1, 0, 1], "probability": [0.9, 0.2, 0.1, 0.7, 0.55, 0.49]}
+    )
+    slides = np.array([f"slide {row}" for row in range(len(tiles.train))])
+    chosen = report.gallery(trained, tiles, valid, slides, count=3)
+    assert [tile.id for tile in chosen["Most wrong"]] == ids[[0, 1, 4]].tolist()
+    assert [tile.id for tile in chosen["Least sure"]] == ids[[5, 4, 3]].tolist()
+    first = chosen["Most wrong"][0]
+    assert (first.label, first.probability, first.slide) == (0, 0.9, "slide 0")
+    np.testing.assert_array_equal(first.pixels, tiles.train.tiles[0])
+
+    right = valid.assign(probability=valid["label"] * 0.8 + 0.1)
+    assert report.gallery(trained, tiles, right)["Most wrong"] == []
+    with pytest.raises(KitError, match="tile elsewhere of"):
+        report.gallery(trained, tiles, valid.assign(id="elsewhere"))
+
+
+def small_model(bn: str, crop: int = 96) -> TrainedModel:
+    """Return a small network whose running statistics are those of the images it sees."""
+    recipe = Recipe(bn=bn, crop=crop, size=32, seed=3)  # type: ignore[arg-type]
+    model = models.create_model(recipe)
+    with torch.no_grad():
+        for _ in range(20):
+            model(torch.rand(64, 3, 32, 32))
+    return TrainedModel("small", recipe, model, torch.device("cpu"), torch.float32)
+
+
+def grad_cam_written_out(model: SmallCNN, images: Tensor) -> Tensor:
+    """Equations 1 and 2 of Selvaraju et al. by hand, for the answer that was given."""
+    last = model.features[1]
+    features = last.layer(model.features[0](images))
+    first, second = (last.norm, last.act) if model.bn == "before" else (last.act, last.norm)
+    features = second(first(features))
+    logits = model.head(model.dense(model.flatten(last.pool(features)))).squeeze(1)
+    score = torch.where(logits > 0, logits, -logits).sum()
+    gradients = torch.autograd.grad(score, features)[0]
+    weights = gradients.mean(dim=(2, 3))
+    return torch.relu(torch.einsum("bc,bchw->bhw", weights, features))
+
+
+@pytest.mark.parametrize("bn", ["before", "after"])
+def test_grad_cam_is_the_formula(bn: str) -> None:
+    trained = small_model(bn)
+    images = np.random.default_rng(1).integers(0, 256, (6, 96, 96, 3), dtype=np.uint8)
+    # Nearest neighbours with pixel centres: the middle of each three by three.
+    inputs = torch.from_numpy(images[:, 1::3, 1::3]).permute(0, 3, 1, 2).float() / 255
+    assert isinstance(trained.model, SmallCNN)
+    maps = grad_cam_written_out(trained.model.eval(), inputs)[:, None].double()
+    maps = functional.interpolate(maps, (96, 96), mode="bilinear")[:, 0].detach()
+    expected = (maps / maps.amax((1, 2), keepdim=True)).numpy()
+    found = report.grad_cam(trained, images)
+    assert found is not None
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert found.max(axis=(1, 2)) == pytest.approx(1)
+
+
+class TopLeft(nn.Module):
+    """A network whose answer is how red the top left quarter is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 1, 1, bias=False)
+        nn.init.zeros_(self.conv.weight)
+        nn.init.ones_(self.conv.weight[:, :1])
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.conv(images)
+        side = images.shape[-1] // 2
+        return features[:, :, :side, :side].mean((2, 3))
+
+
+def test_grad_cam_lies_where_the_network_looked() -> None:
+    """A red patch left of the middle; the map shows it there, and nothing outside the crop."""
+    tile = np.zeros((1, 96, 96, 3), np.uint8)
+    tile[0, 40:48, 24:32, 0] = 255
+    model = TopLeft()
+    recipe = Recipe(crop=64, size=64)
+    trained = TrainedModel("top left", recipe, model, torch.device("cpu"), torch.float32)
+    found = report.grad_cam(trained, tile)
+    assert found is not None
+    expected = np.full((96, 96), np.nan)
+    expected[16:80, 16:80] = 0
+    expected[40:48, 24:32] = 1
+    np.testing.assert_allclose(found[0], expected)
+
+
+@pytest.mark.parametrize(
+    "name", ["test_resnet", "test_efficientnet", "test_convnext", "test_nfnet", "test_vit"]
+)
+def test_grad_cam_of_timm_models(name: str) -> None:
+    recipe = Recipe(model=name, size=160, normalize="imagenet")
+    model = models.create_model(recipe)
+    trained = TrainedModel(name, recipe, model, torch.device("cpu"), torch.float32)
+    tiles = np.random.default_rng(1).integers(0, 256, (2, 96, 96, 3), dtype=np.uint8)
+    found = report.grad_cam(trained, tiles)
+    assert found is not None
+    assert found.shape == (2, 96, 96)
+    assert 0 <= found.min() <= found.max() <= 1
+
+
+def test_model_without_a_map_has_no_grad_cam(tiles: Store) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 1))
+    trained = TrainedModel("flat", Recipe(size=8), model, torch.device("cpu"), torch.float32)
+    assert report.grad_cam(trained, tiles.train.tiles[:2]) is None
+    valid = pd.DataFrame({"id": tiles.train.ids[:2], "label": [0, 1], "probability": [0.9, 0.1]})
+    chosen = report.gallery(trained, tiles, valid)["Most wrong"]
+    assert [tile.cam for tile in chosen] == [None, None]
+
+
+def test_missing_table_of_slides_is_none(tiles: Store, tmp_path: Path) -> None:
+    assert report.read_slides(tiles, tmp_path / "none.csv") is None
+    assert report.read_slides(replace(tiles, folder=tmp_path / "store")) is None
