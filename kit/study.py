@@ -200,7 +200,10 @@ def verdict(histories: Histories, first: str, second: str) -> str:
         f"{pair.n} seeds"
     )
     if pair.p_value > 1 - metrics.CONFIDENCE:
-        return f"Not shown: {better} is ahead of {worse} by {size}, but {how_sure}."
+        return (
+            f"Not shown: {better} is ahead of {worse} by {size}, within what seeds alone may do "
+            f"({how_sure})."
+        )
     return f"{better} is better than {worse} by {size} ({how_sure})."
 
 
