@@ -266,7 +266,7 @@ def classes_by_slide(counts: pd.DataFrame, *, title: str) -> Figure:
     Parameters
     ----------
     counts
-        A row a slide and a column a class.
+        A row a slide, the largest first, and a column a class.
     """
     figure, axes = _single(title)
     places, base = np.arange(len(counts)), np.zeros(len(counts))
@@ -277,7 +277,7 @@ def classes_by_slide(counts: pd.DataFrame, *, title: str) -> Figure:
     if len(counts) <= _MOST_NAMED_BARS:
         names = [_plain(str(name)) for name in counts.index]
         axes.set_xticks(places, names, rotation=45 if len(counts) > 4 else 0, ha="center")
-    axes.set(xlabel="slide", ylabel="tiles")
+    axes.set(xlabel="slides, the largest first", ylabel="tiles")
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.grid(visible=False, axis="x")
     axes.legend()

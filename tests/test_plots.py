@@ -117,7 +117,7 @@ def test_calibration_shows_shares_intervals_and_counts() -> None:
     assert set(heights) >= {4, 10}
 
 
-@pytest.mark.parametrize("name", ["costs $5", "$x$", r"$\frac$", "<b>&"])
+@pytest.mark.parametrize("name", ["costs $5 & <b>", r"$\frac$"])
 def test_names_are_text_not_mathematics(name: str, tmp_path: Path) -> None:
     plots.curves([RESULT, replace(RESULT, epoch=2)], tmp_path / "curves.png", title=name)
     assert imread(tmp_path / "curves.png").shape[:2] == (480, 1200)
