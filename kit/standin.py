@@ -387,7 +387,7 @@ def _tumour_depth(positive: bool, rng: Generator) -> Array:
         return np.full_like(ROWS, -CANVAS)
     turn, distance = rng.uniform(0, 2 * np.pi), rng.uniform(15, 50)
     row, column = (CANVAS / 2 + distance * float(f(turn)) for f in (np.sin, np.cos))
-    depth: Array = 6 * _noise(14, CANVAS, rng) - cv2.magnitude(ROWS - row, COLUMNS - column)
+    depth: Array = 6 * _noise(14, CANVAS, rng) - _length(ROWS - row, COLUMNS - column)
     depth -= depth[TILE][CENTRE, CENTRE].max()
     depth += rng.uniform(8, 55) if positive else rng.uniform(-12, -4)
     return depth
@@ -448,7 +448,7 @@ def _stain_nuclei(
     y, x = TILE_ROWS - own.row, TILE_COLUMNS - own.column
     along = (own.cos * x + own.sin * y) / own.length
     across = (own.cos * y - own.sin * x) / own.width
-    radius = cv2.magnitude(along, across)
+    radius = _length(along, across)
     reach = radius + 0.13 * _noise(3, TILE_SIZE, rng)
     # No nucleus reaches over the tumour's edge, so that the edge decides the label.
     inside = np.clip((1 - reach) * own.width + 0.5, 0, 1) * np.clip(own.side * depth, 0, 1)
@@ -478,7 +478,7 @@ def _hollow_out(
     hollow = np.full_like(depth, -CANVAS)
     for _ in range(count):
         row, column = rng.uniform(0, CANVAS, 2).tolist()
-        distance = cv2.magnitude(TILE_ROWS - row, TILE_COLUMNS - column)
+        distance = _length(TILE_ROWS - row, TILE_COLUMNS - column)
         hollow = np.maximum(hollow, rng.uniform(8, 45) - distance)
     hollow = np.minimum(hollow + 2 * _noise(10, TILE_SIZE, rng), -depth - 2)
     tissue = np.clip(0.5 - hollow, 0, 1)
@@ -495,6 +495,12 @@ def _expose(haematoxylin: Array, eosin: Array, slide: Slide, rng: Generator) -> 
     absorb = np.column_stack([-strength * slide.stains.T, np.log(slide.light)])
     image = np.exp(cv2.transform(density, absorb))
     return np.minimum(image, 255, out=image).astype(np.uint8)
+
+
+def _length(rows: Array, columns: Array) -> Array:
+    # cv2.magnitude rounds by where in memory its arguments lie; numpy.hypot is four times slower.
+    length: Array = np.sqrt(rows * rows + columns * columns)
+    return length
 
 
 def _varied(tissues: Tissues, spread: float, rng: Generator) -> Tissues:
