@@ -27,8 +27,8 @@ class MomentumOptions(RunOptions):
     """The study's folder."""
     values: tuple[Momentum, ...] = (0.99, 0.75, 0.5, 0.25)
     """In Keras' sense (PyTorch's is 1 minus it); the others are compared with the first."""
-    seeds: Count = 6
-    """Trainings, from --seed on. Fewer than six allow no conclusion."""
+    seeds: Count = 8
+    """Trainings, from --seed on. Five values, compared fairly, need eight for a conclusion."""
     independent: bool = False
     """Train every momentum by itself: the same figures for several times the cost."""
 

@@ -8,6 +8,7 @@ PyTorch's is 1 minus it.
 """
 
 import dataclasses
+import itertools
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -205,27 +206,29 @@ def notebook_table(histories: Histories) -> pd.DataFrame:
 
 
 def verdict(histories: Histories) -> str:
-    """Say in one sentence which momentum is better than the first, or that none is shown."""
+    """Say in one sentence which momenta differ from the first, or that none is shown.
+
+    Each is tested against the first; Bonferroni's correction keeps the chance of any false
+    finding at 5 %.
+    """
     table = momentum_table(histories)
-    if table["p"].isna().all():
-        first, second = list(histories)[:2]
-        return study.verdict(histories, first, second)
-    column = next(name for name in table.columns if name.startswith("accuracy gained"))
-    reference = column.removeprefix("accuracy gained over ")
-    # Each momentum is tested against the first: Bonferroni keeps the chance of any false find.
-    level = (1 - metrics.CONFIDENCE) / table["p"].notna().sum()
-    shown = table[table["p"] <= level]
-    if shown.empty:
+    reference, seeds, comparisons = table.index[0], table["n"].iloc[0], len(table) - 1
+    level = (1 - metrics.CONFIDENCE) / comparisons
+    about = f"{comparisons} comparisons with momentum {reference} in validation accuracy"
+    if 2 / 2**seeds > level:
+        needed = next(n for n in itertools.count(metrics.MIN_SEEDS) if 2 / 2**n <= level)
         return (
-            f"Not shown: no momentum differs from {reference} in validation accuracy after "
-            f"{len(table) - 1} comparisons (smallest p = {table['p'].min():.3f}, "
-            f"{table['n'].iloc[0]} seeds)."
+            f"No conclusion is possible from {about}: {seeds} seeds cannot give a p of "
+            f"{level:.3f} or less, {needed} could."
         )
-    gains = ", ".join(f"{name} by {row[column]}" for name, row in shown.iterrows())
-    return (
-        f"Against momentum {reference}, validation accuracy differs for {gains} "
-        f"(95 % intervals, {table['n'].iloc[0]} seeds, p at most {level:.3f} each)."
-    )
+    shown = table[table["p"] <= level]
+    how_sure = f"sign-flip p at most {level:.3f} each, {seeds} seeds"
+    if shown.empty:
+        smallest = table["p"].min()
+        return f"Not shown: {about} find none ({how_sure} is asked, the least is {smallest:.3f})."
+    column = f"accuracy gained over {reference}"
+    gains = ", ".join(f"{name} gains {row[column]}" for name, row in shown.iterrows())
+    return f"In {about}, {gains} ({how_sure})."
 
 
 def _sweep_one(run: Run, momenta: Sequence[float], bar: "tqdm[None]") -> None:

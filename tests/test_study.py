@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -191,6 +192,27 @@ def test_sweep_is_the_independent_runs_bit_for_bit(tiles: Store, tmp_path: Path)
     table = momentum.momentum_table(swept)
     assert table.index.tolist() == ["0.99", "0.75", "0.5", momentum.RECALIBRATED]
     assert len(set(table["training accuracy"])) == 1
+
+
+@pytest.mark.parametrize(
+    ("seeds", "gain", "expected"),
+    [
+        (6, 0.05, "No conclusion is possible from 3 comparisons"),
+        (7, 0.05, r"in validation accuracy, 0\.5 gains .*, 0\.25 gains "),
+        (7, 0.0, "Not shown: 3 comparisons with momentum 0.99"),
+    ],
+)
+def test_verdict_on_momentum_is_corrected_for_its_comparisons(
+    seeds: int, gain: float, expected: str
+) -> None:
+    rng = np.random.default_rng(0)
+    noise = 0.01 * rng.standard_normal((4, seeds))
+    gains = {"0.99": 0.0, "0.75": 0.0, "0.5": gain, "0.25": gain}
+    swept = {
+        name: [history(0.7, 0.8 + mean + jitter) for jitter in row]
+        for (name, mean), row in zip(gains.items(), noise, strict=True)
+    }
+    assert re.search(expected, momentum.verdict(swept))
 
 
 def test_bank_leaves_the_models_own_statistics_alone(tiles: Store, tmp_path: Path) -> None:
