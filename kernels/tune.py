@@ -60,7 +60,8 @@ def tune_momentum(argv: list[str]) -> None:
     study.write_tables(options.out, tables, verdict)
     folders = {path.name: path for path in sorted((options.out / "runs").iterdir())[:3]}
     command = shlex.join(["python", "kernels/tune.py", "momentum", *argv])
-    page = pages.momentum_page(histories, tables, verdict, tiles, folders, command)
+    slides = report.read_slides(tiles, recipe.slides)
+    page = pages.momentum_page(histories, tables, verdict, tiles, slides, folders, command)
     report.write(options.out / "report.html", page)
     for table in tables.values():
         print(f"\n{table.to_string(float_format='{:.4f}'.format)}")

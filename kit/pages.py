@@ -70,7 +70,7 @@ def compare_page(
                 ],
                 drawings=_prediction_drawings(comparison),
             ),
-            *(_gallery(folder, arm, store, slides) for arm, folder in last.items()),
+            *(_gallery(arm, folder, store, slides) for arm, folder in last.items()),
             report.rebuild_section(command, last),
         ],
         is_standin=store.is_standin,
@@ -82,6 +82,7 @@ def momentum_page(
     tables: Tables,
     verdict: str,
     store: Store,
+    slides: Slides | None,
     folders: Mapping[str, Path],
     command: str,
 ) -> Page:
@@ -92,7 +93,7 @@ def momentum_page(
     tables
         `table2` and `notebook`, as `momentum` makes them.
     folders
-        Run folders to give the fingerprints of.
+        Run folders to give the fingerprints of, and the first one's gallery.
     """
     by_momentum = {f"momentum {name}": seeds for name, seeds in histories.items()}
     return Page(
@@ -129,6 +130,7 @@ def momentum_page(
                     )
                 ],
             ),
+            _gallery(*next(iter(folders.items())), store, slides),
             report.rebuild_section(command, folders),
         ],
         is_standin=store.is_standin,
@@ -164,10 +166,10 @@ def _prediction_drawings(comparison: Study) -> list[Drawing]:
     ]
 
 
-def _gallery(folder: Path, arm: str, store: Store, slides: Slides | None) -> Section:
+def _gallery(name: str, folder: Path, store: Store, slides: Slides | None) -> Section:
     tiles = report.gallery(runs.load(folder), store, runs.read_valid(folder), slides, count=6)
-    shown = report.gallery_section({f"{heading}: {arm}": one for heading, one in tiles.items()})
-    return Section(f"{shown.heading}, {arm}", shown.text, gallery=shown.gallery)
+    shown = report.gallery_section({f"{heading}: {name}": one for heading, one in tiles.items()})
+    return Section(f"{shown.heading}, {name}", shown.text, gallery=shown.gallery)
 
 
 def _table(frame: pd.DataFrame, caption: str) -> Table:

@@ -1,0 +1,81 @@
+"""The pages of studies, opened in a real browser."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from browser import DESKTOP, PHONE, needs_chromium, visit
+from conftest import competition_files, write_zip
+
+from kit import momentum, pages, report, store, study
+from kit.config import Recipe
+from kit.store import Store
+from kit.study import Study
+
+RECIPE = Recipe(epochs=2, batch_size=16, widths=(4, 6, 8))
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    data = tmp_path_factory.mktemp("data")
+    write_zip(data, competition_files(train=120, test=5))
+    packed = store.pack(data)
+    rows = [f"{tile},S{number % 3}\n" for number, tile in enumerate(packed.train.ids)]
+    (data / "slides.csv").write_text("id,slide\n" + "".join(rows))
+    return packed
+
+
+def write_comparison(tiles: Store, folder: Path) -> Path:
+    arms = {bn: replace(RECIPE, bn=bn) for bn in ("before", "after")}  # type: ignore[arg-type]
+    comparison = Study(folder, arms, (0, 1))
+    histories = study.train(comparison, tiles, device="cpu")
+    slides = report.read_slides(tiles)
+    assert slides is not None
+    predictions = study.pooled_predictions(comparison)
+    tables = {
+        "table1": study.paired_table(histories, *arms),
+        "delong": study.delong_table(predictions, *arms),
+        "pooled": study.pooled_table(
+            predictions, *arms, dict(zip(tiles.train.ids, slides, strict=True))
+        ),
+    }
+    verdict = study.verdict(histories, *arms)
+    page = pages.compare_page(comparison, histories, tables, verdict, tiles, slides, "compare <b>")
+    report.write(folder / "report.html", page)
+    return folder / "report.html"
+
+
+def write_sweep(tiles: Store, folder: Path) -> Path:
+    histories = momentum.sweep(RECIPE, (0.99, 0.5), (0, 1), tiles, folder, device="cpu")
+    tables = {
+        "table2": momentum.momentum_table(histories),
+        "notebook": momentum.notebook_table(histories),
+    }
+    folders = {"sweep-0": folder / "runs" / "sweep-0"}
+    verdict = momentum.verdict(histories)
+    slides = report.read_slides(tiles)
+    page = pages.momentum_page(histories, tables, verdict, tiles, slides, folders, "tune")
+    report.write(folder / "report.html", page)
+    return folder / "report.html"
+
+
+@pytest.fixture(scope="module", params=[write_comparison, write_sweep])
+def page(
+    request: pytest.FixtureRequest, tiles: Store, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    yield request.param(tiles, tmp_path_factory.mktemp("study"))
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [DESKTOP, PHONE])
+def test_study_page_in_a_browser(page: Path, width: int) -> None:
+    with visit(page, width=width) as opened:
+        opened.assert_sound()
+        text = opened.page.inner_text("body")
+        assert "No conclusion is possible" in text[:600]
+        assert "Grad-CAM" in text
+        gallery = opened.page.locator("select").first
+        shown = opened.page.locator("[data-slide]:visible").count()
+        gallery.select_option("S1")
+        assert 0 < opened.page.locator("[data-slide]:visible").count() < shown
