@@ -195,12 +195,15 @@ def notebook_table(histories: Histories) -> pd.DataFrame:
             pair = metrics.paired_difference(one, other)
             noise = 1.96 * 2**0.5 * max(one.std(), other.std())
             claimed = NOTEBOOK[name][column] - NOTEBOOK[known[0]][column]
+            same = one.equals(other)
             rows[f"{name} against {known[0]}, {figure}"] = {
                 "notebook": claimed,
-                "here": str(pair.difference),
+                "here": "0, being the same training" if same else str(pair.difference),
                 "p": pair.p_value,
                 "seed noise": noise,
-                "notebook's difference": _explain(claimed, noise, pair),
+                "notebook's difference": (
+                    "the seed's alone" if same else _explain(claimed, noise, pair)
+                ),
             }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("difference")
 
