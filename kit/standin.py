@@ -19,6 +19,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
+from scipy.spatial import KDTree
 from tqdm import tqdm
 
 from kit import __version__, competition
@@ -41,16 +42,15 @@ KEPT = (competition.ARCHIVE, competition.LABELS_FILE, competition.SLIDES_FILE, "
 """Where a folder has one of these and no stand-in, it holds data that may be real."""
 
 CENTRE = slice((TILE_SIZE - CENTRE_SIZE) // 2, (TILE_SIZE + CENTRE_SIZE) // 2)
-MARGIN = 6
-"""Pixels around a tile that are laid out too, so that nuclei at its edge are cut, not missing."""
-CANVAS = TILE_SIZE + 2 * MARGIN
-TILE = (slice(MARGIN, -MARGIN), slice(MARGIN, -MARGIN))
-ROWS, COLUMNS = np.indices((CANVAS, CANVAS), dtype=np.float32)
-TILE_ROWS, TILE_COLUMNS = ROWS[TILE].copy(), COLUMNS[TILE].copy()
+ROWS, COLUMNS = np.indices((TILE_SIZE, TILE_SIZE), dtype=np.float32)
+FAR = 1000.0
+"""Pixels; farther than anything in a tile."""
 TEXTURE = 256
-LATTICE = np.indices((64, 64), dtype=np.float32)
-LATTICE[1] += LATTICE[0] % 2 / 2
-"""The rows and columns of points about 1 apart."""
+"""Height and width of the noise that tiles are cut from, in pixels."""
+LATTICE = 32
+"""Rows and columns of the lattice that the nuclei of a tile are cut from."""
+ZOOM = 16
+"""Places looked up in the lattice to a unit of length."""
 
 STROMA, LYMPHOID, REACTIVE, TUMOUR = range(4)
 NORMAL_SHARES = (0.37, 0.38, 0.25)
@@ -131,7 +131,7 @@ class Slide(NamedTuple):
 
 
 class Nuclei(NamedTuple):
-    """One value a nucleus; or one a pixel, that of the nearest nucleus."""
+    """The nucleus nearest to each pixel: (96, 96) values of each kind."""
 
     row: Array
     column: Array
@@ -144,8 +144,6 @@ class Nuclei(NamedTuple):
     """Half the short axis."""
     haematoxylin: Array
     pallor: Array
-    side: Array
-    """1 in the tumour, -1 outside it."""
 
 
 def write(data: Path, *, train: int, test: int, seed: int) -> Path:
@@ -365,16 +363,15 @@ def _blank(value: int, slide: str) -> Tile:
 def _draw(slide: Slide, positive: bool, rng: Generator) -> Tile:
     depth = _tumour_depth(positive, rng)
     if not positive and rng.random() < NEAR_WHITE_SHARE:
-        empty = np.zeros((TILE_SIZE, TILE_SIZE), np.float32)
+        empty = np.zeros_like(ROWS)
         return Tile(_expose(empty, empty, slide, rng), np.zeros(empty.shape, bool), slide.name)
     tissues = _varied(slide.tissues, 0.14, rng)
     main, other = rng.choice(len(NORMAL_SHARES), 2, p=NORMAL_SHARES)
-    region = np.where(_noise(25, CANVAS, rng) < 0.7, main, other)
+    region = np.where(_noise(25, rng) < 0.7, main, other)
     region[depth > 0] = TUMOUR
     angle = rng.uniform(0, np.pi)
+    haematoxylin, eosin = _ground(region, tissues, angle, rng)
     nuclei = _scatter(region, tissues, angle, rng)
-    depth = depth[TILE]
-    haematoxylin, eosin = _ground(region[TILE].copy(), tissues, angle, rng)
     haematoxylin, eosin = _stain_nuclei(haematoxylin, eosin, nuclei, depth, rng)
     if hollows := rng.poisson(1.6 if main == STROMA else 0.15):
         haematoxylin, eosin = _hollow_out(haematoxylin, eosin, hollows, depth, rng)
@@ -382,13 +379,13 @@ def _draw(slide: Slide, positive: bool, rng: Generator) -> Tile:
 
 
 def _tumour_depth(positive: bool, rng: Generator) -> Array:
-    """Return how deep in the tumour each pixel of the canvas lies, below 0 outside it."""
+    """Return how deep in the tumour each pixel lies, below 0 outside it."""
     if not positive and rng.random() > TUMOUR_OUTSIDE_SHARE:
-        return np.full_like(ROWS, -CANVAS)
+        return np.full_like(ROWS, -FAR)
     turn, distance = rng.uniform(0, 2 * np.pi), rng.uniform(15, 50)
-    row, column = (CANVAS / 2 + distance * float(f(turn)) for f in (np.sin, np.cos))
-    depth: Array = 6 * _noise(14, CANVAS, rng) - _length(ROWS - row, COLUMNS - column)
-    depth -= depth[TILE][CENTRE, CENTRE].max()
+    row, column = (TILE_SIZE / 2 + distance * float(f(turn)) for f in (np.sin, np.cos))
+    depth: Array = 6 * _noise(14, rng) - _length(ROWS - row, COLUMNS - column)
+    depth -= depth[CENTRE, CENTRE].max()
     depth += rng.uniform(8, 55) if positive else rng.uniform(-12, -4)
     return depth
 
@@ -399,95 +396,84 @@ def _ground(region: Array, tissues: Tissues, angle: float, rng: Generator) -> tu
         cv2.blur(look.take(region), (7, 7))
         for look in (tissues.haematoxylin, tissues.eosin, tissues.fibres)
     )
-    haematoxylin = haematoxylin * (1 + 0.4 * _noise(4, TILE_SIZE, rng))
-    eosin = eosin * (1 + fibres * _fibres(angle, rng) + 0.3 * _noise(2, TILE_SIZE, rng))
+    haematoxylin = haematoxylin * (1 + 0.4 * _noise(4, rng))
+    eosin = eosin * (1 + fibres * _fibres(angle, rng) + 0.3 * _noise(2, rng))
     return np.maximum(haematoxylin, 0), np.maximum(eosin, 0)
 
 
 def _fibres(angle: float, rng: Generator) -> Array:
     """Return a pattern of wavy fibres, of mean 0 and variance 1."""
     sin, cos = float(np.sin(angle)), float(np.cos(angle))
-    along = cv2.addWeighted(TILE_COLUMNS, cos, TILE_ROWS, sin, rng.uniform(0, TEXTURE))
-    across = cv2.addWeighted(TILE_ROWS, cos, TILE_COLUMNS, -sin, rng.uniform(0, TEXTURE))
-    across += 12 * _noise(16, TILE_SIZE, rng)
+    along = cv2.addWeighted(COLUMNS, cos, ROWS, sin, rng.uniform(0, TEXTURE))
+    across = cv2.addWeighted(ROWS, cos, COLUMNS, -sin, rng.uniform(0, TEXTURE))
+    across += 12 * _noise(16, rng)
     return cv2.remap(_texture(12, 0.8), along, across, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
 
 
 def _scatter(region: Array, tissues: Tissues, angle: float, rng: Generator) -> Nuclei:
-    """Strew nuclei over the canvas, each as the tissue under it has them."""
-    row, column, tissue = _places(region, tissues.spacing, rng)
-    looks, count = Tissues(*(look[tissue] for look in tissues)), len(tissue)
-    radius = looks.radius * rng.lognormal(0, looks.spread)
-    stretch = np.sqrt(looks.stretch * rng.lognormal(0, 0.15, count))
+    """Return for each pixel the nearest nucleus of the tissue there."""
+    nearest = np.zeros(region.shape, np.intp)
+    nuclei: list[Array] = []
+    for tissue in range(TUMOUR + 1):
+        here = region == tissue
+        if here.any():
+            strewn, owner = _strew(Tissues(*(look[tissue] for look in tissues)), angle, rng)
+            np.copyto(nearest, owner + sum(part.shape[1] for part in nuclei), where=here)
+            nuclei.append(strewn)
+    return Nuclei(*(values.take(nearest) for values in np.concatenate(nuclei, axis=1)))
+
+
+def _strew(look: Tissues, angle: float, rng: Generator) -> tuple[Array, Array]:
+    """Return the nuclei (values, nuclei) of one tissue, and the nearest one of each pixel."""
+    points, zones = _lattice()
+    origin = rng.uniform(1, LATTICE - 2 - TILE_SIZE / look.spacing, (2, 1))
+    steps = origin + np.arange(TILE_SIZE) / look.spacing
+    rows, columns = (steps * ZOOM).astype(np.intp)
+    nearest = zones[rows[:, None], columns]
+    first, last = nearest.min(), nearest.max() + 1
+    row, column = (points[:, first:last] - origin) * look.spacing
+    count = last - first
+    radius = look.radius * rng.lognormal(0, look.spread, count)
+    stretch = np.sqrt(look.stretch * rng.lognormal(0, 0.15, count))
     turn = angle + rng.normal(scale=0.4, size=count)
-    haematoxylin = looks.nucleus * rng.lognormal(0, 0.18, count)
-    side = np.where(tissue == TUMOUR, 1, -1)
     place = (row, column, np.cos(turn), np.sin(turn), radius * stretch, radius / stretch)
-    look = (haematoxylin, looks.pallor, side)
-    return Nuclei(*np.array(place + look, np.float32))
-
-
-def _places(region: Array, spacing: Array, rng: Generator) -> Array:
-    """Return (3, points): row, column and tissue of points on a jittered lattice a tissue."""
-    places = []
-    for tissue, space in enumerate(spacing):
-        steps = int(CANVAS / space) + 2
-        points = LATTICE[:, :steps, :steps] + rng.normal(scale=0.17, size=(2, steps, steps))
-        points = ((points - rng.random((2, 1, 1))) * space).astype(int).reshape(2, -1)
-        row, column = points[:, (points.min(axis=0) >= 0) & (points.max(axis=0) < CANVAS)]
-        here = region[row, column] == tissue
-        places.append((row[here], column[here], np.full(here.sum(), tissue)))
-    return np.concatenate(places, axis=1)
+    haematoxylin = look.nucleus * rng.lognormal(0, 0.18, count)
+    values = (*place, haematoxylin, np.full(count, look.pallor))
+    return np.array(values, np.float32), nearest - first
 
 
 def _stain_nuclei(
     haematoxylin: Array, eosin: Array, nuclei: Nuclei, depth: Array, rng: Generator
 ) -> tuple[Array, Array]:
-    nearest = _nearest(nuclei.row.astype(int), nuclei.column.astype(int))
-    own = Nuclei(*(value.take(nearest) for value in nuclei))
-    y, x = TILE_ROWS - own.row, TILE_COLUMNS - own.column
-    along = (own.cos * x + own.sin * y) / own.length
-    across = (own.cos * y - own.sin * x) / own.width
+    y, x = ROWS - nuclei.row, COLUMNS - nuclei.column
+    along = (nuclei.cos * x + nuclei.sin * y) / nuclei.length
+    across = (nuclei.cos * y - nuclei.sin * x) / nuclei.width
     radius = _length(along, across)
-    reach = radius + 0.13 * _noise(3, TILE_SIZE, rng)
-    # No nucleus reaches over the tumour's edge, so that the edge decides the label.
-    inside = np.clip((1 - reach) * own.width + 0.5, 0, 1) * np.clip(own.side * depth, 0, 1)
-    density = own.haematoxylin * (1 - own.pallor * np.clip(1.3 - 1.3 * radius * radius, 0, 1))
-    density *= 1 + 0.28 * _noise(0.8, TILE_SIZE, rng)
+    reach = radius + 0.13 * _noise(3, rng)
+    inside = np.clip((1 - reach) * nuclei.width + 0.5, 0, 1) * np.clip(np.abs(depth), 0, 1)
+    density = nuclei.haematoxylin * (1 - nuclei.pallor * np.clip(1.3 - 1.3 * radius * radius, 0, 1))
+    density *= 1 + 0.28 * _noise(0.8, rng)
     haematoxylin = haematoxylin + inside * (density - haematoxylin)
     return cv2.GaussianBlur(haematoxylin, (3, 3), 0.6), eosin * (1 - 0.4 * inside)
-
-
-def _nearest(row: Array, column: Array) -> Array:
-    """Return (96, 96), the index of the point nearest to each pixel of the tile."""
-    elsewhere = np.ones((CANVAS, CANVAS), np.uint8)
-    elsewhere[row, column] = 0
-    _, zone = cv2.distanceTransformWithLabels(
-        elsewhere, cv2.DIST_L2, 3, labelType=cv2.DIST_LABEL_PIXEL
-    )
-    point_of = np.zeros(zone.max() + 1, np.intp)
-    point_of[zone[row, column]] = np.arange(len(row))
-    nearest: Array = point_of[np.asarray(zone)[TILE]]
-    return nearest
 
 
 def _hollow_out(
     haematoxylin: Array, eosin: Array, count: int, depth: Array, rng: Generator
 ) -> tuple[Array, Array]:
     """Cut fat cells or vessels, each with a thin wall, out of the tissue around the tumour."""
-    hollow = np.full_like(depth, -CANVAS)
+    hollow = np.full_like(depth, -FAR)
     for _ in range(count):
-        row, column = rng.uniform(0, CANVAS, 2).tolist()
-        distance = _length(TILE_ROWS - row, TILE_COLUMNS - column)
+        row, column = rng.uniform(0, TILE_SIZE, 2).tolist()
+        distance = _length(ROWS - row, COLUMNS - column)
         hollow = np.maximum(hollow, rng.uniform(8, 45) - distance)
-    hollow = np.minimum(hollow + 2 * _noise(10, TILE_SIZE, rng), -depth - 2)
+    hollow = np.minimum(hollow + 2 * _noise(10, rng), -depth - 2)
     tissue = np.clip(0.5 - hollow, 0, 1)
     return haematoxylin * tissue, eosin * tissue + 0.5 * np.exp(-np.square(hollow + 1))
 
 
 def _expose(haematoxylin: Array, eosin: Array, slide: Slide, rng: Generator) -> NDArray[np.uint8]:
     """Return the (96, 96, 3) pixels that the light behind the stains leaves."""
-    grain = 0.02 * _noise(0.5, TILE_SIZE, rng)
+    grain = 0.02 * _noise(0.5, rng)
     density = cv2.merge([haematoxylin + grain, eosin])
     blurred = cv2.GaussianBlur(density, (5, 5), 1.2)
     density = cv2.addWeighted(density, 1 + slide.sharpness, blurred, -slide.sharpness, 0)
@@ -508,10 +494,10 @@ def _varied(tissues: Tissues, spread: float, rng: Generator) -> Tissues:
     return Tissues(*(looks * rng.lognormal(0, spread, looks.shape).astype(np.float32)))
 
 
-def _noise(scale: float, size: int, rng: Generator) -> Array:
-    """Return (size, size) noise of mean 0 and variance 1, smooth over `scale` pixels."""
-    top, left = rng.integers(0, TEXTURE - size, 2)
-    return _texture(scale, scale)[top : top + size, left : left + size]
+def _noise(scale: float, rng: Generator) -> Array:
+    """Return (96, 96) noise of mean 0 and variance 1, smooth over `scale` pixels."""
+    top, left = rng.integers(0, TEXTURE - TILE_SIZE, 2)
+    return _texture(scale, scale)[top : top + TILE_SIZE, left : left + TILE_SIZE]
 
 
 @cache
@@ -520,3 +506,14 @@ def _texture(width: float, height: float) -> Array:
     smooth = gaussian_filter(noise, (height, width), mode="wrap")
     texture: Array = ((smooth - smooth.mean()) / smooth.std()).astype(np.float32)
     return texture
+
+
+@cache
+def _lattice() -> tuple[Array, Array]:
+    """Return irregular points about 1 apart, (2, points), and the nearest one of each place."""
+    points = np.indices((LATTICE, LATTICE), dtype=np.float64)
+    points[1] += points[0] % 2 / 2
+    points += np.random.default_rng(0).normal(scale=0.17, size=points.shape)
+    places = (np.indices((LATTICE * ZOOM, LATTICE * ZOOM)).reshape(2, -1).T + 0.5) / ZOOM
+    nearest = KDTree(points.reshape(2, -1).T).query(places)[1]
+    return points.reshape(2, -1), nearest.reshape(LATTICE * ZOOM, LATTICE * ZOOM)
