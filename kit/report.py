@@ -268,9 +268,9 @@ def rebuild_section(command: str, folders: Mapping[str, Path]) -> Section:
     return Section(
         "How to rebuild this",
         text=[
-            "On the same processor the same command, with the data and the versions of these "
-            "fingerprints, gives the same weights bit for bit; a GPU's may differ in the last "
-            "digits.",
+            "On the same processor and number of threads the same command, with the data and the "
+            "versions of these fingerprints, gives the same weights bit for bit. Elsewhere the "
+            "last digits differ, and training makes of that what it makes of another seed.",
         ],
         code=command,
         tables=[
@@ -463,7 +463,7 @@ def _provenance(folder: Path) -> dict[str, Any]:
     }
     for name in ("split.csv", "model.safetensors", "valid.csv"):
         facts[f"{name}, SHA-256"] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-    versions = ("kit", "torch", "timm", "python", "device", "precision", "workers")
+    versions = ("kit", "torch", "timm", "python", "device", "precision", "workers", "threads")
     return facts | {name: config.get(name) for name in versions}
 
 

@@ -181,6 +181,8 @@ class Run:
             "precision": str(self.dtype).removeprefix("torch."),
             "device": str(self.device),
             "workers": self.workers,
+            # Sums are rounded in another order by another number of threads.
+            "threads": torch.get_num_threads(),
             "kit": kit.__version__,
             "torch": torch.__version__,
             "timm": version("timm"),
