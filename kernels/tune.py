@@ -12,9 +12,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from kit import config, momentum, pages, report, store, study
+from kit import config, momentum, pages, report, search, store, study
 from kit.config import Count, RunOptions
 from kit.errors import KitError, exit_on_error
+from kit.search import SearchOptions
 
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 
@@ -68,7 +69,35 @@ def tune_momentum(argv: list[str]) -> None:
     print(f"\n{verdict}\nthe whole study: {options.out}/report.html")
 
 
-COMMANDS = {"momentum": tune_momentum}
+def tune_search(argv: list[str]) -> None:
+    """Search until enough trials are finished, then tell what was found."""
+    description = (
+        "Search over the recipe's options with Optuna. An option given by name keeps its value. "
+        "The same command goes on with a search that was stopped, or joins one."
+    )
+    options = config.parse_options(SearchOptions, description, argv)
+    tiles = store.open_store(options.data)
+    result = search.run(
+        options.settings,
+        tiles,
+        options.out,
+        trials=options.trials,
+        seeds=options.seeds,
+        storage=options.storage,
+        fixed=config.given(argv),
+        device=options.device,
+        workers=options.workers,
+    )
+    command = shlex.join(["python", "kernels/tune.py", "search", *argv])
+    page = pages.search_page(result, options.out, tiles, command)
+    report.write(options.out / "report.html", page)
+    for name, share in result.importances.items():
+        print(f"{name:24} {share:7.1%} of what sets good trials apart")
+    print(f"{pages.search_verdict(result)}\nthe whole search: {options.out}/report.html")
+    print(f"next: python kernels/train.py --recipe {options.out}/best.toml --data {options.data}")
+
+
+COMMANDS = {"momentum": tune_momentum, "search": tune_search}
 
 
 def main(argv: list[str]) -> None:

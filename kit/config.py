@@ -191,11 +191,14 @@ def read_recipe(name: str) -> Recipe:
 def parse_recipe(values: dict[str, Any], *, source: str) -> Recipe:
     """Build a recipe from plain values, as TOML or JSON hold them.
 
+    TOML has no null: there None is written as on the command line, "None".
+
     Raises
     ------
     KitError
         Naming `source` and every key that is unknown or has a wrong value.
     """
+    values = {name: None if value == "None" else value for name, value in values.items()}
     try:
         return _RECIPE.validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:

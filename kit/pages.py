@@ -8,6 +8,7 @@ import pandas as pd
 from kit import momentum, plots, report, runs, study
 from kit.plots import Predictions
 from kit.report import Drawing, Page, Section, Slides, Table
+from kit.search import SearchResult
 from kit.store import Store
 from kit.study import Histories, Study
 
@@ -132,6 +133,53 @@ def momentum_page(
             ),
             _gallery(*next(iter(folders.items())), store, slides),
             report.rebuild_section(command, folders),
+        ],
+        is_standin=store.is_standin,
+    )
+
+
+def search_verdict(result: SearchResult) -> str:
+    """Say what a search found, and how much to believe of it."""
+    return (
+        f"The best of {result.complete} finished trials ({result.pruned} more were stopped early) "
+        f"reached {result.auc:.4f} validation AUC: optimistic, as it was chosen on that holdout."
+    )
+
+
+def search_page(result: SearchResult, out: Path, store: Store, command: str) -> Page:
+    """Describe a search from its folder."""
+    trials = pd.read_csv(out / "trials.csv")
+    importances = pd.DataFrame(
+        {"parameter": result.importances.keys(), "importance": result.importances.values()}
+    )
+    valid = runs.read_valid(result.folder)
+    shown: Predictions = {"best trial": (valid["label"], valid["probability"])}
+    slides = report.read_slides(store, result.recipe.slides)
+    return Page(
+        title=f"Search, {result.complete + result.pruned} trials",
+        verdict=search_verdict(result),
+        limits=[
+            "Train the recipe with other seeds, or compare it with the base recipe, before you "
+            "believe in its gain."
+        ],
+        sections=[
+            Section(
+                "What decided",
+                tables=[
+                    Table(importances, "Shares of what sets the best quarter of the trials apart.")
+                ],
+            ),
+            Section(
+                "The best recipe",
+                code=(out / "best.toml").read_text("utf-8"),
+                drawings=[
+                    Drawing(plots.roc(shown), "Held-out tiles of the best trial."),
+                    Drawing(plots.calibration(shown), "Held-out tiles of the best trial."),
+                ],
+            ),
+            Section("All trials", tables=[Table(trials, "In the order of their numbers.")]),
+            _gallery("best trial", result.folder, store, slides),
+            report.rebuild_section(command, {"best trial": result.folder}),
         ],
         is_standin=store.is_standin,
     )

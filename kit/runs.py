@@ -10,6 +10,7 @@ metrics.json       the final figures, with intervals
 """
 
 import dataclasses
+import io
 import json
 import pickle
 import platform
@@ -192,8 +193,11 @@ class Run:
     def _checkpoint(self) -> None:
         """Keep the end of an epoch: last.pt first, from which the history follows."""
         history = [asdict(result) for result in self.history]
+        # Through memory: where the disk is full, torch.save raises no OSError.
+        buffer = io.BytesIO()
+        torch.save(self.state.state_dict() | {"history": history}, buffer)
         with atomic_path(self.folder / "last.pt") as partial:
-            torch.save(self.state.state_dict() | {"history": history}, partial)
+            partial.write_bytes(buffer.getbuffer())
         self._write_history()
 
     def _write_history(self) -> None:

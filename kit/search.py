@@ -14,7 +14,6 @@ import logging
 import math
 import shutil
 import time
-import tomllib
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -239,7 +238,6 @@ def run(
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("sqlalchemy").setLevel(logging.CRITICAL)
     space = search_space(recipe, store, seeds=seeds, fixed=fixed)
-    _check_recipe_file(recipe)
     with _named_storage(out, storage):
         study = _open_study(space, store, out, seeds=seeds, storage=storage)
         with tqdm(total=trials, desc="search", unit=" trials", disable=not progress) as bar:
@@ -680,8 +678,3 @@ def _recipe_toml(recipe: Recipe) -> str:
         if value is not None or getattr(defaults, name) is not None
     }
     return tomli_w.dumps(values)
-
-
-def _check_recipe_file(recipe: Recipe) -> None:
-    """Refuse now what could not be written in the end."""
-    config.parse_recipe(tomllib.loads(_recipe_toml(recipe)), source="the recipe's file")

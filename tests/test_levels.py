@@ -19,7 +19,12 @@ LEVELS = [
     {"pages"},
     {"explore"},
 ]
-DOORS = {"albumentations": {"transforms"}, "timm": {"models"}, "kaggle": set()}
+DOORS = {
+    "albumentations": {"transforms"},
+    "timm": {"models"},
+    "optuna": {"search"},
+    "kaggle": set(),
+}
 
 
 def imported(path: Path) -> set[str]:

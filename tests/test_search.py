@@ -429,7 +429,8 @@ def test_numbers_below_one_are_refused(
         find(tiles, tmp_path / "search", **numbers)
 
 
-def test_a_recipe_that_no_file_can_hold_is_refused_at_once(tiles: Store, tmp_path: Path) -> None:
-    with pytest.raises(KitError, match="per_class = 'None'"):
-        find(tiles, tmp_path / "search", replace(RECIPE, per_class=None))
-    assert not (tmp_path / "search").exists()
+def test_a_recipe_without_a_limit_reads_back(tiles: Store, tmp_path: Path) -> None:
+    result = find(tiles, tmp_path / "search", replace(RECIPE, per_class=None))
+    best = config.read_recipe(str(tmp_path / "search" / "best.toml"))
+    assert best == result.recipe
+    assert best.per_class is None
