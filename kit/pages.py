@@ -8,7 +8,7 @@ import pandas as pd
 from kit import momentum, plots, report, runs, study
 from kit.plots import Predictions
 from kit.report import Drawing, Page, Section, Slides, Table
-from kit.search import SearchResult
+from kit.search import IMPORTANCE_TRIALS, SearchResult
 from kit.store import Store
 from kit.study import Histories, Study
 
@@ -149,9 +149,6 @@ def search_verdict(result: SearchResult) -> str:
 def search_page(result: SearchResult, out: Path, store: Store, command: str) -> Page:
     """Describe a search from its folder."""
     trials = pd.read_csv(out / "trials.csv")
-    importances = pd.DataFrame(
-        {"parameter": result.importances.keys(), "importance": result.importances.values()}
-    )
     valid = runs.read_valid(result.folder)
     shown: Predictions = {"best trial": (valid["label"], valid["probability"])}
     slides = report.read_slides(store, result.recipe.slides)
@@ -163,12 +160,7 @@ def search_page(result: SearchResult, out: Path, store: Store, command: str) -> 
             "believe in its gain."
         ],
         sections=[
-            Section(
-                "What decided",
-                tables=[
-                    Table(importances, "Shares of what sets the best quarter of the trials apart.")
-                ],
-            ),
+            _importance_section(result),
             Section(
                 "The best recipe",
                 code=(out / "best.toml").read_text("utf-8"),
@@ -183,6 +175,20 @@ def search_page(result: SearchResult, out: Path, store: Store, command: str) -> 
         ],
         is_standin=store.is_standin,
     )
+
+
+def _importance_section(result: SearchResult) -> Section:
+    if not result.importances:
+        text = [
+            f"{result.complete} trials were trained to the end; it takes "
+            f"{IMPORTANCE_TRIALS} to say which parameters matter."
+        ]
+        return Section("What decided", text)
+    shares = pd.DataFrame(
+        {"parameter": result.importances.keys(), "importance": result.importances.values()}
+    )
+    caption = "Shares of what sets the best quarter of the trials apart."
+    return Section("What decided", tables=[Table(shares, caption)])
 
 
 def _plots_one_to_four(histories: Histories) -> list[Drawing]:
@@ -221,4 +227,12 @@ def _gallery(name: str, folder: Path, store: Store, slides: Slides | None) -> Se
 
 
 def _table(frame: pd.DataFrame, caption: str) -> Table:
-    return Table(frame.reset_index(), caption)
+    """Show a table with its index, each mean and its standard deviation in one cell."""
+    shown = frame.copy()
+    for spread in [name for name in frame.columns if name.endswith(" sd")]:
+        mean = spread.removesuffix(" sd")
+        mean = mean if mean in frame else f"{mean} mean"
+        pairs = zip(frame[mean], frame[spread], strict=True)
+        shown[mean] = [f"{value:.4g} ({sd:.2g})" for value, sd in pairs]
+        shown = shown.drop(columns=spread).rename(columns={mean: f"{mean} (sd)"})
+    return Table(shown.reset_index(), caption)
