@@ -30,7 +30,7 @@ demo: demo/submission.csv ## train and predict on the synthetic stand-in, in a f
 demo/submission.csv: demo/runs/before/metrics.json
 	$(BIN)/python kernels/predict.py --run demo/runs/before --data demo/data --out $@
 	@echo
-	@echo "The stand-in competition: demo/data    the run: demo/runs/before (see curves.png)"
+	@echo "The stand-in competition: demo/data    the run: demo/runs/before (see report.html)"
 	@echo "The submission: $@"
 
 demo/runs/before/metrics.json: demo/data/store/manifest.json

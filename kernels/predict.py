@@ -52,7 +52,8 @@ def main(
     submission.write(out, ids, probabilities)
     submission.validate(out, ids)
     print(f"{out}: {len(probabilities):,} tiles, mean {probabilities.mean():.4f}; it is valid")
-    print(f"next: python kernels/submit.py --file {out} --data {data} --message TEXT")
+    if not tiles.is_standin:
+        print(f"next: python kernels/submit.py --file {out} --data {data} --message TEXT")
 
 
 def cost_of_hard_labels(folder: Path) -> str:
