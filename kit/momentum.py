@@ -234,7 +234,7 @@ def verdict(histories: Histories) -> str:
     return f"In {about}, {gains} ({how_sure})."
 
 
-def _sweep_one(run: Run, momenta: Sequence[float], bar: "tqdm[None]") -> None:
+def _sweep_one(run: Run, momenta: Sequence[float], bar: "tqdm[Any]") -> None:
     """Train one seed, keeping every momentum's history and its last statistics."""
     bank = StatisticsBank(run.state.model, momenta)
     histories: dict[str, list[EpochResult]] = {}

@@ -265,7 +265,7 @@ class _Worker:
     seeds: int
     device: str
     workers: int
-    bar: "tqdm[None]"
+    bar: "tqdm[Any]"
 
     def work(self, study: Study, *, shared_folder: bool) -> None:
         """Train trials until enough are finished, here or elsewhere."""
