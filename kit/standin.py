@@ -49,7 +49,7 @@ TEXTURE = 256
 """Height and width of the noise that tiles are cut from, in pixels."""
 LATTICE = 32
 """Rows and columns of the lattice that the nuclei of a tile are cut from."""
-ZOOM = 16
+ZOOM = 8
 """Places looked up in the lattice to a unit of length."""
 
 STROMA, LYMPHOID, REACTIVE, TUMOUR = range(4)
