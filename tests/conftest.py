@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import signal
 import zipfile
 from pathlib import Path
 
@@ -16,6 +17,8 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 # here and in the commands that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+# A shell that starts the tests in the background lets them, and all that they start, ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Files = dict[str, bytes]
 
