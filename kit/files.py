@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kit.errors import KitError
@@ -30,7 +30,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise KitError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        # Where the folder is a file, nothing was written either.
+        with suppress(NotADirectoryError):
+            partial.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
