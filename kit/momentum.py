@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from kit import metrics, models, study, training
 from kit.config import Recipe
+from kit.errors import KitError
 from kit.files import atomic_path, write_text
 from kit.runs import Run
 from kit.store import Store
@@ -145,7 +146,15 @@ def independent(
     device: str = "auto",
     workers: int = 0,
 ) -> Histories:
-    """Train one run a momentum and seed, as the study's author did; return the histories."""
+    """Train one run a momentum and seed, as the study's author did; return the histories.
+
+    Raises
+    ------
+    KitError
+        For a timm model, which has a momentum of its own.
+    """
+    if recipe.model != "small":
+        raise KitError(f"{recipe.model} has a momentum of its own: leave out --independent")
     arms = {
         f"{momentum:g}": dataclasses.replace(recipe, bn_momentum=momentum) for momentum in momenta
     }

@@ -172,7 +172,10 @@ class Run:
                 "std": std,
             },
             "class_names": CLASS_NAMES,
-            "bn_momentum_in_pytorch": 1 - self.recipe.bn_momentum,
+            # A timm model keeps its own.
+            "bn_momentum_in_pytorch": (
+                1 - self.recipe.bn_momentum if self.recipe.model == "small" else None
+            ),
             "data": {
                 "fingerprint": self.store.fingerprint,
                 "is_standin": self.store.is_standin,

@@ -69,9 +69,14 @@ def parse_arms(specifications: Sequence[str], base: Recipe, given: set[str]) -> 
     Raises
     ------
     KitError
-        If there are not two arms of different names, or their holdouts would differ.
+        If there are not two arms of different names, or their holdouts would differ, or the
+        model has no place of BatchNorm to choose.
     """
     if not specifications:
+        if base.model != "small":
+            raise KitError(
+                f"the place of BatchNorm is fixed in {base.model}: name two recipes with --arm"
+            )
         return {bn: dataclasses.replace(base, bn=bn) for bn in ("before", "after")}
     named = [specification.partition("=") for specification in specifications]
     if len({name for name, _, _ in named}) != 2 or len(named) != 2:

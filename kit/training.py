@@ -154,10 +154,11 @@ def evaluate(
     probabilities = inference.predict(
         state.model, valid, normalize, device=state.device, dtype=state.dtype
     )
+    figures = metrics.summary(labels, probabilities)
     return {
-        "valid_loss": metrics.log_loss(labels, probabilities),
-        "valid_accuracy": metrics.accuracy(labels, probabilities),
-        "valid_auc": metrics.auc(labels, probabilities),
+        "valid_loss": figures["log_loss"],
+        "valid_accuracy": figures["accuracy"],
+        "valid_auc": figures["auc"],
         "min_running_var": min_running_var(state.model),
     }
 

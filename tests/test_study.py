@@ -160,6 +160,16 @@ def test_impossible_arms_are_refused(
         study.parse_arms(read, Recipe(), set())
 
 
+def test_a_backbone_has_no_arms_or_momenta_to_choose(tiles: Store, tmp_path: Path) -> None:
+    """Its two arms, and its runs of different momenta, would be the same run."""
+    backbone = Recipe(model="test_resnet")
+    with pytest.raises(KitError, match=r"is fixed in test_resnet: name two recipes"):
+        study.parse_arms([], backbone, set())
+    with pytest.raises(KitError, match=r"has a momentum of its own: leave out --independent"):
+        momentum.independent(backbone, MOMENTA, (0,), tiles, tmp_path / "alone")
+    assert not (tmp_path / "alone").exists()
+
+
 def test_predictions_are_pooled_and_compared(tiles: Store, tmp_path: Path) -> None:
     spec = Study(tmp_path, ARMS, (0, 1))
     study.train(spec, tiles, device="cpu")
