@@ -52,7 +52,9 @@ def main(options: CompareOptions, argv: list[str]) -> None:
     verdict = study.verdict(histories, first, second)
     study.write_tables(options.out, tables, verdict)
     command = shlex.join(["python", "kernels/compare.py", *argv])
-    page = pages.compare_page(comparison, histories, tables, verdict, tiles, slides, command)
+    page = pages.compare_page(
+        comparison, histories, tables, verdict, store=tiles, slides=slides, command=command
+    )
     report.write(options.out / "report.html", page)
     for table in tables.values():
         print(f"\n{table.to_string(float_format='{:.4f}'.format)}")

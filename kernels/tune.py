@@ -62,7 +62,9 @@ def tune_momentum(argv: list[str]) -> None:
     folders = {path.name: path for path in sorted((options.out / "runs").iterdir())[:3]}
     command = shlex.join(["python", "kernels/tune.py", "momentum", *argv])
     slides = report.read_slides(tiles, recipe.slides)
-    page = pages.momentum_page(histories, tables, verdict, tiles, slides, folders, command)
+    page = pages.momentum_page(
+        histories, tables, verdict, store=tiles, slides=slides, folders=folders, command=command
+    )
     report.write(options.out / "report.html", page)
     for table in tables.values():
         print(f"\n{table.to_string(float_format='{:.4f}'.format)}")

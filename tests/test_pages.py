@@ -41,7 +41,9 @@ def write_comparison(tiles: Store, folder: Path) -> Path:
         ),
     }
     verdict = study.verdict(histories, *arms)
-    page = pages.compare_page(comparison, histories, tables, verdict, tiles, slides, "compare <b>")
+    page = pages.compare_page(
+        comparison, histories, tables, verdict, store=tiles, slides=slides, command="compare <b>"
+    )
     report.write(folder / "report.html", page)
     return folder / "report.html"
 
@@ -55,7 +57,9 @@ def write_sweep(tiles: Store, folder: Path) -> Path:
     folders = {"sweep-0": folder / "runs" / "sweep-0"}
     verdict = momentum.verdict(histories)
     slides = report.read_slides(tiles)
-    page = pages.momentum_page(histories, tables, verdict, tiles, slides, folders, "tune")
+    page = pages.momentum_page(
+        histories, tables, verdict, store=tiles, slides=slides, folders=folders, command="tune"
+    )
     report.write(folder / "report.html", page)
     return folder / "report.html"
 
