@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kit import competition, transforms
 from kit.config import Recipe
-from kit.transforms import Pipeline
+from kit.transforms import PerTile, Pipeline, TileAugmentation
 
 Tiles = npt.NDArray[np.uint8]
 Indices = npt.NDArray[np.int64]
@@ -23,7 +23,7 @@ EVAL_BATCH_SIZE = 256
 
 
 class TileDataset(Dataset[Batch]):
-    """A PyTorch dataset over packed tiles with albumentations pipelines.
+    """A PyTorch dataset over packed tiles with albumentations transforms.
 
     An item is asked for by its index, or by `(epoch, index)`: the augmentation follows from
     the seed, the epoch and the index alone, whichever worker loads it. A list of either gives
@@ -40,7 +40,7 @@ class TileDataset(Dataset[Batch]):
     resize
         Deterministic transforms, applied first.
     augment
-        Random transforms.
+        Random transforms: the kit's own, or any pipeline of albumentations.
     seed
         Of the augmentation.
 
@@ -59,7 +59,7 @@ class TileDataset(Dataset[Batch]):
         *,
         rows: Indices | None = None,
         resize: Pipeline | None = None,
-        augment: Pipeline | None = None,
+        augment: Pipeline | TileAugmentation | PerTile | None = None,
         seed: int = 0,
     ) -> None:
         self.tiles = tiles
@@ -67,7 +67,8 @@ class TileDataset(Dataset[Batch]):
         known = np.full(len(tiles), np.nan) if labels is None else labels
         self.labels = known[self.rows].astype(np.float32)
         self.resize = resize
-        self.augment = augment
+        is_ready = augment is None or isinstance(augment, TileAugmentation | PerTile)
+        self.augment = augment if is_ready else PerTile(augment)
         self.seed = seed
 
     def __len__(self) -> int:
@@ -85,19 +86,13 @@ class TileDataset(Dataset[Batch]):
         return images[0], labels[0]
 
     def _batch(self, draws: Sequence[Draw]) -> Batch:
-        indices = np.array([index for _, index in draws])
+        epochs, indices = np.array(draws, np.int64).T
         images = self.tiles[self.rows[indices]]
-        if self.resize is not None or self.augment is not None:
-            images = np.stack([self._transform(*one) for one in zip(images, draws, strict=True)])
-        return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(self.labels[indices])
-
-    def _transform(self, image: Tiles, draw: Draw) -> Tiles:
         if self.resize is not None:
-            image = self.resize(image=image)["image"]
+            images = np.stack([self.resize(image=image)["image"] for image in images])
         if self.augment is not None:
-            self.augment.set_random_seed(transforms.sample_seed(self.seed, *draw))
-            image = self.augment(image=image)["image"]
-        return image
+            images = self.augment(images, transforms.tile_keys(self.seed, epochs, indices))
+        return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(self.labels[indices])
 
 
 class EpochSampler(Sampler[list[Draw]]):

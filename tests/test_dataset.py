@@ -1,7 +1,7 @@
 import subprocess
 import sys
-from collections import Counter
 
+import albumentations as A
 import numpy as np
 import pytest
 import torch
@@ -17,11 +17,16 @@ LABELS = np.arange(64) % 2
 # One bright quarter, so that each of the eight symmetries of the square looks different.
 MARKED = np.zeros((32, 8, 8, 3), np.uint8)
 MARKED[:, 0, 1] = 255
+AUGMENTATIONS = {
+    "d4": transforms.augmentation("d4"),
+    "stain": transforms.augmentation("stain"),
+    "albumentations": A.Compose([A.D4(p=1), A.ColorJitter(p=1)], strict=True),
+}
 
 
 def epochs(workers: int, augment: str = "d4", tiles: np.ndarray = MARKED) -> list[list[bytes]]:
     """Return each tile's augmented bytes in three epochs, in the order of the tiles."""
-    data = TileDataset(tiles, augment=transforms.augmentation(augment), seed=3)  # type: ignore[arg-type]
+    data = TileDataset(tiles, augment=AUGMENTATIONS[augment], seed=3)
     loader = dataset.train_loader(data, batch_size=4, workers=workers)
     seen = []
     for epoch in (1, 2, 3):
@@ -82,28 +87,7 @@ def test_resizing_once_is_resizing_each_time() -> None:
         assert once[index][1] == each[index][1]
 
 
-def test_d4_draws_the_eight_symmetries_equally_often() -> None:
-    data = TileDataset(MARKED, augment=transforms.augmentation("d4"))
-    symmetries = {
-        np.rot90(flipped, turns).transpose(2, 0, 1).tobytes()
-        for flipped in (MARKED[0], MARKED[0][:, ::-1])
-        for turns in range(4)
-    }
-    seen = Counter(data[(epoch, 0)][0].numpy().tobytes() for epoch in range(1600))
-    assert seen.keys() == symmetries
-    # 200 expected of each, standard deviation 13.2: five of them.
-    assert all(abs(count - 200) < 66 for count in seen.values())
-
-
-def test_stain_moves_colours_and_keeps_the_shape() -> None:
-    tile = np.full((1, 32, 32, 3), (200, 120, 180), np.uint8)
-    data = TileDataset(tile, augment=transforms.augmentation("stain"))
-    colours = {tuple(data[(epoch, 0)][0][:, 0, 0].tolist()) for epoch in range(20)}
-    assert len(colours) > 15
-    assert np.abs(np.mean(list(colours), axis=0) - (200, 120, 180)).max() < 40
-
-
-@pytest.mark.parametrize("augment", ["d4", "stain"])
+@pytest.mark.parametrize("augment", ["d4", "stain", "albumentations"])
 def test_augmentation_does_not_depend_on_the_workers(augment: str) -> None:
     assert epochs(0, augment) == epochs(2, augment)
 

@@ -1,0 +1,122 @@
+"""The kit's own transforms are those of albumentations, drawn in another way."""
+
+from collections import Counter
+
+import albumentations as A
+import numpy as np
+import pytest
+from albumentations.augmentations.pixel import functional as reference
+from scipy import stats
+
+from kit import transforms
+from kit.transforms import StainJitter
+
+RNG = np.random.default_rng(0)
+# Purple tissue with white background, as tiles have them.
+TISSUE = RNG.normal((180, 110, 170), 45, (64, 24, 24, 3)).clip(0, 255).astype(np.uint8)
+TISSUE[:, :8] = RNG.integers(215, 256, (64, 8, 24, 3))
+# One bright pixel, so that each of the eight symmetries of the square looks different.
+MARKED = np.zeros((4, 4, 3), np.uint8)
+MARKED[0, 1] = 255
+
+
+def keys(count: int, *, epoch: int = 1, seed: int = 0) -> np.ndarray:
+    return transforms.tile_keys(seed, np.full(count, epoch), np.arange(count))
+
+
+def mean_colours(images: np.ndarray) -> np.ndarray:
+    return images.reshape(len(images), -1, 3).mean(1)
+
+
+def test_symmetries_are_the_eight_of_the_square() -> None:
+    expected = {
+        np.rot90(flipped, turns).tobytes()
+        for flipped in (MARKED, MARKED[:, ::-1])
+        for turns in range(4)
+    }
+    assert {transforms.symmetry(MARKED, element).tobytes() for element in range(8)} == expected
+
+
+def test_d4_draws_each_symmetry_equally_often() -> None:
+    augment = transforms.augmentation("d4")
+    assert augment is not None
+    images = augment(np.repeat(MARKED[None], 1600, axis=0), keys(1600))
+    seen = Counter(image.tobytes() for image in images)
+    assert len(seen) == 8
+    assert stats.chisquare(list(seen.values())).pvalue > 0.001
+
+
+def test_stains_are_jittered_as_albumentations_does() -> None:
+    scales, shifts = RNG.uniform(0.7, 1.3, (64, 2)), RNG.uniform(-0.2, 0.2, (64, 2))
+    jittered = transforms.jitter_stains(TISSUE, scales, shifts).astype(int)
+    preset = reference.STAIN_MATRICES["ruifrok"]
+    for image, scale, shift, ours in zip(TISSUE, scales, shifts, jittered, strict=True):
+        theirs = reference.apply_he_stain_augmentation(image, preset, scale, shift, False)
+        # At 85 % of white itself, rounding decides what is background.
+        certain = np.abs(image @ (0.299, 0.587, 0.114) - 0.85 * 255) > 1e-6
+        assert np.abs(theirs.astype(int) - ours)[certain].max() <= 1
+
+
+def test_background_keeps_its_densities() -> None:
+    white = np.full((1, 8, 8, 3), 255, np.uint8)
+    jittered = transforms.jitter_stains(white, np.full((1, 2), 1.3), np.full((1, 2), 0.2))
+    np.testing.assert_array_equal(jittered, white)
+
+
+def test_stains_have_the_same_distribution_as_in_albumentations() -> None:
+    """Colours of one tile, many times jittered: three ways to draw, one distribution."""
+    count = 400
+    theirs = A.Compose(
+        [A.HEStain(method="preset", preset="ruifrok", augment_background=False, p=1)], seed=1
+    )
+    ours = A.Compose([StainJitter()], seed=2, strict=True)
+    batch = transforms.augmentation("stain")
+    assert batch is not None
+    expected = mean_colours(np.stack([theirs(image=TISSUE[0])["image"] for _ in range(count)]))
+    for drawn in (
+        np.stack([ours(image=TISSUE[0])["image"] for _ in range(count)]),
+        batch(np.repeat(TISSUE[:1], count, axis=0), keys(count)),
+    ):
+        colours = mean_colours(drawn)
+        for channel in range(3):
+            test = stats.ks_2samp(colours[:, channel], expected[:, channel])
+            assert test.pvalue > 0.001
+
+
+def test_strength_widens_the_jitter() -> None:
+    spreads = []
+    for strength in (0.5, 1.0, 2.0):
+        augment = transforms.augmentation("stain", strength)
+        assert augment is not None
+        spreads.append(mean_colours(augment(np.repeat(TISSUE[:1], 200, axis=0), keys(200))).std())
+    assert spreads == sorted(spreads)
+
+
+@pytest.mark.parametrize("kind", ["d4", "stain"])
+def test_a_tile_alone_is_the_tile_in_a_batch(kind: transforms.Augmentation) -> None:
+    augment = transforms.augmentation(kind)
+    assert augment is not None
+    batch = augment(TISSUE, keys(64))
+    alone = [augment(TISSUE[[index]], keys(64)[[index]])[0] for index in range(64)]
+    np.testing.assert_array_equal(batch, np.stack(alone))
+
+
+def test_uniforms_are_splitmix64() -> None:
+    """The generator's published first numbers for the seed 1234567."""
+    published = [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    expected = [(number >> 11) / 2**53 for number in published]
+    drawn = transforms.uniforms(np.array([1234567], np.uint64), 3)
+    assert drawn.tolist() == [expected]
+
+
+def test_uniforms_are_uniform_and_uncorrelated_over_tiles_and_epochs() -> None:
+    drawn = np.stack([transforms.uniforms(keys(2000, epoch=epoch), 2) for epoch in (1, 2)])
+    assert stats.kstest(drawn.ravel(), "uniform").pvalue > 0.001
+    columns = drawn.transpose(0, 2, 1).reshape(4, -1)
+    # The correlation of 2,000 independent pairs has a standard deviation of 0.022.
+    assert np.abs(np.corrcoef(columns) - np.eye(4)).max() < 0.1
+
+
+def test_keys_differ_by_seed_epoch_and_index() -> None:
+    drawn = [keys(500, epoch=epoch, seed=seed) for epoch in (1, 2) for seed in (0, 1)]
+    assert len(np.unique(drawn)) == 2000
