@@ -10,15 +10,15 @@ import numpy as np
 import tyro
 
 from kit import metrics, runs, store, submission
+from kit.config import Views
 from kit.errors import KitError, exit_on_error
-from kit.inference import Views
 
 
 def main(
     run: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction],
     data: Path = Path("data"),
     out: Path = Path("submission.csv"),
-    views: Views = 1,
+    views: Views | None = None,
     labels: Literal["probability", "hard"] = "probability",
     device: str = "auto",
 ) -> None:
@@ -33,7 +33,8 @@ def main(
     out
         The submission to write.
     views
-        8 averages the eight symmetries of the square, at eight times the cost.
+        8 averages the eight symmetries of the square, at eight times the cost; by default what
+        each run's recipe says.
     labels
         hard writes 0 or 1, as the study did; it costs AUC, and the command says how much.
     device

@@ -7,6 +7,9 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from kit import config, models, plots, report, runs, store
 from kit.config import RunOptions
@@ -23,7 +26,11 @@ class TrainOptions(RunOptions):
     out: Path | None = None
     """The run's new folder; runs/RECIPE-ARM-SEED by default."""
     resume: bool = False
-    """Go on with the run in --out."""
+    """Go on with the run in --out, where it stands."""
+    force: bool = False
+    """With --resume: go on although options, data or versions have changed."""
+    checkpoint_steps: Annotated[int, Field(gt=0)] = 500
+    """Steps between two checkpoints within an epoch; there is one after each epoch, too."""
 
 
 def main(options: TrainOptions, argv: list[str]) -> None:
@@ -35,6 +42,8 @@ def main(options: TrainOptions, argv: list[str]) -> None:
         device=options.device,
         workers=options.workers,
         resume=options.resume,
+        force=options.force,
+        checkpoint_steps=options.checkpoint_steps,
     )
     print(describe(run))
     for result in run.train():

@@ -21,6 +21,8 @@ Interpolation = Literal["nearest", "bilinear", "area", "bicubic"]
 Normalization = Literal["unit", "competition", "imagenet"]
 Augmentation = Literal["none", "d4", "stain"]
 Init = Literal["keras", "torch"]
+Schedule = Literal["constant", "one-cycle"]
+Views = Literal[1, 8]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 Count = Annotated[int, Field(gt=0)]
@@ -30,7 +32,7 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 # Options that shape the small CNN and mean nothing to a timm backbone.
 SMALL_ONLY = ("bn", "widths", "bn_momentum", "bn_eps", "init")
 # Options that only a timm backbone takes.
-BACKBONE_ONLY = ("pretrained", "weights")
+BACKBONE_ONLY = ("pretrained", "weights", "layer_decay", "frozen_epochs")
 
 
 @dataclass(frozen=True)
@@ -83,11 +85,23 @@ class Recipe:
     batch_size: Annotated[int, Field(ge=2)] = 64
     """Tiles in a training step."""
     lr: Positive = 1e-3
-    """Adam's learning rate."""
+    """Adam's learning rate; one-cycle's peak."""
+    schedule: Schedule = "constant"
+    """one-cycle: the learning rate rises for a quarter of the steps, then falls to nothing."""
     weight_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Decoupled from the gradient (AdamW); 0 is plain Adam."""
+    """Decoupled from the gradient (AdamW), sparing biases and norms; 0 is plain Adam."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share by which labels are drawn towards 1/2."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay of an average of the weights, which the run ends with; 0 keeps none."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Of a timm model: a layer's learning rate over that of the layer above it."""
+    frozen_epochs: Annotated[int, Field(ge=0)] = 0
+    """Of a timm model: first epochs that train the classifier alone."""
     precision: Precision = "auto"
     """auto takes bf16 (or fp16) where the hardware computes in it, else fp32."""
+    views: Views = 1
+    """8 averages the probabilities of the eight symmetries of the square when predicting."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Decides the split, the initial weights, the data order and the augmentation."""
 
@@ -99,6 +113,8 @@ class Recipe:
             raise ValueError("pretrained and weights exclude each other: choose one start")
         if self.model == "small" and (self.pretrained or self.weights is not None):
             raise ValueError("pretrained and weights need a timm model, such as resnet18")
+        if self.model == "small" and (self.frozen_epochs or self.layer_decay < 1):
+            raise ValueError("frozen_epochs and layer_decay need a timm model, such as resnet18")
 
     @property
     def channel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -1,5 +1,9 @@
 """Tiles as tensors: the dataset over the store, and the loaders over the dataset."""
 
+import math
+import os
+import signal
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kit import competition, transforms
 from kit.config import Recipe
+from kit.errors import KitError
 from kit.transforms import PerTile, Pipeline, TileAugmentation
 
 Tiles = npt.NDArray[np.uint8]
@@ -109,22 +114,38 @@ class EpochSampler(Sampler[list[Draw]]):
     ----------
     epoch
         Set it before each pass; it counts from 1.
+    first
+        The step to begin at, for an epoch that was cut short.
+    steps
+        Batches in a whole epoch.
     """
 
     def __init__(self, count: int, *, batch_size: int, seed: int) -> None:
-        self.count = count
         self.batch_size = batch_size
         self.seed = seed
+        self.steps = count // batch_size
         self.epoch = 1
+        self.first = 0
+        self._count = count
 
     def __len__(self) -> int:
-        return self.count // self.batch_size
+        return self.steps - self.first
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            batch = order[start : start + self.batch_size]
-            yield [(self.epoch, int(index)) for index in batch]
+        order = self._order()
+        for step in range(self.first, self.steps):
+            yield [(self.epoch, index) for index in self._slice(order, step)]
+
+    def batch(self, step: int) -> list[int]:
+        """Return the tiles of one step of the epoch."""
+        return self._slice(self._order(), step)
+
+    def _order(self) -> Indices:
+        return np.random.default_rng([self.seed, self.epoch]).permutation(self._count)
+
+    def _slice(self, order: Indices, step: int) -> list[int]:
+        batch: list[int] = order[step * self.batch_size : (step + 1) * self.batch_size].tolist()
+        return batch
 
 
 def recipe_dataset(
@@ -137,7 +158,7 @@ def recipe_dataset(
 ) -> TileDataset:
     """Return rows of the store as a recipe wants them, augmented where it is to train.
 
-    Tiles that shrink are resized once and kept in memory; others are read as they are needed.
+    Tiles that shrink are resized once, into a temporary file; others are read as they are needed.
     """
     resize = transforms.resize(recipe.crop, recipe.size, recipe.interpolation)
     if recipe.size < competition.TILE_SIZE:
@@ -156,7 +177,18 @@ def recipe_dataset(
 
 
 def train_loader(dataset: TileDataset, *, batch_size: int, workers: int) -> DataLoader[Batch]:
-    """Return a loader of shuffled whole batches; set its `sampler.epoch` before each pass."""
+    """Return a loader of shuffled whole batches; set its `sampler.epoch` before each pass.
+
+    Raises
+    ------
+    KitError
+        If the tiles do not fill a batch.
+    """
+    if len(dataset) < batch_size:
+        raise KitError(
+            f"{len(dataset)} training tiles do not fill a batch of {batch_size}: choose a "
+            "smaller --batch-size"
+        )
     sampler = EpochSampler(len(dataset), batch_size=batch_size, seed=dataset.seed)
     return _loader(dataset, sampler, workers)
 
@@ -177,19 +209,22 @@ def _loader(
         sampler=batches,
         batch_size=None,
         num_workers=workers,
-        worker_init_fn=_use_one_thread,
+        worker_init_fn=_init_worker,
+        # Its own: a loader would else draw from the generator that dropout draws from.
+        generator=torch.Generator(),
         persistent_workers=workers > 0,
     )
 
 
-def _use_one_thread(_: int) -> None:
-    """Keep OpenCV's threads out of workers, where they would fight for the same cores."""
+def _init_worker(_: int) -> None:
+    """Keep OpenCV to one thread, and leave it to the parent to stop on SIGTERM."""
     cv2.setNumThreads(0)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _resize_all(tiles: Tiles, rows: Indices, resize: Pipeline, size: int) -> Tiles:
     """Resize rows of the store, side by side, to (rows, size, size, 3)."""
-    resized = np.empty((len(rows), size, size, competition.CHANNELS), np.uint8)
+    resized = _scratch((len(rows), size, size, competition.CHANNELS))
 
     def fill(positions: Indices) -> None:
         for position in positions:
@@ -198,3 +233,17 @@ def _resize_all(tiles: Tiles, rows: Indices, resize: Pipeline, size: int) -> Til
     with ThreadPoolExecutor() as executor:
         list(executor.map(fill, np.array_split(np.arange(len(rows)), 1 + len(rows) // 256)))
     return resized
+
+
+def _scratch(shape: tuple[int, ...]) -> Tiles:
+    """Return an array in an unnamed temporary file, whose pages may leave the memory again."""
+    with tempfile.TemporaryFile() as file:
+        try:
+            # A disk that fills up later would kill the process.
+            os.posix_fallocate(file.fileno(), 0, math.prod(shape))
+        except OSError as error:
+            raise KitError(
+                f"no room for {math.prod(shape):,} bytes of resized tiles in "
+                f"{tempfile.gettempdir()}: set TMPDIR to a folder with room ({error.strerror})"
+            ) from error
+        return np.memmap(file, np.uint8, shape=shape)

@@ -1,5 +1,6 @@
 """The one exception that a user is meant to read, and the way a command ends on it."""
 
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,17 +12,26 @@ class KitError(Exception):
     The message says what was wrong, where (file, row, value), and what to do next.
     """
 
+    status = 1
+
+
+class StoppedError(KitError):
+    """A request to stop (SIGTERM), after all that was done has been kept."""
+
+    status = 128 + signal.SIGTERM
+
 
 @contextmanager
 def exit_on_error() -> Iterator[None]:
-    """Turn a `KitError` into its message on stderr and exit status 1, Ctrl-C into 130.
+    """Turn a `KitError` into its message on stderr and its exit status, Ctrl-C into 130.
 
     Any other exception passes through: a traceback there is a bug to report.
     """
     try:
         yield
     except KitError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.status)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)

@@ -111,6 +111,42 @@ def create_model(recipe: Recipe) -> nn.Module:
         return _create_backbone(recipe)
 
 
+def parameter_groups(
+    model: nn.Module, *, lr: float, weight_decay: float = 0.0, layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
+    """Return the optimiser's groups of parameters.
+
+    Parameters
+    ----------
+    weight_decay
+        Spares biases and norms, which have one dimension.
+    layer_decay
+        Of a timm model: each layer's learning rate is that of the layer above times this, up to
+        `lr` at the classifier (Clark et al., arXiv:2003.10555).
+    """
+    if layer_decay < 1:
+        from timm.optim._param_groups import param_groups_layer_decay
+
+        return [
+            {"params": group["params"], "weight_decay": group["weight_decay"], "lr": lr * scale}
+            for group in param_groups_layer_decay(model, weight_decay, layer_decay=layer_decay)
+            for scale in [group["lr_scale"]]
+        ]
+    matrices = [weight for weight in model.parameters() if weight.ndim > 1]
+    vectors = [weight for weight in model.parameters() if weight.ndim <= 1]
+    return [
+        {"params": matrices, "weight_decay": weight_decay, "lr": lr},
+        {"params": vectors, "weight_decay": 0.0, "lr": lr},
+    ]
+
+
+def freeze_backbone(model: nn.Module, *, frozen: bool) -> None:
+    """Hold all but a timm model's classifier, or let everything learn."""
+    model.requires_grad_(not frozen)
+    if frozen:
+        model.get_classifier().requires_grad_(True)  # type: ignore[operator]
+
+
 def batch_norms(model: nn.Module) -> dict[str, BatchNorm]:
     """Return a model's BatchNorm layers by name, those without running statistics left out."""
     return {

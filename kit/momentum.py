@@ -265,7 +265,7 @@ def _evaluate_all(
             figures = training.evaluate(run.state, run.valid_loader, run.normalize)
         yield f"{momentum:g}", figures
     with bank.preserve():
-        training.recalibrate(run.state, run.plain_train_loader, run.normalize)
+        run.recalibrate()
         yield RECALIBRATED, training.evaluate(run.state, run.valid_loader, run.normalize)
 
 

@@ -14,11 +14,15 @@ import io
 import json
 import pickle
 import platform
+import signal
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -33,14 +37,14 @@ from torch.utils.data import DataLoader
 import kit
 from kit import config, dataset, inference, metrics, models, split, training
 from kit.competition import CLASS_NAMES
-from kit.config import Recipe
+from kit.config import Recipe, Views
 from kit.dataset import Batch, TileDataset
-from kit.errors import KitError
-from kit.files import atomic_path, write_text
-from kit.inference import Normalize, Views
+from kit.errors import KitError, StoppedError
+from kit.files import LOCK_NAME, FolderLock, atomic_path, write_text
+from kit.inference import Normalize
 from kit.split import Holdout
 from kit.store import Store, TileSet
-from kit.training import EpochResult, TrainingState
+from kit.training import EpochResult, NonFiniteLossError, TrainingState
 
 # What must be the same for a resumed run to be the run that was never interrupted.
 _MUST_MATCH = ("recipe", "data", "kit", "torch", "precision", "device")
@@ -57,12 +61,16 @@ class Run:
         `auto`, `cpu`, `cuda`, ...
     workers
         Processes that load the training tiles; 0 loads them in this one.
+    force
+        Resume although options, data or versions have changed.
+    checkpoint_steps
+        Steps between two checkpoints within an epoch; there is one after each epoch, too.
 
     Raises
     ------
     KitError
         If the folder exists, or there is nothing to resume, or the run to resume was started
-        with other options, other data or another version.
+        with other options, other data or another version, or another process trains in it.
     """
 
     def __init__(
@@ -74,6 +82,8 @@ class Run:
         device: str = "auto",
         workers: int = 0,
         resume: bool = False,
+        force: bool = False,
+        checkpoint_steps: int = 500,
     ) -> None:
         self.recipe = recipe
         self.store = store
@@ -81,11 +91,15 @@ class Run:
         self.device = inference.choose_device(device)
         self.dtype = inference.choose_precision(recipe.precision, self.device)
         self.workers = workers
+        self.checkpoint_steps = checkpoint_steps
         self.holdout = choose_holdout(recipe, store)
         self.state = TrainingState(
             models.create_model(recipe),
             lr=recipe.lr,
             weight_decay=recipe.weight_decay,
+            layer_decay=recipe.layer_decay,
+            one_cycle_steps=self._steps() if recipe.schedule == "one-cycle" else None,
+            ema=recipe.ema,
             device=self.device,
             dtype=self.dtype,
             seed=recipe.seed,
@@ -93,35 +107,56 @@ class Run:
         self.normalize = Normalize(*recipe.channel_statistics).to(self.device)
         self.history: list[EpochResult] = []
         if resume:
-            self._resume()
+            self._resume(force=force)
         else:
             self._start()
         split.write(folder / "split.csv", store.train.ids, self.holdout)
 
     def train(self, *, progress: bool = True) -> Iterator[EpochResult]:
-        """Train to the last epoch, keeping a checkpoint an epoch, and yield each result.
+        """Train to the last epoch, keeping checkpoints, and yield each epoch's result.
 
         After the last one the folder holds the weights, the holdout's probabilities and the
         final figures.
+
+        Raises
+        ------
+        StoppedError
+            After SIGTERM, when a checkpoint has been written.
+        KitError
+            If the loss stops being a number; the batch's tiles and the checkpoint are named.
         """
         train = self._dataset(self.holdout.train, train=True)
-        if len(train) < self.recipe.batch_size:
-            raise KitError(
-                f"{len(train)} training tiles do not fill a batch of {self.recipe.batch_size}: "
-                "choose a smaller --batch-size"
-            )
-        for result in training.fit(
-            self.state,
-            dataset.train_loader(train, batch_size=self.recipe.batch_size, workers=self.workers),
-            self.valid_loader,
-            self.normalize,
-            epochs=self.recipe.epochs,
-            progress=progress,
-        ):
-            self.history.append(result)
-            self._checkpoint()
-            yield result
+        with _sigterm_flag() as sigterm:
+            try:
+                for result in training.fit(
+                    self.state,
+                    dataset.train_loader(
+                        train, batch_size=self.recipe.batch_size, workers=self.workers
+                    ),
+                    self.valid_loader,
+                    self.normalize,
+                    epochs=self.recipe.epochs,
+                    label_smoothing=self.recipe.label_smoothing,
+                    frozen_epochs=self.recipe.frozen_epochs,
+                    after_step=lambda: self._after_step(sigterm),
+                    progress=progress,
+                ):
+                    self.history.append(result)
+                    self._checkpoint()
+                    yield result
+            except NonFiniteLossError as error:
+                raise self._explain(error) from error
         self._finish()
+
+    def recalibrate(self) -> None:
+        """Replace BatchNorm's running statistics by those of all training tiles."""
+        inference.recalibrate(
+            self.state.model,
+            self.plain_train_loader,
+            self.normalize,
+            device=self.device,
+            dtype=self.dtype,
+        )
 
     @cached_property
     def valid_loader(self) -> DataLoader[Batch]:
@@ -138,27 +173,62 @@ class Run:
             self.store.train.tiles, self.recipe, labels=self.store.labels, rows=rows, train=train
         )
 
+    def _steps(self) -> int:
+        """Return the steps of the whole training."""
+        return self.recipe.epochs * (len(self.holdout.train) // self.recipe.batch_size)
+
     def _start(self) -> None:
-        if self.folder.exists():
+        if self.folder.exists() and any(_is_content(path) for path in self.folder.iterdir()):
             raise KitError(
                 f"{self.folder} exists: choose another --out, or go on with it by --resume"
             )
+        self._lock = FolderLock(self.folder)
         _write_json(self.folder / "config.json", self._config())
 
-    def _resume(self) -> None:
+    def _resume(self, *, force: bool) -> None:
         then, now = read_config(self.folder), json.loads(json.dumps(self._config()))
+        self._lock = FolderLock(self.folder)
         changed = [key for key in _MUST_MATCH if then.get(key) != now[key]]
-        if changed:
+        if changed and not force:
             raise KitError(
                 f"cannot resume {self.folder}: {_difference(changed[0], then, now)}. "
-                "Start anew with another --out"
+                "Start anew with another --out, or add --force to go on all the same"
             )
+        if changed:
+            _write_json(self.folder / "config.json", now | {"resumed_from": then})
         checkpoint = self.folder / "last.pt"
         if checkpoint.exists():
             state = _load_checkpoint(checkpoint, self.device)
+            self._load(state, checkpoint)
+
+    def _load(self, state: dict[str, Any], checkpoint: Path) -> None:
+        """Go back to a checkpoint."""
+        try:
             self.state.load_state_dict(state)
-            self.history = [EpochResult(**result) for result in state["history"]]
-            self._write_history()
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise KitError(f"{checkpoint} does not fit the run's options: {error}") from error
+        self.history = [EpochResult(**result) for result in state["history"]]
+        self._write_history()
+
+    def _after_step(self, sigterm: Event) -> None:
+        """Keep a checkpoint when it is time, or when the process was asked to stop."""
+        progress = self.state.progress
+        if sigterm.is_set() or progress.step % self.checkpoint_steps == 0:
+            self._checkpoint()
+        if sigterm.is_set():
+            raise StoppedError(
+                f"stopped in epoch {progress.epoch + 1}, step {progress.step}, which "
+                f"{self.folder} holds: go on with --resume --out {self.folder}"
+            )
+
+    def _explain(self, error: NonFiniteLossError) -> KitError:
+        """Name the tiles of a batch whose loss is no number, and where to go on from."""
+        ids = ", ".join(self.store.train.ids[self.holdout.train[error.indices]])
+        last = self.folder / "last.pt"
+        kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was kept"
+        return KitError(
+            f"{error}: try a smaller --lr, or --precision fp32; {kept}. The batch's tiles: {ids}"
+        )
 
     def _config(self) -> dict[str, Any]:
         mean, std = self.recipe.channel_statistics
@@ -209,6 +279,9 @@ class Run:
 
     def _finish(self) -> None:
         """Write what a finished run is used for; metrics.json comes last and says so."""
+        if self.state.averaged is not None:
+            self.state.use_average()
+            self.recalibrate()
         state = self.state.model.state_dict()
         weights = save({name: tensor.contiguous() for name, tensor in state.items()})
         with atomic_path(self.folder / "model.safetensors") as partial:
@@ -217,6 +290,7 @@ class Run:
             self.state.model,
             self.valid_loader,
             self.normalize,
+            views=self.recipe.views,
             device=self.device,
             dtype=self.dtype,
         )
@@ -238,14 +312,14 @@ class TrainedModel:
     dtype: torch.dtype
 
     def predict(
-        self, tiles: TileSet, *, views: Views = 1, progress: bool = True
+        self, tiles: TileSet, *, views: Views | None = None, progress: bool = True
     ) -> npt.NDArray[np.float64]:
-        """Return the probability of tumour for each tile of the store's split."""
+        """Return the probability of tumour for each tile, by default over the recipe's views."""
         return inference.predict(
             self.model,
             dataset.eval_loader(dataset.recipe_dataset(tiles.tiles, self.recipe)),
             Normalize(*self.recipe.channel_statistics).to(self.device),
-            views=views,
+            views=views or self.recipe.views,
             device=self.device,
             dtype=self.dtype,
             description=f"predicting with {self.name}" if progress else None,
@@ -354,6 +428,26 @@ def final_metrics(
         "accuracy": metrics.accuracy(labels, probabilities),
         "log_loss": metrics.log_loss(labels, probabilities),
     }
+
+
+@contextmanager
+def _sigterm_flag() -> Iterator[Event]:
+    """Yield an event that SIGTERM sets in place of ending the process."""
+    event = Event()
+    # Only the main thread may handle signals; elsewhere the event is never set.
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _is_content(path: Path) -> bool:
+    """Whether a file is more than what a start leaves that was killed at once."""
+    return path.name != LOCK_NAME and path.suffix != ".partial"
 
 
 def _check_preprocessing(folder: Path, values: dict[str, Any], recipe: Recipe) -> None:

@@ -1,22 +1,24 @@
 """The training loop: a generator of one result an epoch."""
 
+import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from kit import inference, metrics
+from kit import inference, metrics, models
 from kit.dataset import Batch, EpochSampler, TileDataset
 from kit.errors import KitError
 from kit.inference import Normalize
-from kit.models import BatchNorm, batch_norms, min_running_var
 
 # Keras' Adam adds this to the root of the second moment; PyTorch's default is 1e-8.
 ADAM_EPS = 1e-7
@@ -41,6 +43,20 @@ class EpochResult:
     min_running_var: float
 
 
+class NonFiniteLossError(KitError):
+    """A loss that is no number.
+
+    Attributes
+    ----------
+    indices
+        Of the batch's tiles in the training dataset.
+    """
+
+    def __init__(self, message: str, indices: list[int]) -> None:
+        super().__init__(message)
+        self.indices = indices
+
+
 class TrainingState:
     """Everything that training changes, and so all that resuming needs.
 
@@ -49,9 +65,15 @@ class TrainingState:
     model
         Its logits have the shape (batch, 1). It is moved to the device.
     lr
-        Adam's learning rate.
-    weight_decay
-        Decoupled from the gradient (AdamW); 0 is plain Adam.
+        Adam's learning rate; with `one_cycle_steps` its peak.
+    weight_decay, layer_decay
+        See `models.parameter_groups`; with no decay this is plain Adam.
+    one_cycle_steps
+        Steps of the whole training, over which the rate rises and falls again (Smith and Topin,
+        arXiv:1708.07120); None keeps it constant.
+    ema
+        Decay of an average of the weights that is kept beside them; 0 keeps none. It starts
+        with a shorter memory: the first weights are not worth averaging.
     dtype
         The type that convolutions compute in; weights stay in float32.
     seed
@@ -64,6 +86,9 @@ class TrainingState:
         *,
         lr: float = 1e-3,
         weight_decay: float = 0.0,
+        layer_decay: float = 1.0,
+        one_cycle_steps: int | None = None,
+        ema: float = 0.0,
         device: torch.device | None = None,
         dtype: torch.dtype = torch.float32,
         seed: int = 0,
@@ -71,29 +96,62 @@ class TrainingState:
         self.device = device or torch.device("cpu")
         self.dtype = dtype
         self.seed = seed
-        self.epoch = 0
+        self.progress = _Progress()
         # Images arrive with their channels last, as the store holds them.
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=lr, eps=ADAM_EPS, weight_decay=weight_decay, fused=True
+        groups = models.parameter_groups(
+            model, lr=lr, weight_decay=weight_decay, layer_decay=layer_decay
         )
+        self.optimizer = torch.optim.AdamW(groups, eps=ADAM_EPS, fused=True)
+        self.schedule = _schedule(self.optimizer, one_cycle_steps)
+        self.averaged = AveragedModel(model, multi_avg_fn=_average(ema)) if ema else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
 
+    @property
+    def epoch(self) -> int:
+        """The last whole epoch."""
+        return self.progress.epoch
+
     def state_dict(self) -> dict[str, Any]:
-        """Return the state at the end of an epoch."""
+        """Return the state after the last step."""
         return {
-            "epoch": self.epoch,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
+            "progress": asdict(self.progress),
+            "generator": torch.get_rng_state(),
+            **{name: part.state_dict() for name, part in self._parts().items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to the end of an epoch."""
-        self.epoch = state["epoch"]
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        """Go back to where `state` was taken."""
+        self.progress = _Progress(**state["progress"])
+        torch.set_rng_state(state["generator"].cpu())
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+
+    def use_average(self) -> None:
+        """Put the averaged weights, where there are any, in place of the last ones."""
+        if self.averaged is not None:
+            self.model.load_state_dict(self.averaged.module.state_dict())
+
+    def _parts(self) -> dict[str, Any]:
+        parts = {
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "schedule": self.schedule,
+            "averaged": self.averaged,
+            "scaler": self.scaler,
+        }
+        return {name: part for name, part in parts.items() if part is not None}
+
+
+@dataclass
+class _Progress:
+    """Where training stands: whole epochs, and the sums of the epoch that has begun."""
+
+    epoch: int = 0
+    step: int = 0
+    loss: float = 0.0
+    correct: int = 0
+    seconds: float = 0.0
 
 
 def fit(
@@ -103,12 +161,16 @@ def fit(
     normalize: Normalize,
     *,
     epochs: int,
+    label_smoothing: float = 0.0,
+    frozen_epochs: int = 0,
+    after_step: Callable[[], None] | None = None,
     progress: bool = True,
 ) -> Iterator[EpochResult]:
     """Train up to `epochs`, from where `state` stands, and yield one result an epoch.
 
-    Between two results `state` holds the end of an epoch: save it there to resume later, and
-    the resumed training is the one that was never interrupted, bit for bit.
+    Between two steps `state` holds all of the training: save it in `after_step` or between two
+    results to resume later, and the resumed training is the one that was never interrupted,
+    bit for bit.
 
     Parameters
     ----------
@@ -116,30 +178,37 @@ def fit(
         From `dataset.train_loader`.
     valid
         From `dataset.eval_loader`; each tile is evaluated once.
+    label_smoothing
+        Labels are drawn towards 1/2 by this share (Szegedy et al., arXiv:1512.00567).
+    frozen_epochs
+        First epochs that train the classifier alone.
+    after_step
+        Called after each step of the optimiser.
     progress
         Whether to draw a bar of the epoch's steps on stderr.
 
     Raises
     ------
-    KitError
+    NonFiniteLossError
         If the loss stops being a finite number.
     """
     normalize = normalize.to(state.device)
     for epoch in range(state.epoch + 1, epochs + 1):
-        start = time.perf_counter()
-        bar = tqdm(
-            train, desc=f"epoch {epoch}/{epochs}", unit=" steps", leave=False, disable=not progress
-        )
-        loss, accuracy = _train_epoch(state, train, bar, normalize, epoch)
-        trained = time.perf_counter() - start
+        start = time.perf_counter() - state.progress.seconds
+        models.freeze_backbone(state.model, frozen=epoch <= frozen_epochs)
+        for _ in _steps(state, train, normalize, label_smoothing, f"{epoch}/{epochs}", progress):
+            state.progress.seconds = time.perf_counter() - start
+            if after_step is not None:
+                after_step()
+        trained = state.progress
         figures = evaluate(state, valid, normalize)
-        state.epoch = epoch
+        state.progress = _Progress(epoch=epoch)
         yield EpochResult(
             epoch=epoch,
-            train_loss=loss,
-            train_accuracy=accuracy,
+            train_loss=trained.loss / trained.step,
+            train_accuracy=trained.correct / _tiles(train),
             seconds=time.perf_counter() - start,
-            tiles_per_second=_tiles(train) / trained,
+            tiles_per_second=_tiles(train) / trained.seconds,
             **figures,
         )
 
@@ -159,110 +228,91 @@ def evaluate(
         "valid_loss": figures["log_loss"],
         "valid_accuracy": figures["accuracy"],
         "valid_auc": figures["auc"],
-        "min_running_var": min_running_var(state.model),
+        "min_running_var": models.min_running_var(state.model),
     }
 
 
-@torch.no_grad()
-def recalibrate(state: TrainingState, loader: DataLoader[Batch], normalize: Normalize) -> None:
-    """Replace BatchNorm's running statistics by those of all tiles of a loader.
-
-    Each layer sees its batches normalised by their own statistics, and the mean and variance
-    of all of its inputs are kept: not the mean of the batches' variances, which leaves out
-    how far their means lie apart. Dropout is off.
-
-    References
-    ----------
-    Wu and Johnson, Rethinking "Batch" in BatchNorm, arXiv:2105.07576, section 3.
-    """
-    norms = batch_norms(state.model).values()
-    sums = {norm: _Sums() for norm in norms}
-    hooks = [norm.register_forward_hook(sums[norm]) for norm in norms]
-    momenta = {norm: norm.momentum for norm in norms}
-    state.model.eval()
-    for norm in norms:
-        norm.train()
-        # The whole of a batch's own statistics, for `_Sums` to read.
-        norm.momentum = 1.0
-    for images, _ in loader:
-        with inference.autocast(state.device, state.dtype):
-            state.model(normalize(images.to(state.device)))
-    for norm, hook in zip(norms, hooks, strict=True):
-        hook.remove()
-        norm.momentum = momenta[norm]
-        sums[norm].write(norm)
-
-
-class _Sums:
-    """Count, sum and sum of squares of all that goes into a norm, channel by channel."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.sum = torch.zeros(())
-        self.squares = torch.zeros(())
-
-    def __call__(self, norm: BatchNorm, inputs: tuple[torch.Tensor], _: torch.Tensor) -> None:
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        count = inputs[0].numel() // norm.num_features
-        mean = norm.running_mean.double()
-        variance = norm.running_var.double() * (count - 1) / count
-        self.count += count
-        self.sum = self.sum.to(mean) + count * mean
-        self.squares = self.squares.to(mean) + count * (variance + mean**2)
-
-    def write(self, norm: BatchNorm) -> None:
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        mean = self.sum / self.count
-        variance = (self.squares / self.count - mean**2) * self.count / (self.count - 1)
-        norm.running_mean.copy_(mean)
-        norm.running_var.copy_(variance)
-
-
-def _train_epoch(
+def _steps(
     state: TrainingState,
     loader: DataLoader[Batch],
-    bar: "tqdm[Batch]",
     normalize: Normalize,
-    epoch: int,
-) -> tuple[float, float]:
-    """Pass over the training tiles once; return the mean loss and accuracy."""
-    assert isinstance(loader.sampler, EpochSampler)
-    loader.sampler.epoch = epoch
-    torch.manual_seed(int(np.random.SeedSequence([state.seed, epoch]).generate_state(1)[0]))
+    label_smoothing: float,
+    name: str,
+    progress: bool,
+) -> Iterator[None]:
+    """Take the steps that the epoch still lacks, one at a time."""
+    sampler = loader.sampler
+    assert isinstance(sampler, EpochSampler)
+    sampler.epoch, sampler.first = state.epoch + 1, state.progress.step
+    if state.progress.step == 0:
+        key = np.random.SeedSequence([state.seed, sampler.epoch])
+        torch.manual_seed(int(key.generate_state(1)[0]))
     state.model.train()
-    loss_sum = torch.zeros((), dtype=torch.float64, device=state.device)
-    correct = torch.zeros((), dtype=torch.int64, device=state.device)
+    bar = tqdm(
+        loader,
+        desc=f"epoch {name}",
+        unit=" steps",
+        initial=sampler.first,
+        total=sampler.first + len(sampler),
+        leave=False,
+        disable=not progress,
+    )
     for images, labels in bar:
-        loss, hits = _step(state, normalize, images, labels)
-        loss_sum += loss * len(labels)
-        correct += hits
-    mean_loss = float(loss_sum) / _tiles(loader)
-    if not np.isfinite(mean_loss):
-        raise KitError(
-            f"the loss of epoch {epoch} is {mean_loss}: try a smaller --lr, or --precision fp32"
-        )
-    return mean_loss, int(correct) / _tiles(loader)
+        loss, correct = _step(state, normalize, images, labels, label_smoothing)
+        if not math.isfinite(loss):
+            raise NonFiniteLossError(
+                f"the loss of epoch {sampler.epoch}, step {state.progress.step + 1} is {loss}",
+                sampler.batch(state.progress.step),
+            )
+        state.progress.step += 1
+        state.progress.loss += loss
+        state.progress.correct += correct
+        yield
 
 
 def _step(
-    state: TrainingState, normalize: Normalize, images: torch.Tensor, labels: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+    state: TrainingState,
+    normalize: Normalize,
+    images: Tensor,
+    labels: Tensor,
+    label_smoothing: float,
+) -> tuple[float, int]:
     """Take one step of the optimiser; return the batch's mean loss and its hits."""
     images = images.to(state.device, non_blocking=True)
     labels = labels.to(state.device, non_blocking=True)
     with inference.autocast(state.device, state.dtype):
         logits = state.model(normalize(images)).squeeze(1)
-    loss = functional.binary_cross_entropy_with_logits(logits.float(), labels)
+    smooth = labels.lerp(labels.new_tensor(0.5), label_smoothing) if label_smoothing else labels
+    loss = functional.binary_cross_entropy_with_logits(logits.float(), smooth)
     state.optimizer.zero_grad()
     state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
     state.scaler.step(state.optimizer)
     state.scaler.update()
-    return loss.detach(), ((logits.detach() > 0) == (labels > 0.5)).sum()
+    if state.schedule is not None:
+        state.schedule.step()
+    if state.averaged is not None:
+        state.averaged.update_parameters(state.model)
+    return loss.item(), int(((logits.detach() > 0) == (labels > 0.5)).sum())
+
+
+def _schedule(optimizer: torch.optim.Optimizer, one_cycle_steps: int | None) -> OneCycleLR | None:
+    if one_cycle_steps is None:
+        return None
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    return OneCycleLR(optimizer, peaks, total_steps=one_cycle_steps, pct_start=0.25)
+
+
+def _average(decay: float) -> Callable[[Any, Any, Any], None]:
+    """Return the update of an exponential average whose memory grows to that of `decay`."""
+
+    def update(averages: list[Tensor], weights: list[Tensor], count: Tensor) -> None:
+        memory = min(decay, (1 + int(count)) / (10 + int(count)))
+        torch._foreach_lerp_(averages, weights, 1 - memory)
+
+    return update
 
 
 def _tiles(loader: DataLoader[Batch]) -> int:
     """Return how many tiles a pass of the training loader takes."""
     assert isinstance(loader.sampler, EpochSampler)
-    return len(loader.sampler) * loader.sampler.batch_size
+    return loader.sampler.steps * loader.sampler.batch_size

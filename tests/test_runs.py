@@ -1,10 +1,11 @@
 import json
+import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import competition_files, write_zip
+from safetensors.torch import load_file
 
 from kit import metrics, runs, store
 from kit.config import Recipe
@@ -58,6 +60,7 @@ def test_folder_holds_the_run(tiles: Store, tmp_path: Path) -> None:
         "model.safetensors",
         "valid.csv",
         "metrics.json",
+        ".lock",
     }
     split = pd.read_csv(run.folder / "split.csv")
     assert split["fold"].value_counts().to_dict() == {"train": 56, "valid": 24}
@@ -196,24 +199,189 @@ def test_unfinished_run_does_not_predict(tiles: Store, tmp_path: Path) -> None:
         runs.load(tmp_path / "run")
 
 
-def test_killed_at_any_instant_and_resumed_is_uninterrupted(tiles: Store, tmp_path: Path) -> None:
-    data = tiles.folder.parent
-    options = ["--data", str(data), "--device", "cpu", "--epochs", "12", "--batch-size", "8"]
-    command = [sys.executable, str(ROOT / "kernels" / "train.py"), *options]
-    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": one_thread}
-    subprocess.run([*command, "--out", str(tmp_path / "whole")], check=True, **quiet)
-    killed = tmp_path / "killed"
-    process = subprocess.Popen([*command, "--out", str(killed)], **quiet)
-    for epochs in (2, 7):
-        while process.poll() is None and lines(killed) < epochs:
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        assert not (killed / "metrics.json").exists()
-        process = subprocess.Popen([*command, "--out", str(killed), "--resume"], **quiet)
-    assert process.wait() == 0
-    assert contents(killed) == contents(tmp_path / "whole")
+# The long form kills more often, and in all combinations.
+KILLS = int(os.environ.get("KIT_KILLS", "4"))
+CASES = [("notebook", 0), ("all", 2)] + [("notebook", 2), ("all", 0)] * (KILLS > 4)
+RECIPES = {
+    "notebook": replace(RECIPE, epochs=20),
+    "all": replace(
+        RECIPE,
+        epochs=20,
+        augment="stain",
+        ema=0.9,
+        schedule="one-cycle",
+        weight_decay=0.05,
+        label_smoothing=0.1,
+        precision="bf16",
+    ),
+}
+
+
+def command(tiles: Store, out: Path, *options: str) -> list[str]:
+    kernel = [sys.executable, str(ROOT / "kernels" / "train.py"), "--out", str(out)]
+    return [*kernel, "--data", str(tiles.folder.parent), "--device", "cpu", *options]
+
+
+def start(arguments: list[str]) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        arguments,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def train_in_process(recipe: Recipe, data: Path, folder: Path, workers: int) -> None:
+    torch.set_num_threads(1)
+    resume = (folder / "config.json").exists()
+    run = Run(
+        recipe,
+        store.open_store(data),
+        folder,
+        device="cpu",
+        workers=workers,
+        resume=resume,
+        checkpoint_steps=2,
+    )
+    list(run.train(progress=False))
+
+
+def spawn(*arguments: object) -> "BaseProcess":
+    """Start a training in a process of its own, forked from one that has imported torch."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["kit.runs"])
+    process = context.Process(target=train_in_process, args=arguments)
+    process.start()
+    return process
+
+
+@pytest.mark.parametrize(("recipe", "workers"), CASES)
+def test_killed_at_any_instant_and_resumed_is_uninterrupted(
+    tiles: Store, tmp_path: Path, recipe: str, workers: int
+) -> None:
+    """SIGKILL at random instants, from before the first file to after the last epoch."""
+    data, whole, killed = tiles.folder.parent, tmp_path / "whole", tmp_path / "killed"
+    # The first process waits for the server that the others are forked from.
+    spawn(RECIPE, data, tmp_path / "first", 0).join()
+    began = time.perf_counter()
+    process = spawn(RECIPES[recipe], data, whole, workers)
+    process.join()
+    assert process.exitcode == 0
+    length = time.perf_counter() - began
+    instants = np.random.default_rng(0)
+    kills, process = 0, spawn(RECIPES[recipe], data, killed, workers)
+    while kills < KILLS:
+        process.join(instants.uniform(0.1, 0.7) * length)
+        if process.exitcode is not None:
+            break
+        process.kill()
+        process.join()
+        kills += 1
+        process = spawn(RECIPES[recipe], data, killed, workers)
+    process.join()
+    assert process.exitcode == 0
+    assert kills >= 2
+    assert contents(killed) == contents(whole)
+
+
+def test_sigterm_keeps_a_checkpoint_and_says_how_to_go_on(tiles: Store, tmp_path: Path) -> None:
+    options = ["--batch-size", "8", "--epochs", "50"]
+    folder = tmp_path / "run"
+    process = start(command(tiles, folder, *options))
+    while process.poll() is None and lines(folder) < 2:
+        time.sleep(0.005)
+    process.terminate()
+    _, message = process.communicate()
+    assert process.returncode == 143
+    assert "error: stopped in epoch" in message
+    assert f"go on with --resume --out {folder}" in message
+    assert "Traceback" not in message
+    progress = torch.load(folder / "last.pt", weights_only=True)["progress"]
+    assert f"epoch {progress['epoch'] + 1}, step {progress['step']}," in message
+    assert progress["step"] > 0
+
+
+def test_two_processes_in_one_folder_are_one_too_many(tiles: Store, tmp_path: Path) -> None:
+    options = ["--batch-size", "8", "--epochs", "2000"]
+    first = start(command(tiles, tmp_path / "run", *options))
+    while first.poll() is None and lines(tmp_path / "run") < 1:
+        time.sleep(0.01)
+    second = start(command(tiles, tmp_path / "run", *options, "--resume"))
+    assert "another process is at work in" in second.communicate()[1]
+    assert second.returncode == 1
+    assert first.poll() is None
+    first.terminate()
+    first.communicate()
+    assert first.returncode == 143
+
+
+def test_a_start_that_was_killed_at_once_leaves_a_folder_to_start_in(
+    tiles: Store, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.json.partial").touch()
+    train(replace(RECIPE, epochs=1), tiles, folder)
+    assert (folder / "metrics.json").exists()
+
+
+def test_forced_resume_records_what_it_went_on_from(tiles: Store, tmp_path: Path) -> None:
+    run = train(RECIPE, tiles, tmp_path / "run")
+    del run
+    longer = replace(RECIPE, epochs=3)
+    with pytest.raises(KitError, match=r"recipe\.epochs was 2 and is 3.*add --force"):
+        Run(longer, tiles, tmp_path / "run", resume=True)
+    again = Run(longer, tiles, tmp_path / "run", resume=True, force=True)
+    assert [result.epoch for result in again.train(progress=False)] == [3]
+    assert runs.read_config(again.folder)["resumed_from"]["recipe"]["epochs"] == 2
+
+
+def test_a_checkpoint_of_another_network_is_refused(tiles: Store, tmp_path: Path) -> None:
+    train(RECIPE, tiles, tmp_path / "run")
+    wider = replace(RECIPE, widths=(8, 8, 8))
+    with pytest.raises(KitError, match=r"last\.pt does not fit the run's options"):
+        Run(wider, tiles, tmp_path / "run", resume=True, force=True)
+
+
+def test_a_loss_that_is_no_number_names_the_tiles_and_the_checkpoint(
+    tiles: Store, tmp_path: Path
+) -> None:
+    run = Run(replace(RECIPE, lr=1e30), tiles, tmp_path / "run", checkpoint_steps=1)
+    with pytest.raises(KitError, match=r"the loss of epoch 1, step 2 is") as raised:
+        list(run.train(progress=False))
+    message = str(raised.value)
+    batch = np.random.default_rng([0, 1]).permutation(56)[8:16]
+    assert all(tiles.train.ids[run.holdout.train[index]] in message for index in batch)
+    assert f"the last good checkpoint is {run.folder / 'last.pt'}" in message
+
+
+def test_averaged_weights_are_recalibrated_and_kept(tiles: Store, tmp_path: Path) -> None:
+    run = train(replace(RECIPE, ema=0.9), tiles, tmp_path / "run")
+    kept = load_file(run.folder / "model.safetensors")
+    averaged = run.state.averaged
+    assert averaged is not None
+    for name, weight in averaged.module.named_parameters():
+        assert torch.equal(kept[name], weight)
+    moved = kept["features.0.norm.running_mean"]
+    assert not torch.equal(moved, averaged.module.state_dict()["features.0.norm.running_mean"])
+    last = runs.read_history(run.folder)[-1]
+    assert last.valid_auc != runs.read_metrics(run.folder)["auc"]["estimate"]
+
+
+def test_eight_views_of_a_recipe_are_used_by_the_run_and_its_predictions(
+    tiles: Store, tmp_path: Path
+) -> None:
+    run = train(replace(RECIPE, views=8), tiles, tmp_path / "run")
+    valid = runs.read_valid(run.folder)
+    held_out = store.TileSet(
+        tiles.train.tiles[run.holdout.valid], tiles.train.ids[run.holdout.valid]
+    )
+    model = runs.load(run.folder, device="cpu")
+    np.testing.assert_array_equal(model.predict(held_out, progress=False), valid["probability"])
+    assert not np.array_equal(
+        model.predict(held_out, views=1, progress=False), valid["probability"]
+    )
 
 
 def lines(folder: Path) -> int:
@@ -226,5 +394,5 @@ def test_a_checkpoint_holds_nothing_but_tensors_and_plain_values(
 ) -> None:
     run = train(RECIPE, tiles, tmp_path / "run")
     state = torch.load(run.folder / "last.pt", weights_only=True)
-    assert state["epoch"] == 2
+    assert state["progress"]["epoch"] == 2
     assert len(state["history"]) == 2

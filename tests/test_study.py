@@ -15,7 +15,7 @@ import torch
 from conftest import competition_files, write_zip
 from safetensors.torch import load_file
 
-from kit import metrics, momentum, runs, store, study, training
+from kit import metrics, momentum, runs, store, study
 from kit.config import Recipe
 from kit.errors import KitError
 from kit.momentum import StatisticsBank
@@ -243,7 +243,7 @@ def test_recalibrated_statistics_are_those_of_all_inputs(tiles: Store, tmp_path:
     """The first norm's input depends on no other norm: mean and variance over all tiles at once."""
     run = Run(RECIPE, tiles, tmp_path / "run", device="cpu")
     list(run.train(progress=False))
-    training.recalibrate(run.state, run.plain_train_loader, run.normalize)
+    run.recalibrate()
     images = torch.cat([images for images, _ in run.plain_train_loader])
     model = run.state.model
     inputs = model.features[0].layer(run.normalize(images)).double()

@@ -1,4 +1,7 @@
+import copy
 from dataclasses import asdict
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from kit.config import Recipe
 from kit.dataset import TileDataset
 from kit.errors import KitError
 from kit.inference import Normalize
-from kit.training import EpochResult, TrainingState
+from kit.training import EpochResult, NonFiniteLossError, TrainingState
 
 RNG = np.random.default_rng(0)
 LABELS = np.arange(80) % 2
@@ -27,18 +30,29 @@ def loaders(seed: int = 0) -> tuple[TileDataset, TileDataset]:
     return TileDataset(TILES[:56], LABELS[:56], seed=seed), TileDataset(TILES[56:], LABELS[56:])
 
 
-def run(state: TrainingState, epochs: int, dtype: torch.dtype = torch.float32) -> list[EpochResult]:
+def run(
+    state: TrainingState,
+    epochs: int,
+    dtype: torch.dtype = torch.float32,
+    *,
+    workers: int = 0,
+    into: list[EpochResult] | None = None,
+    **options: Any,
+) -> list[EpochResult]:
     train, valid = loaders()
-    return list(
+    results = [] if into is None else into
+    results.extend(
         training.fit(
             state,
-            dataset.train_loader(train, batch_size=16, workers=0),
+            dataset.train_loader(train, batch_size=16, workers=workers),
             dataset.eval_loader(valid),
             Normalize(*UNIT).to(dtype),
             epochs=epochs,
             progress=False,
+            **options,
         )
     )
+    return results
 
 
 def new_state(bn: str = "before", dtype: torch.dtype = torch.float32) -> TrainingState:
@@ -136,10 +150,115 @@ def test_dropout_is_drawn_anew_each_epoch_and_again_when_resumed() -> None:
     assert len({one.train_loss for one in whole}) == 3
 
 
-def test_a_loss_that_is_no_number_stops_with_a_message() -> None:
+def test_a_loss_that_is_no_number_stops_and_names_its_batch() -> None:
     state = TrainingState(models.create_model(Recipe()), lr=1e30)
-    with pytest.raises(KitError, match=r"the loss of epoch \d is (nan|inf).*smaller --lr"):
+    with pytest.raises(NonFiniteLossError, match=r"the loss of epoch 1, step 2 is nan") as raised:
         run(state, 5)
+    order = np.random.default_rng([0, 1]).permutation(56)
+    assert raised.value.indices == order[16:32].tolist()
+    assert state.progress.step == 1
+
+
+class _Stop(Exception):
+    pass
+
+
+FULL = {"lr": 1e-2, "weight_decay": 0.05, "ema": 0.9, "one_cycle_steps": 9}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resumed_after_any_step_is_uninterrupted_bit_for_bit(
+    workers: int, dtype: torch.dtype
+) -> None:
+    """Model, optimiser, schedule, average, dropout and the sampler's place, all come back."""
+
+    def state() -> TrainingState:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = nn.Sequential(
+                nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3)
+            ).append(nn.Linear(4 * 30**2, 1))
+        return TrainingState(model, dtype=dtype, **FULL)  # type: ignore[arg-type]
+
+    whole = state()
+    results = run(whole, 3, workers=workers, label_smoothing=0.1)
+    for stop_after in (1, 3, 4, 8):
+        saved: list[dict[str, Any]] = []
+        results_before: list[EpochResult] = []
+
+        def stop(begun: TrainingState, after: int, saved: list[dict[str, Any]]) -> None:
+            if 3 * begun.progress.epoch + begun.progress.step == after:
+                saved.append(copy.deepcopy(begun.state_dict()))
+                raise _Stop
+
+        begun = state()
+        with pytest.raises(_Stop):
+            run(
+                begun,
+                3,
+                label_smoothing=0.1,
+                after_step=partial(stop, begun, stop_after, saved),
+                into=results_before,
+            )
+        torch.manual_seed(123)
+        resumed = state()
+        resumed.load_state_dict(saved[0])
+        after = run(resumed, 3, workers=workers, label_smoothing=0.1)
+        assert figures(results_before + after) == figures(results)
+        first, second = (
+            {**one.model.state_dict(), **one.averaged.state_dict()} for one in (whole, resumed)
+        )
+        assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_one_cycle_is_smith_and_topins() -> None:
+    """Cosine from a 25th of the peak up in a quarter of the steps, and down to nothing."""
+    state = TrainingState(nn.Linear(3, 1), lr=0.1, one_cycle_steps=101)
+    assert state.schedule is not None
+    rates = []
+    for _ in range(101):
+        rates.append(state.optimizer.param_groups[0]["lr"])
+        state.optimizer.step()
+        if len(rates) < 101:
+            state.schedule.step()
+    up = 0.25 * 101 - 1
+    rise = 0.1 + (0.004 - 0.1) / 2 * (1 + np.cos(np.pi * np.arange(24) / up))
+    np.testing.assert_allclose(rates[:24], rise, rtol=1e-6)
+    assert max(rates) == pytest.approx(0.1, rel=1e-2)
+    assert rates[-1] < 1e-6
+
+
+def test_average_of_weights_is_the_written_out_recursion() -> None:
+    state = TrainingState(nn.Linear(1, 1, bias=False), ema=0.5)
+    assert state.averaged is not None
+    expected = None
+    for step, weight in enumerate([1.0, 5.0, 2.0, 3.0]):
+        state.model.weight.data.fill_(weight)  # type: ignore[operator, union-attr]
+        state.averaged.update_parameters(state.model)
+        memory = min(0.5, (1 + step) / (10 + step))
+        expected = weight if expected is None else memory * expected + (1 - memory) * weight
+    assert state.averaged.module.weight.item() == pytest.approx(expected)
+    state.use_average()
+    assert state.model.weight.item() == pytest.approx(expected)  # type: ignore[operator, union-attr]
+
+
+def test_label_smoothing_draws_labels_to_one_half() -> None:
+    plain, smooth = (run(new_state(), 1, label_smoothing=share)[0] for share in (0.0, 1.0))
+    # With all labels at 1/2 a loss below log 2 is impossible.
+    assert plain.train_loss < np.log(2) < smooth.train_loss
+
+
+def test_frozen_epochs_move_the_classifier_alone() -> None:
+    model = models.create_model(Recipe(model="test_resnet"))
+    before = copy.deepcopy(model.state_dict())
+    run(TrainingState(model), 1, frozen_epochs=1)
+    moved = {
+        name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])
+    }
+    assert moved == {"fc.weight", "fc.bias"}
+    run(TrainingState(model), 1)
+    assert all(weight.requires_grad for weight in model.parameters())
 
 
 class _CornerModel(nn.Module):
