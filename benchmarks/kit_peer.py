@@ -1,0 +1,135 @@
+"""The kit's own training, epoch by epoch, and the ceilings that it is held against.
+
+kit       fit over the packed tiles, as a run does it
+ceiling   the same network, optimiser and precision on one batch held in memory
+eager     the ceiling of float32 as first written
+"""
+
+from itertools import repeat
+from pathlib import Path
+
+import numpy as np
+import plain
+import torch
+from serve import Options, Task, serve
+from torch import Tensor
+from torch.nn import functional
+
+from kit import dataset, inference, models, store, training
+from kit.config import Recipe
+from kit.inference import Normalize
+from kit.training import TrainingState
+
+# So few that evaluating them costs next to nothing: the round is the training.
+VALID_TILES = 64
+
+
+def create_recipe(options: Options) -> Recipe:
+    """Return the recipe of options model, size, batch and augment."""
+    return Recipe(
+        model=options["model"],
+        size=options["size"],
+        batch_size=options["batch"],
+        augment=options["augment"],
+    )
+
+
+def create_state(recipe: Recipe, device: str) -> TrainingState:
+    """Return what a run of the recipe starts from."""
+    chosen = inference.choose_device(device)
+    dtype = inference.choose_precision(recipe.precision, chosen)
+    return TrainingState(models.create_model(recipe), lr=recipe.lr, device=chosen, dtype=dtype)
+
+
+def one_batch(options: Options) -> tuple[Tensor, Tensor]:
+    """Return the store's first tiles as float images in [0, 1], and their labels."""
+    tiles = store.open_store(Path(options["data"]))
+    rows = np.arange(options["batch"])
+    recipe = create_recipe(options)
+    train = dataset.recipe_dataset(tiles.train.tiles, recipe, labels=tiles.labels, rows=rows)
+    images, labels = train[rows.tolist()]
+    return images.float().contiguous() / 255, labels
+
+
+def prepare(options: Options) -> Task:
+    """Make one of KINDS from options kind, data, device, model, size, batch, augment, tiles."""
+    plain.require(options["device"])
+    return KINDS[options["kind"]](options)
+
+
+def prepare_kit(options: Options) -> Task:
+    """Train on the first tiles of the store."""
+    recipe = create_recipe(options)
+    tiles = store.open_store(Path(options["data"]))
+    state = create_state(recipe, options["device"])
+    train, valid = (
+        dataset.recipe_dataset(
+            tiles.train.tiles, recipe, labels=tiles.labels, rows=rows, train=is_train
+        )
+        for rows, is_train in (
+            (np.arange(options["tiles"]), True),
+            (np.arange(len(tiles.train))[-VALID_TILES:], False),
+        )
+    )
+    count = options["tiles"] // recipe.batch_size * recipe.batch_size
+    epochs = training.fit(
+        state,
+        dataset.train_loader(train, batch_size=recipe.batch_size, workers=0),
+        dataset.eval_loader(valid),
+        Normalize(*recipe.channel_statistics),
+        epochs=10**6,
+        progress=False,
+    )
+
+    def run() -> int:
+        next(epochs)
+        return int(count)
+
+    return Task(run, _settings(state), ("torch", "timm"))
+
+
+def prepare_ceiling(options: Options) -> Task:
+    """Train on one batch with the kit's own network, optimiser, precision and layout."""
+    recipe = create_recipe(options)
+    state = create_state(recipe, options["device"])
+    images, labels = one_batch(options)
+    images = images.to(state.device).contiguous(memory_format=torch.channels_last)
+    labels = labels.to(state.device)
+    state.model.train()
+
+    def run() -> int:
+        steps = options["tiles"] // recipe.batch_size
+        for _ in range(steps):
+            with inference.autocast(state.device, state.dtype):
+                logits = state.model(images).squeeze(1)
+            loss = functional.binary_cross_entropy_with_logits(logits.float(), labels)
+            state.optimizer.zero_grad()
+            state.scaler.scale(loss).backward()
+            state.scaler.step(state.optimizer)
+            state.scaler.update()
+        loss.item()
+        return int(steps * recipe.batch_size)
+
+    return Task(run, _settings(state), ("torch",))
+
+
+def prepare_eager(options: Options) -> Task:
+    """Train on one batch in float32, NCHW, with Adam as it comes."""
+    trainer = plain.Trainer(options["model"], options["device"])
+    images, labels = one_batch(options)
+    batch = images.to(trainer.device), labels.to(trainer.device)
+    steps = options["tiles"] // options["batch"]
+    settings = f"fp32, NCHW, {torch.get_num_threads()} threads"
+    return Task(lambda: trainer.train(repeat(batch, steps)), settings, ("torch",))
+
+
+KINDS = {"kit": prepare_kit, "ceiling": prepare_ceiling, "eager": prepare_eager}
+
+
+def _settings(state: TrainingState) -> str:
+    dtype = str(state.dtype).removeprefix("torch.")
+    return f"{dtype}, channels last, {torch.get_num_threads()} threads"
+
+
+if __name__ == "__main__":
+    serve(prepare)
