@@ -18,7 +18,7 @@ import torch
 from conftest import competition_files, write_folder
 from kaggle_server import KEY, KaggleServer, refusal, serve
 
-from kit import bundle, config, kaggle_client, runs, store
+from kit import bundle, config, kaggle_client, on_kaggle, runs, store
 from kit.errors import KitError
 from kit.on_kaggle import CHECKSUMS, Job
 
@@ -140,7 +140,6 @@ def test_script_stops_at_its_limit_and_says_how_to_go_on(tmp_path: Path, python:
     [
         ("elsewhere", {}, "accept the rules at https://www.kaggle.com/c/histopathologic"),
         (MOUNTS[0], {"resume": True}, f"--resume, but no input holds {RUN}"),
-        (MOUNTS[0], {"arguments": ("--lr", "-1")}, "lr = -1.0: Input should be greater than 0"),
     ],
 )
 def test_script_says_what_is_wrong(
@@ -149,6 +148,19 @@ def test_script_says_what_is_wrong(
     done = Container(tmp_path, mount).run(python, job(**changes))
     assert done.returncode == 1
     assert message in done.stderr
+
+
+def test_a_command_that_fails_ends_the_job_and_what_it_left_is_summed(tmp_path: Path) -> None:
+    container = Container(tmp_path, MOUNTS[0])
+    (tmp_path / "home" / "kernels").mkdir(parents=True)
+    leaves = (
+        f"import pathlib, sys; p = pathlib.Path('{RUN}', 'last.pt'); p.parent.mkdir(parents=True)"
+    )
+    (tmp_path / "home" / "kernels" / "train.py").write_text(f"{leaves}; p.touch(); sys.exit(3)")
+    with pytest.raises(KitError, match="train ended with status 3"):
+        on_kaggle.run(job(), tmp_path / "home", tmp_path / "kaggle")
+    sums = json.loads((container.working / CHECKSUMS).read_text())
+    assert sums == {f"{RUN}/last.pt": hashlib.sha256(b"").hexdigest()}
 
 
 def test_same_sources_give_the_same_script_with_the_files_that_arguments_name(
@@ -277,6 +289,17 @@ class TestPush:
         server.refusals = {"SaveKernel": refusal(401, "Unauthenticated")}
         with pytest.raises(KitError, match="does not accept the username and key in KAGGLE_USER"):
             kaggle_client.push_kernel(built)
+
+    def test_tells_of_a_client_that_does_not_start(
+        self, server: KaggleServer, built: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As kaggle 2.2.4 does alone: it uses six and does not ask for it."""
+        Path("lacks/six.py").parent.mkdir()
+        Path("lacks/six.py").write_text("""raise ModuleNotFoundError("No module named 'six'")""")
+        monkeypatch.setenv("PYTHONPATH", "lacks")
+        with pytest.raises(KitError, match="client does not start: pip install"):
+            kaggle_client.push_kernel(built)
+        assert not server.requests
 
 
 def output(run: Path) -> dict[str, bytes]:

@@ -23,7 +23,7 @@ LEVELS = [
     {"inference"},
     {"training"},
     {"runs"},
-    {"study", "plots", "search"},
+    {"study", "plots", "search", "export"},
     {"momentum", "report"},
     {"pages"},
     {"explore"},
