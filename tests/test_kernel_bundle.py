@@ -25,7 +25,8 @@ from kit.on_kaggle import CHECKSUMS, Job
 ROOT = Path(__file__).parents[1]
 NAME = "hcd-before"
 RUN = f"runs/{NAME}"
-ARGUMENTS = ("--epochs", "2", "--batch-size", "16", "--bn", "before")
+# On a GPU two trainings need not give the same bits.
+ARGUMENTS = ("--epochs", "2", "--batch-size", "16", "--bn", "before", "--device", "cpu")
 MOUNTS = ("competitions/histopathologic-cancer-detection", "histopathologic-cancer-detection")
 # Not in Kaggle's image, or put where the kit itself could be found.
 LACKING = ("kit", "__editable__", "histopathologic", "captum", *bundle._EMBEDDED)
@@ -93,8 +94,9 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """The run that the script is to make, after its first epoch and at its end."""
     folder = tmp_path_factory.mktemp("reference")
     write_folder(folder / "data", competition_files(train=120, test=9))
-    recipe = config.parse_options(config.RunOptions, "", ARGUMENTS).settings
-    run = runs.Run(recipe, store.open_store(folder / "data"), folder / NAME)
+    options = config.parse_options(config.RunOptions, "", ARGUMENTS)
+    tiles = store.open_store(folder / "data")
+    run = runs.Run(options.settings, tiles, folder / NAME, device=options.device)
     kept = {}
     for result in run.train(progress=False):
         kept[result.epoch] = folder / f"after-{result.epoch}"
