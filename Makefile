@@ -6,13 +6,17 @@ DATA ?= data
 RUN ?= runs/notebook-before-0
 MESSAGE ?= $(notdir $(RUN))
 ARGS ?=
+# On Kaggle: the command, the name of its kernel and its run, and options of kernels/push.py.
+KERNEL ?= train
+NAME ?= histopathologic-$(KERNEL)
+PUSH ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo download pack train submit scores test lint bench clean
+.PHONY: help install demo download pack train submit scores push pull test lint bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +65,12 @@ submit: $(RUN)/submission.csv ## predict if need be, validate, submit RUN and wa
 
 scores: $(VENV)/installed ## list past submissions and their scores
 	$(BIN)/python kernels/scores.py
+
+push: $(VENV)/installed ## run KERNEL with ARGS on Kaggle; PUSH=--resume goes on with it
+	$(BIN)/python kernels/push.py --command $(KERNEL) --name $(NAME) $(PUSH) -- $(ARGS)
+
+pull: $(VENV)/installed ## bring back what that kernel has left, as a run folder
+	$(BIN)/python kernels/pull.py --name $(NAME)
 
 test: $(VENV)/installed ## run the tests
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile

@@ -380,10 +380,10 @@ def _relay(lines: Iterable[str]) -> str:
     return "".join(said)
 
 
-def _command(*arguments: str) -> list[str]:
+def _command(*arguments: str, group: str = "competitions") -> list[str]:
     # -P keeps a folder named kaggle, wherever the user stands, from passing for the client;
     # -W silences the news of later versions.
-    return [sys.executable, "-P", "-m", "kaggle", "-W", "competitions", *arguments]
+    return [sys.executable, "-P", "-m", "kaggle", "-W", group, *arguments]
 
 
 def _environment() -> dict[str, str]:
@@ -395,8 +395,8 @@ def _environment() -> dict[str, str]:
     return {**kept, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
 
 
-def _run(*arguments: str) -> str:
-    """Run one of the client's `competitions` commands and return what it prints.
+def _run(*arguments: str, group: str = "competitions") -> str:
+    """Run one of a group of the client's commands and return what it prints.
 
     Raises
     ------
@@ -405,7 +405,7 @@ def _run(*arguments: str) -> str:
     """
     credential()
     done = subprocess.run(
-        _command(*arguments),
+        _command(*arguments, group=group),
         env=_environment(),
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -473,6 +473,9 @@ _FAILURES = {
         "Kaggle's file store refused the link that Kaggle gave, as it does once a link has "
         "expired. Try again"
     ),
+    "Cannot access kernel": (
+        "the account has no kernel of that name on Kaggle: push it first, or mend --name"
+    ),
     r"\b403 |Forbidden|accept this competition|permission '": (
         f"Kaggle forbids it, most often because the rules are not accepted.\nOpen {RULES_PAGE}, "
         "join the competition and accept its rules, then try again. The account is that of "
@@ -512,3 +515,84 @@ def _explain(said: str) -> str:
 def _without_secrets(text: str) -> str:
     """Drop what a URL may hold beside its address: a signature, a proxy's password."""
     return re.sub(r"\?[^\s'\")]+", "", re.sub(r"://[^/\s@]+@", "://", text))
+
+
+def username() -> str:
+    """Return the name of the account whose credential the client sends.
+
+    Raises
+    ------
+    KitError
+        If there is no credential, or the client does not know the name.
+    """
+    said = _run("view", group="config")
+    found = re.search(r"^- username: (\S+)$", said, re.M)
+    if not found or found[1] == "None":
+        raise KitError(
+            f"the Kaggle client does not know whose {credential()} is: set KAGGLE_USERNAME as well"
+        )
+    return found[1]
+
+
+def push_kernel(folder: Path) -> str:
+    """Push the script and metadata of a folder as a kernel, which then runs on Kaggle.
+
+    Returns
+    -------
+    str
+        Its version and its address.
+
+    Raises
+    ------
+    KitError
+        If Kaggle does not take it, or takes it without one of its inputs.
+    """
+    said = _run("push", f"--path={folder}", group="kernels")
+    # The client exits with 0 either way.
+    pushed = re.search(r"^Kernel version (\d+) successfully pushed.* at (\S+)$", said, re.M)
+    if not pushed:
+        reason = _without_secrets(said).strip().removeprefix("Kernel push error: ")
+        raise KitError(
+            f"Kaggle has not taken the kernel: {reason or 'the client does not say why'}\n"
+            f"See at {SETTINGS_PAGE} what the account may run (phone number, GPU hours), then try "
+            "again"
+        )
+    refused = re.search(r"^The following are not valid (\w+) sources.*: (.*)$", said, re.M)
+    if refused:
+        kind, names = refused.groups()
+        step = {
+            "competition": f"accept the rules at {RULES_PAGE}, then push again",
+            "kernel": "push it without --resume the first time",
+        }.get(kind, "mend the name, then push again")
+        raise KitError(
+            f"Kaggle runs version {pushed[1]} without its {kind} {names}, so it will fail: {step}"
+        )
+    return f"version {pushed[1]}, {pushed[2]}"
+
+
+def kernel_status(kernel: str) -> str:
+    """Return how far a kernel's latest version is: QUEUED, RUNNING, COMPLETE, ERROR, ...
+
+    Parameters
+    ----------
+    kernel
+        OWNER/NAME.
+    """
+    said = _run("status", kernel, group="kernels")
+    found = re.search(r'has status "(?:\w+\.)?(\w+)"', said)
+    if not found:
+        raise KitError(_explain(said))
+    return found[1]
+
+
+def pull_kernel(kernel: str, folder: Path) -> None:
+    """Fetch what a kernel's latest version has left, and its log.
+
+    The client checks nothing that it fetches: not even whether it is an error page.
+
+    Parameters
+    ----------
+    kernel
+        OWNER/NAME.
+    """
+    _run("output", kernel, f"--path={folder}", "--force", "--quiet", group="kernels")

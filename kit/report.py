@@ -303,14 +303,19 @@ def grad_cam(trained: TrainedModel, tiles: UInt8Array) -> Floats | None:
     Returns
     -------
     ndarray or None
-        (tiles, 96, 96) in [0, 1], NaN outside the crop; None for a model without such a map.
+        (tiles, 96, 96) in [0, 1], NaN outside the crop; None for a model without such a map, and
+        where captum is not installed.
 
     References
     ----------
     Selvaraju et al., Grad-CAM, ICCV 2017, equations 1 and 2.
     """
     # Captum takes half a second to import, which whoever draws no gallery can do without.
-    from captum.attr import LayerGradCam
+    try:
+        from captum.attr import LayerGradCam
+    except ModuleNotFoundError:
+        # Kaggle's image lacks it.
+        return None
 
     recipe, model = trained.recipe, trained.model.eval()
     loader = dataset.eval_loader(dataset.recipe_dataset(tiles, recipe))

@@ -81,6 +81,14 @@ class KaggleServer:
         Whether it says that it takes a submission, and does not.
     team_mate_submits
         Whether another submission of the team comes in with each.
+    pushed
+        What the last kernel was pushed with.
+    push_answer
+        What it says to that, instead of that all is well.
+    kernel_status
+        Of the latest version.
+    output
+        What that version has left, by name.
     requests
         (API method or path, headers) in the order in which they came.
     """
@@ -104,6 +112,10 @@ class KaggleServer:
     )
     loses_submissions: bool = False
     team_mate_submits: bool = False
+    pushed: dict[str, Any] = field(default_factory=dict)
+    push_answer: dict[str, Any] = field(default_factory=dict)
+    kernel_status: str = "COMPLETE"
+    output: dict[str, bytes] = field(default_factory=dict)
     requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
 
     def asked(self, name: str) -> list[dict[str, str]]:
@@ -180,6 +192,28 @@ class KaggleServer:
     def GetSubmission(self, request: dict[str, Any]) -> dict[str, Any]:
         return next(row for row in self.submissions if row["ref"] == request["ref"])
 
+    def SaveKernel(self, request: dict[str, Any]) -> dict[str, Any]:
+        self.pushed = request
+        address = f"https://www.kaggle.com/code/{request['slug']}"
+        return {"url": address, "versionNumber": 3} | self.push_answer
+
+    def GetKernelSessionStatus(self, _: dict[str, Any]) -> dict[str, Any]:
+        return {"status": self.kernel_status}
+
+    def ListKernelSessionOutput(self, request: dict[str, Any]) -> dict[str, Any]:
+        """List the output by the page."""
+        start = int(request.get("pageToken") or 0)
+        end = start + request["pageSize"]
+        files = [
+            {
+                "fileName": name,
+                "url": f"http://localhost/output/{name}?X-Goog-Signature={SIGNATURE}",
+            }
+            for name in list(self.output)[start:end]
+        ]
+        more = {"nextPageToken": str(end)} if end < len(self.output) else {}
+        return {"files": files, "log": "what the kernel printed\n", **more}
+
 
 @contextmanager
 def serve(archive: bytes = b"") -> Iterator[KaggleServer]:
@@ -225,6 +259,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(Answer(200, json.dumps(answer).encode()))
 
     def do_GET(self) -> None:
+        path = urlsplit(self.path).path
+        if path.startswith("/output/"):
+            body = self.kaggle.output[path.removeprefix("/output/")]
+            self._answer(Answer(200, body, "application/octet-stream"))
+            return
         self._note("archive")
         fault = self.kaggle.transfers.pop(0) if self.kaggle.transfers else None
         if isinstance(fault, Answer):

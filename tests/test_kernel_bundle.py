@@ -1,0 +1,370 @@
+"""Kaggle without Kaggle: the built script alone in an imitation of its container, and the push
+and the pull of the unmodified client against a server of our own."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from collections.abc import Iterator
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pandas as pd
+import pytest
+import torch
+from conftest import competition_files, write_folder
+from kaggle_server import KEY, KaggleServer, refusal, serve
+
+from kit import bundle, config, kaggle_client, on_kaggle, runs, store
+from kit.errors import KitError
+from kit.on_kaggle import CHECKSUMS, Job
+
+ROOT = Path(__file__).parents[1]
+NAME = "hcd-before"
+RUN = f"runs/{NAME}"
+# On a GPU two trainings need not give the same bits.
+ARGUMENTS = ("--epochs", "2", "--batch-size", "16", "--bn", "before", "--device", "cpu")
+MOUNTS = ("competitions/histopathologic-cancer-detection", "histopathologic-cancer-detection")
+# Not in Kaggle's image, or put where the kit itself could be found.
+LACKING = ("kit", "__editable__", "histopathologic", "captum", *bundle._EMBEDDED)
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python like that of Kaggle's image: the libraries are there, the kit is not."""
+    folder = tmp_path_factory.mktemp("image")
+    venv.create(folder, symlinks=True)
+    site = next(folder.glob("lib/python*/site-packages"))
+    for path in Path(torch.__file__).parents[1].iterdir():
+        if not path.name.startswith(LACKING) and path.suffix != ".pth":
+            (site / path.name).symlink_to(path)
+    return folder / "bin" / "python"
+
+
+class Container:
+    """A folder laid out as /kaggle, its input read-only, with an empty one to start in."""
+
+    def __init__(self, folder: Path, mount: str) -> None:
+        self.folder = folder
+        self.input = folder / "kaggle" / "input"
+        self.working = folder / "kaggle" / "working"
+        for made in (self.working, folder / "src", folder / "tmp"):
+            made.mkdir(parents=True)
+        write_folder(self.input / mount, competition_files(train=120, test=9))
+
+    def run(self, python: Path, job: Job) -> CompletedProcess[str]:
+        """Build a job's script and run it with nothing else at hand."""
+        bundle.build(self.folder / "built", job, owner="nobody", repository=ROOT)
+        shutil.copy(self.folder / "built" / bundle.SCRIPT_FILE, self.folder / "src")
+        before = listing(self.input)
+        for path in [self.input, *self.input.rglob("*")]:
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        done = subprocess.run(
+            [python, "-I", bundle.SCRIPT_FILE],
+            cwd=self.folder / "src",
+            env={
+                "PATH": os.environ["PATH"],
+                "HOME": str(self.folder / "tmp"),
+                "TMPDIR": str(self.folder / "tmp"),
+                "HCD_KAGGLE_ROOT": str(self.folder / "kaggle"),
+                "OMP_NUM_THREADS": "1",
+            },
+            capture_output=True,
+            text=True,
+        )
+        assert listing(self.input) == before
+        assert "Traceback" not in done.stderr
+        return done
+
+
+def listing(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def job(**changes: object) -> Job:
+    values = {"command": "train", "arguments": ARGUMENTS, "name": NAME, "resume": False}
+    return Job(**(values | {"hours": 1.0} | changes))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """The run that the script is to make, after its first epoch and at its end."""
+    folder = tmp_path_factory.mktemp("reference")
+    write_folder(folder / "data", competition_files(train=120, test=9))
+    options = config.parse_options(config.RunOptions, "", ARGUMENTS)
+    tiles = store.open_store(folder / "data")
+    run = runs.Run(options.settings, tiles, folder / NAME, device=options.device)
+    kept = {}
+    for result in run.train(progress=False):
+        kept[result.epoch] = folder / f"after-{result.epoch}"
+        shutil.copytree(run.folder, kept[result.epoch])
+    return kept | {0: run.folder}
+
+
+@pytest.mark.parametrize("mount", MOUNTS)
+def test_script_trains_alone_from_either_mount(
+    tmp_path: Path, python: Path, reference: dict[int, Path], mount: str
+) -> None:
+    """Under the older mount it goes on with its own earlier output."""
+    alone = subprocess.run([python, "-I", "-c", "import kit"], capture_output=True, text=True)
+    assert "No module named 'kit'" in alone.stderr
+    resume = mount == MOUNTS[1]
+    container = Container(tmp_path, mount)
+    if resume:
+        shutil.copytree(reference[1], container.input / "notebooks/nobody" / NAME / RUN)
+    done = container.run(python, job(resume=resume))
+    assert done.returncode == 0, done.stderr
+    assert ("epoch 1/2" in done.stdout) is not resume
+    assert listing(container.working) >= {"submission.csv", f"{RUN}/report.html"}
+    assert len(pd.read_csv(container.working / "submission.csv")) == 9
+    same = ["model.safetensors", "split.csv", "valid.csv"]
+    for name in same:
+        trained = (container.working / RUN / name).read_bytes()
+        assert trained == (reference[0] / name).read_bytes()
+    sums = json.loads((container.working / CHECKSUMS).read_text())
+    content = (container.working / RUN / "last.pt").read_bytes()
+    assert sums[f"{RUN}/last.pt"] == hashlib.sha256(content).hexdigest()
+    assert not (tmp_path / "src" / "store").exists()
+
+
+def test_script_stops_at_its_limit_and_says_how_to_go_on(tmp_path: Path, python: Path) -> None:
+    done = Container(tmp_path, MOUNTS[0]).run(python, job(hours=0.0))
+    assert done.returncode == 0
+    assert "stopped after 0 h: push it again with --resume" in done.stdout
+    assert listing(tmp_path / "kaggle" / "working") == {CHECKSUMS}
+
+
+@pytest.mark.parametrize(
+    ("mount", "changes", "message"),
+    [
+        ("elsewhere", {}, "accept the rules at https://www.kaggle.com/c/histopathologic"),
+        (MOUNTS[0], {"resume": True}, f"--resume, but no input holds {RUN}"),
+    ],
+)
+def test_script_says_what_is_wrong(
+    tmp_path: Path, python: Path, mount: str, changes: dict[str, object], message: str
+) -> None:
+    done = Container(tmp_path, mount).run(python, job(**changes))
+    assert done.returncode == 1
+    assert message in done.stderr
+
+
+def test_a_command_that_fails_ends_the_job_and_what_it_left_is_summed(tmp_path: Path) -> None:
+    container = Container(tmp_path, MOUNTS[0])
+    (tmp_path / "home" / "kernels").mkdir(parents=True)
+    leaves = (
+        f"import pathlib, sys; p = pathlib.Path('{RUN}', 'last.pt'); p.parent.mkdir(parents=True)"
+    )
+    (tmp_path / "home" / "kernels" / "train.py").write_text(f"{leaves}; p.touch(); sys.exit(3)")
+    with pytest.raises(KitError, match="train ended with status 3"):
+        on_kaggle.run(job(), tmp_path / "home", tmp_path / "kaggle")
+    sums = json.loads((container.working / CHECKSUMS).read_text())
+    assert sums == {f"{RUN}/last.pt": hashlib.sha256(b"").hexdigest()}
+
+
+def test_same_sources_give_the_same_script_with_the_files_that_arguments_name(
+    tmp_path: Path,
+) -> None:
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text("epochs = 1\n")
+    named = job(arguments=(f"--recipe={recipe}", "--seed", "1"))
+    assert bundle.script(named, ROOT) == bundle.script(named, ROOT)
+    assert "('--recipe={home}/given/0/mine.toml', '--seed', '1')" in bundle.script(named, ROOT)
+    compile(bundle.script(named, ROOT), "script.py", "exec")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "Too Loud"}, "--name Too Loud: give 5 to 50 lower-case letters"),
+        ({"arguments": ("--out=x",)}, "--out=x: the script chooses --data, --out and --resume"),
+        (
+            {"arguments": ("--slides", "large.csv")},
+            "put large files that the arguments name into",
+        ),
+    ],
+)
+def test_what_cannot_be_pushed_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("large.csv").write_bytes(os.urandom(1_000_000))
+    with pytest.raises(KitError, match=message):
+        bundle.build(tmp_path, job(**changes), owner="nobody", repository=ROOT)
+    assert not (tmp_path / bundle.SCRIPT_FILE).exists()
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KaggleServer]:
+    """Return a server that this process and its children take for Kaggle."""
+    with serve() as kaggle:
+        environment = kaggle.environment(tmp_path / "home")
+        (tmp_path / "home").mkdir()
+        for name in set(os.environ) - set(environment):
+            monkeypatch.delenv(name)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.chdir(tmp_path)
+        yield kaggle
+
+
+def kernel(name: str, *options: str) -> CompletedProcess[str]:
+    command = [sys.executable, ROOT / "kernels" / f"{name}.py", *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
+    assert KEY not in done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> Path:
+    """A folder to push; what it holds matters to Kaggle only."""
+    (tmp_path / "built").mkdir()
+    (tmp_path / "built" / bundle.SCRIPT_FILE).write_text("print('hello')\n")
+    values = bundle.metadata(job(), owner="nobody", datasets=[], gpu=True)
+    (tmp_path / "built" / bundle.METADATA_FILE).write_text(json.dumps(values))
+    return tmp_path / "built"
+
+
+class TestPush:
+    def test_pushes_all_that_the_kernel_needs(self, server: KaggleServer) -> None:
+        options = ["--name", NAME, "--resume", "--dataset", "nobody/slides", "--", "--bn", "after"]
+        done = kernel("push", *options)
+        assert done.returncode == 0, done.stderr
+        assert f"pushed version 3, https://www.kaggle.com/code/nobody/{NAME}" in done.stdout
+        assert f"next, once it has ended: python kernels/pull.py --name {NAME}" in done.stdout
+        script = server.pushed.pop("text")
+        assert f"Job(command='train', arguments=('--bn', 'after'), name='{NAME}'" in script
+        assert server.pushed == {
+            "slug": f"nobody/{NAME}",
+            "newTitle": NAME,
+            "language": "python",
+            "kernelType": "script",
+            "competitionDataSources": ["histopathologic-cancer-detection"],
+            "kernelDataSources": [f"nobody/{NAME}"],
+            "datasetDataSources": ["nobody/slides"],
+            "isPrivate": True,
+            "enableGpu": True,
+            "enableInternet": False,
+            "enableTpu": False,
+            "dockerImagePinningType": "original",
+            "machineShape": "NvidiaTeslaT4",
+        }
+
+    @pytest.mark.parametrize(
+        ("answer", "message"),
+        [
+            (
+                {"error": "Maximum batch GPU session count of 2 reached."},
+                "has not taken the kernel: Maximum batch GPU session count of 2 reached",
+            ),
+            (
+                {"invalidCompetitionSources": ["histopathologic-cancer-detection"]},
+                "runs version 3 without its competition .*accept the rules at",
+            ),
+            (
+                {"invalidKernelSources": [f"nobody/{NAME}"]},
+                "without its kernel .* push it without --resume the first time",
+            ),
+        ],
+    )
+    def test_does_not_believe_the_exit_status(
+        self, server: KaggleServer, built: Path, answer: dict[str, object], message: str
+    ) -> None:
+        server.push_answer = answer
+        with pytest.raises(KitError, match=message):
+            kaggle_client.push_kernel(built)
+
+    def test_needs_a_credential(
+        self, server: KaggleServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("KAGGLE_KEY")
+        done = kernel("push", "--", "--bn", "after")
+        assert done.returncode == 1
+        assert "no Kaggle credential found" in done.stderr
+        assert not server.requests
+
+    def test_tells_a_refusal(self, server: KaggleServer, built: Path) -> None:
+        server.refusals = {"SaveKernel": refusal(401, "Unauthenticated")}
+        with pytest.raises(KitError, match="does not accept the username and key in KAGGLE_USER"):
+            kaggle_client.push_kernel(built)
+
+    def test_tells_of_a_client_that_does_not_start(
+        self, server: KaggleServer, built: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As kaggle 2.2.4 does alone: it uses six and does not ask for it."""
+        Path("lacks/six.py").parent.mkdir()
+        Path("lacks/six.py").write_text("""raise ModuleNotFoundError("No module named 'six'")""")
+        monkeypatch.setenv("PYTHONPATH", "lacks")
+        with pytest.raises(KitError, match="client does not start: pip install"):
+            kaggle_client.push_kernel(built)
+        assert not server.requests
+
+
+def output(run: Path) -> dict[str, bytes]:
+    """Return what a kernel leaves that has made a run."""
+    files = {f"{RUN}/{path.name}": path.read_bytes() for path in run.iterdir()}
+    files["submission.csv"] = b"id,label\n"
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    # More than a page of the client's listing.
+    others = {f"other-{number}.txt": b"" for number in range(20)}
+    return others | files | {CHECKSUMS: json.dumps(sums).encode()}
+
+
+class TestPull:
+    def test_brings_back_a_run_and_overwrites_nothing(
+        self, server: KaggleServer, reference: dict[int, Path]
+    ) -> None:
+        server.output = output(reference[0])
+        done = kernel("pull", "--name", NAME)
+        assert done.returncode == 0, done.stderr
+        assert f"{RUN}: checked, of a kernel that ended as COMPLETE" in done.stdout
+        run = Path(RUN)
+        assert listing(run) == listing(reference[0]) | {"submission.csv", "kaggle.log"}
+        assert runs.load(run).name == NAME
+        assert not list(Path().glob(".pull-*"))
+        server.requests.clear()
+        again = kernel("pull", "--name", NAME)
+        assert again.returncode == 1
+        assert f"{RUN} exists: move it away" in again.stderr
+        assert not server.requests
+
+    @pytest.mark.parametrize(
+        ("name", "content", "message"),
+        [
+            (f"{RUN}/last.pt", b"<html>the link has expired</html>", f"first {RUN}/last.pt"),
+            (f"{RUN}/last.pt", None, "1 of 8 files came damaged or not at all"),
+            (CHECKSUMS, b"<html>the link has expired</html>", f"{CHECKSUMS} came damaged"),
+            (CHECKSUMS, None, "Kaggle ended it before it could save anything"),
+        ],
+    )
+    def test_takes_nothing_that_came_damaged(
+        self,
+        tmp_path: Path,
+        reference: dict[int, Path],
+        name: str,
+        content: bytes | None,
+        message: str,
+    ) -> None:
+        files = output(reference[0])
+        files |= {name: content} if content else {}
+        write_folder(tmp_path / "fetched", {k: v for k, v in files.items() if content or k != name})
+        with pytest.raises(KitError, match=message):
+            bundle.bring_back(tmp_path / "fetched", tmp_path, NAME)
+        assert not (tmp_path / RUN).exists()
+
+    def test_waits_for_the_kernel_to_end(self, server: KaggleServer) -> None:
+        server.kernel_status = "RUNNING"
+        done = kernel("pull", "--name", NAME)
+        assert done.returncode == 1
+        assert f"nobody/{NAME} is RUNNING: wait for its end" in done.stderr
+
+    def test_tells_of_a_kernel_that_is_not_there(self, server: KaggleServer) -> None:
+        server.refusals = {
+            "GetKernelSessionStatus": refusal(403, "Permission 'kernels.get' denied")
+        }
+        with pytest.raises(KitError, match="has no kernel of that name on Kaggle"):
+            kaggle_client.kernel_status(f"nobody/{NAME}")
