@@ -19,7 +19,7 @@ from kit.errors import KitError
 Bn = Literal["before", "after"]
 Interpolation = Literal["nearest", "bilinear", "area", "bicubic"]
 Normalization = Literal["unit", "competition", "imagenet"]
-Augmentation = Literal["none", "d4", "stain"]
+Augmentation = Literal["none", "d4", "stain", "colour"]
 Init = Literal["keras", "torch"]
 Schedule = Literal["constant", "one-cycle"]
 Views = Literal[1, 8]
@@ -59,9 +59,10 @@ class Recipe:
     normalize: Normalization = "unit"
     """unit: inputs / 255; competition, imagenet: those channel statistics as well."""
     augment: Augmentation = "none"
-    """d4: the eight symmetries of the square; stain: those and jittered H&E stains."""
+    """d4: the eight symmetries of the square; stain: jittered H&E stains as well; colour: jittered
+    channels and saturation as well."""
     stain_strength: Annotated[float, Field(gt=0, le=3)] = 1.0
-    """Of --augment stain: a factor on how far the stains' densities are jittered."""
+    """Of stain and colour: a factor on how far the stains' densities are jittered."""
 
     model: str = "small"
     """small, or the name of any timm model."""

@@ -83,6 +83,21 @@ def test_stains_have_the_same_distribution_as_in_albumentations() -> None:
             assert test.pvalue > 0.001
 
 
+def test_colours_are_jittered_by_the_written_out_formula() -> None:
+    gains, grays = RNG.uniform(0.85, 1.15, (64, 3)), RNG.uniform(0, 1, 64)
+    jittered = transforms.jitter_colours(TISSUE, gains, grays)
+    scaled = TISSUE * gains[:, None, None]
+    share = grays[:, None, None, None]
+    expected = (1 - share) * scaled + share * scaled.mean(-1, keepdims=True)
+    # OpenCV multiplies uint8 in fixed point.
+    assert np.abs(jittered - expected.clip(0, 255)).max() <= 1
+
+
+def test_all_grey_leaves_no_colour() -> None:
+    grey = transforms.jitter_colours(TISSUE[:1], np.ones((1, 3)), np.ones(1))
+    assert np.ptp(grey.astype(int), axis=-1).max() == 0
+
+
 def test_strength_widens_the_jitter() -> None:
     spreads = []
     for strength in (0.5, 1.0, 2.0):
@@ -92,7 +107,7 @@ def test_strength_widens_the_jitter() -> None:
     assert spreads == sorted(spreads)
 
 
-@pytest.mark.parametrize("kind", ["d4", "stain"])
+@pytest.mark.parametrize("kind", ["d4", "stain", "colour"])
 def test_a_tile_alone_is_the_tile_in_a_batch(kind: transforms.Augmentation) -> None:
     augment = transforms.augmentation(kind)
     assert augment is not None
