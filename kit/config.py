@@ -49,6 +49,12 @@ class Recipe:
     """CSV of id,slide: no slide stands on both sides of the holdout."""
     validate_on: tuple[str, ...] = ()
     """Slides of --slides to validate on, in place of a random share."""
+    leave_out: tuple[str, ...] = ()
+    """Slides of --slides to leave out altogether."""
+    folds: Annotated[int, Field(ge=2)] | None = None
+    """Cross-validation: train this many runs, each of which holds another part out."""
+    fold: Annotated[int, Field(ge=0)] | None = None
+    """Of --folds: train only the run that holds this part out, from 0."""
 
     crop: Annotated[int, Field(ge=1, le=competition.TILE_SIZE)] = competition.TILE_SIZE
     """Side of the central square that is cut out before resizing, in pixels."""
@@ -108,8 +114,14 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse options that contradict each other."""
-        if self.validate_on and self.slides is None:
-            raise ValueError("validate_on names slides: give their table with slides as well")
+        if (self.validate_on or self.leave_out) and self.slides is None:
+            raise ValueError(
+                "validate_on and leave_out name slides: give their table with slides as well"
+            )
+        if self.validate_on and self.folds:
+            raise ValueError("validate_on and folds exclude each other: choose one holdout")
+        if self.fold is not None and self.fold >= (self.folds or 0):
+            raise ValueError("fold is one of folds, counted from 0")
         if self.pretrained and self.weights is not None:
             raise ValueError("pretrained and weights exclude each other: choose one start")
         if self.model == "small" and (self.pretrained or self.weights is not None):

@@ -31,6 +31,7 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from scipy.special import expit, logit
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -311,19 +312,46 @@ class TrainedModel:
     device: torch.device
     dtype: torch.dtype
 
+    temperature: float
+    """Of the logits on the run's holdout: above 1 the network was too sure of itself."""
+
     def predict(
-        self, tiles: TileSet, *, views: Views | None = None, progress: bool = True
+        self,
+        tiles: TileSet,
+        *,
+        views: Views | None = None,
+        adapt_bn: bool = False,
+        calibrate: bool = False,
+        progress: bool = True,
     ) -> npt.NDArray[np.float64]:
-        """Return the probability of tumour for each tile, by default over the recipe's views."""
-        return inference.predict(
+        """Return the probability of tumour for each tile of the store's split.
+
+        Parameters
+        ----------
+        views
+            1 or 8; by default those of the recipe.
+        adapt_bn
+            Replace BatchNorm's statistics by those of the tiles themselves, without labels
+            (Li et al., arXiv:1603.04779). The model keeps them.
+        calibrate
+            Divide logits by the holdout's temperature. The order of the tiles stays.
+        """
+        loader = dataset.eval_loader(dataset.recipe_dataset(tiles.tiles, self.recipe))
+        normalize = Normalize(*self.recipe.channel_statistics).to(self.device)
+        if adapt_bn:
+            inference.recalibrate(
+                self.model, loader, normalize, device=self.device, dtype=self.dtype
+            )
+        probabilities = inference.predict(
             self.model,
-            dataset.eval_loader(dataset.recipe_dataset(tiles.tiles, self.recipe)),
-            Normalize(*self.recipe.channel_statistics).to(self.device),
+            loader,
+            normalize,
             views=views or self.recipe.views,
             device=self.device,
             dtype=self.dtype,
             description=f"predicting with {self.name}" if progress else None,
         )
+        return expit(logit(probabilities) / self.temperature) if calibrate else probabilities
 
 
 def load(folder: Path, *, device: str = "auto") -> TrainedModel:
@@ -349,7 +377,42 @@ def load(folder: Path, *, device: str = "auto") -> TrainedModel:
         raise KitError(f"{weights} does not fit {folder}/config.json: {error}") from error
     model = model.to(chosen).to(memory_format=torch.channels_last)
     dtype = inference.choose_precision(recipe.precision, chosen)
-    return TrainedModel(folder.name, recipe, model, chosen, dtype)
+    temperature = read_metrics(folder)["temperature"]
+    return TrainedModel(folder.name, recipe, model, chosen, dtype, temperature)
+
+
+def members(folder: Path) -> list[Path]:
+    """Return the runs of a cross-validation's folder, or the one run that a folder is.
+
+    Raises
+    ------
+    KitError
+        If a fold is missing.
+    """
+    folds = sorted(folder.glob("fold-*"))
+    if not folds:
+        return [folder]
+    asked = read_config(folds[0])["recipe"]["folds"]
+    if len(folds) != asked or not (folder / "metrics.json").is_file():
+        raise KitError(
+            f"{folder} is a cross-validation that is not finished: go on with train.py --resume"
+        )
+    return folds
+
+
+def pool(folder: Path) -> dict[str, Any]:
+    """Pool the out-of-fold predictions of a cross-validation; return their figures.
+
+    Writes valid.csv and metrics.json, which make its folder one to predict with.
+    """
+    tables = [read_valid(fold) for fold in sorted(folder.glob("fold-*"))]
+    table = pd.concat(tables).sort_values("id")
+    figures = final_metrics(table["label"].to_numpy(), table["probability"].to_numpy())
+    aucs = [metrics.auc(one["label"], one["probability"]) for one in tables]
+    figures |= {"auc_by_fold": aucs, "mean_auc_of_folds": float(np.mean(aucs))}
+    write_text(folder / "valid.csv", table.to_csv(index=False, lineterminator="\n"))
+    _write_json(folder / "metrics.json", figures)
+    return figures
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -413,6 +476,9 @@ def choose_holdout(recipe: Recipe, store: Store) -> Holdout:
         seed=recipe.seed,
         slides=slides,
         validate_on=recipe.validate_on,
+        leave_out=recipe.leave_out,
+        folds=recipe.folds,
+        fold=recipe.fold,
     )
 
 
@@ -427,6 +493,8 @@ def final_metrics(
         "auc_of_hard_labels": metrics.auc(labels, hard),
         "accuracy": metrics.accuracy(labels, probabilities),
         "log_loss": metrics.log_loss(labels, probabilities),
+        "expected_calibration_error": metrics.expected_calibration_error(labels, probabilities),
+        "temperature": metrics.temperature(labels, logit(probabilities)),
     }
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from sklearn.model_selection import StratifiedGroupKFold, train_test_split
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 
 from kit.errors import KitError
 from kit.files import write_text
@@ -34,6 +34,9 @@ def holdout(
     seed: int = 0,
     slides: Sequence[str] | npt.NDArray[np.str_] | None = None,
     validate_on: Sequence[str] = (),
+    leave_out: Sequence[str] = (),
+    folds: int | None = None,
+    fold: int | None = None,
 ) -> Holdout:
     """Choose the tiles to train and to validate on.
 
@@ -54,22 +57,37 @@ def holdout(
         Most tiles of a class to draw; None takes every tile, balanced or not.
     slides
         The slide of each tile.
-    validate_on
-        Values of `slides`.
+    validate_on, leave_out
+        Values of `slides`; the tiles of those left out are on neither side.
+    folds, fold
+        Cross-validation: the tiles, or the slides, fall into `folds` parts, stratified, and the
+        part `fold` (from 0) is held out, in place of `fraction`.
 
     Raises
     ------
     KitError
-        If a side would lack a class, or `validate_on` names a slide that is not there.
+        If a side would lack a class, or a slide is named that is not there.
     """
     rng = np.random.default_rng(seed)
     if slides is None:
         chosen = _balance(labels, np.arange(len(labels)), per_class, rng)
-        train, valid = _stratified(labels, chosen, fraction, seed)
+        train, valid = (
+            _stratified(labels, chosen, fraction, seed)
+            if folds is None
+            else _part(labels, chosen, None, folds, fold or 0, seed)
+        )
     else:
-        on_valid = _on_validation_slides(labels, np.asarray(slides), fraction, validate_on, seed)
-        train = _balance(labels, np.flatnonzero(~on_valid), per_class, rng)
-        valid = np.flatnonzero(on_valid)
+        slides = np.asarray(slides)
+        _check_slides(slides, [*validate_on, *leave_out])
+        rows = np.flatnonzero(~np.isin(slides, list(leave_out)))
+        if validate_on:
+            on_valid = np.isin(slides[rows], list(validate_on))
+            train, valid = rows[~on_valid], rows[on_valid]
+        elif folds is not None:
+            train, valid = _part(labels, rows, slides, folds, fold or 0, seed)
+        else:
+            train, valid = _share_of_slides(labels, rows, slides, fraction, seed)
+        train = _balance(labels, train, per_class, rng)
     for side, rows in {"training": train, "validation": valid}.items():
         _check_classes(labels[rows], side)
     return Holdout(np.sort(train), np.sort(valid))
@@ -131,29 +149,47 @@ def _stratified(
     return train, valid
 
 
-def _on_validation_slides(
-    labels: Labels,
-    slides: npt.NDArray[np.str_],
-    fraction: float,
-    validate_on: Sequence[str],
-    seed: int,
-) -> npt.NDArray[np.bool_]:
-    """Tell for each tile whether its slide is one to validate on."""
-    unknown = set(validate_on) - set(slides)
+def _check_slides(slides: npt.NDArray[np.str_], named: Sequence[str]) -> None:
+    """Refuse names that are no slide's."""
+    unknown = sorted(set(named) - set(slides))
     if unknown:
         known = ", ".join(sorted(set(slides))[:8])
-        raise KitError(f"no slide {sorted(unknown)[0]} in the table: there are {known}")
-    if len(set(slides)) < 2:
+        raise KitError(f"no slide {unknown[0]} in the table: there are {known}")
+
+
+def _share_of_slides(
+    labels: Labels, rows: Indices, slides: npt.NDArray[np.str_], fraction: float, seed: int
+) -> tuple[Indices, Indices]:
+    """Split rows so that about a share of them, whole slides, validates."""
+    count = len(set(slides[rows]))
+    if count < 2:
         raise KitError("all tiles are of one slide: a holdout by slide needs two or more")
-    if validate_on:
-        return np.isin(slides, list(validate_on))
-    parts = min(_PARTS, len(set(slides)))
-    folds = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
+    parts = min(_PARTS, count)
     taken = max(1, round(fraction * parts))
-    on_valid = np.zeros(len(labels), bool)
-    for _, rows in list(folds.split(slides, labels, slides))[:taken]:
-        on_valid[rows] = True
-    return on_valid
+    valid = np.concatenate(
+        [_part(labels, rows, slides, parts, part, seed)[1] for part in range(taken)]
+    )
+    return np.setdiff1d(rows, valid), valid
+
+
+def _part(
+    labels: Labels,
+    rows: Indices,
+    slides: npt.NDArray[np.str_] | None,
+    folds: int,
+    fold: int,
+    seed: int,
+) -> tuple[Indices, Indices]:
+    """Split rows into parts with about the same share of positives, and hold one of them out."""
+    kind = StratifiedKFold if slides is None else StratifiedGroupKFold
+    groups = None if slides is None else slides[rows]
+    units = len(rows) if groups is None else len(set(groups))
+    if units < folds:
+        what = "tiles" if groups is None else "slides"
+        raise KitError(f"{units} {what} do not make {folds} folds: ask for fewer --folds")
+    parts = kind(folds, shuffle=True, random_state=seed).split(rows, labels[rows], groups)
+    train, valid = list(parts)[fold]
+    return rows[train], rows[valid]
 
 
 def _check_classes(labels: Labels, side: str) -> None:

@@ -23,7 +23,7 @@ LEVELS = [
     {"inference"},
     {"training"},
     {"runs"},
-    {"study", "plots", "search", "export"},
+    {"study", "plots", "search", "export", "ensemble"},
     {"momentum", "report"},
     {"pages"},
     {"explore"},
