@@ -76,7 +76,7 @@ def train(options: TrainOptions, tiles: Store, folder: Path, command: str) -> No
 def default_folder(options: TrainOptions) -> Path:
     """Name a run by its recipe, its arm and its seed."""
     recipe = options.settings
-    arm = recipe.bn if recipe.model == "small" else recipe.model
+    arm = recipe.model if recipe.is_backbone else recipe.bn
     return Path("runs") / f"{Path(options.recipe).stem}-{arm}-{recipe.seed}"
 
 
@@ -84,7 +84,7 @@ def describe(run: Run) -> str:
     """Say what is about to be trained, on what."""
     recipe = run.recipe
     lines = [models.layer_table(run.state.model, recipe.size)]
-    if recipe.model == "small":
+    if not recipe.is_backbone:
         lines.append(
             f"BatchNorm {recipe.bn} the activation, momentum {recipe.bn_momentum} as Keras "
             f"counts it ({1 - recipe.bn_momentum:.4g} as PyTorch does)"

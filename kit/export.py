@@ -140,7 +140,7 @@ def write_timm(path: Path, folder: Path) -> None:
         If the run's network is not timm's, or the folder exists.
     """
     trained = runs.load(folder, device="cpu")
-    if trained.recipe.model == "small":
+    if not trained.recipe.is_backbone:
         raise KitError(f"{folder} holds the small CNN, which is none of timm's: export it to ONNX")
     if path.exists():
         raise KitError(f"{path} exists: name another folder with --timm")

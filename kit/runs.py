@@ -245,7 +245,7 @@ class Run:
             "class_names": CLASS_NAMES,
             # A timm model keeps its own.
             "bn_momentum_in_pytorch": (
-                1 - self.recipe.bn_momentum if self.recipe.model == "small" else None
+                None if self.recipe.is_backbone else 1 - self.recipe.bn_momentum
             ),
             "data": {
                 "fingerprint": self.store.fingerprint,
@@ -312,7 +312,7 @@ class TrainedModel:
     device: torch.device
     dtype: torch.dtype
 
-    temperature: float
+    temperature: float = 1.0
     """Of the logits on the run's holdout: above 1 the network was too sure of itself."""
 
     def predict(
