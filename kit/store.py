@@ -6,6 +6,7 @@ store/manifest.json  written last: what was packed, and its fingerprint
 """
 
 import hashlib
+import io
 import json
 import mmap
 import os
@@ -396,7 +397,7 @@ def _load(folder: Path) -> Store:
         if hashlib.sha256(index).hexdigest() != manifest["fingerprint"]:
             raise _damaged(folder, "its tables are not those that were packed")
         train, test = (_load_split(folder, split) for split in competition.SPLITS)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError) as error:
         raise _damaged(folder, error) from error
     return Store(
         folder,
@@ -410,11 +411,25 @@ def _load(folder: Path) -> Store:
 
 def _load_split(folder: Path, split: Split) -> TileSet:
     index = pd.read_csv(folder / f"{split}.csv", dtype={"id": str})
-    tiles = np.load(folder / f"{split}.npy", mmap_mode="r", allow_pickle=False)
-    if tiles.shape != _shape(len(index)) or tiles.dtype != np.uint8:
-        raise ValueError(f"{split}.npy does not hold {len(index)} tiles")
+    tiles = _map(folder / f"{split}.npy", len(index))
     labels = index["label"].to_numpy(np.int64) if split == "train" else None
     return TileSet(tiles, index["id"].to_numpy(str), labels)
+
+
+def _map(path: Path, count: int) -> UInt8Array:
+    """Map an array of tiles whose header is the one that packing writes.
+
+    So no header of a stranger's is parsed, and no object in it unpickled.
+    """
+    header = io.BytesIO()
+    layout = {"descr": "|u1", "fortran_order": False, "shape": _shape(count)}
+    np.lib.format.write_array_header_1_0(header, layout)
+    start = header.tell()
+    with path.open("rb") as file:
+        is_whole = file.read(start) == header.getvalue()
+    if not is_whole or path.stat().st_size != start + count * competition.TILE_BYTES:
+        raise ValueError(f"{path.name} does not hold {count} tiles")
+    return np.memmap(path, np.uint8, "r", start, _shape(count))
 
 
 def _write_store(folder: Path, members: _Source, source: _Source, skip_bad: bool) -> None:
