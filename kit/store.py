@@ -275,16 +275,22 @@ class _Archive:
 
     @contextmanager
     def open(self) -> Iterator[Self]:
+        self._read_directory()
+        with (
+            self.path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as self._bytes,
+        ):
+            yield self
+
+    def _read_directory(self) -> None:
         try:
-            with zipfile.ZipFile(self.path) as archive, self.path.open("rb") as file:
+            with zipfile.ZipFile(self.path) as archive:
                 self._members = archive.infolist()
-                self._infos = {info.filename: info for info in self._members}
                 self.is_standin = archive.comment == competition.STANDIN_COMMENT
-                self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-                with self._bytes:
-                    yield self
-        except (zipfile.BadZipFile, NotImplementedError) as error:
+        # A ValueError is a name that is no text.
+        except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
             raise CorruptArchiveError(f"{self.path} is not a whole zip file: {error}") from error
+        self._infos = {info.filename: info for info in self._members}
 
     def names(self) -> list[str]:
         return [info.filename for info in self._members]
@@ -298,9 +304,10 @@ class _Archive:
             zipfile.ZIP_DEFLATED,
         ):
             raise TileError("encrypted, or compressed by another method than deflate")
-        if self._bytes[info.header_offset : info.header_offset + 4] != b"PK\x03\x04":
+        header = self._bytes[info.header_offset : info.header_offset + 30]
+        if header[:4] != b"PK\x03\x04" or len(header) < 30:
             raise CorruptMemberError("no zip member where the directory says")
-        lengths = struct.unpack_from("<HH", self._bytes, info.header_offset + 26)
+        lengths = struct.unpack_from("<HH", header, 26)
         start = info.header_offset + 30 + sum(lengths)
         content = self._bytes[start : start + info.compress_size]
         if info.compress_type == zipfile.ZIP_DEFLATED:
