@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,15 @@ from conftest import Files, competition_files, random_tile, tiff, write_folder, 
 from fuzz import mutate
 from kaggle_server import tiff as opencv_tiff
 
-from kit import store
+from kit import runs, store
+from kit.config import Recipe
 from kit.errors import KitError
+from kit.runs import Run
 from kit.store import Store
 
+RECIPE = Recipe(epochs=1, batch_size=8, size=32)
 BATCH = 100
-SHORT = 300
+SHORT = 150
 LONG = 10_000
 counts = pytest.mark.parametrize("count", [SHORT, pytest.param(LONG, marks=pytest.mark.soak)])
 
@@ -128,6 +132,44 @@ def test_mutated_stores(tmp_path: Path, count: int) -> None:
             read = dict(zip(packed.train.ids, packed.labels, strict=True))
             assert read == labels_of(files)
         (folder / name).write_bytes(whole[name])
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    data = tmp_path_factory.mktemp("data")
+    write_zip(data, competition_files(train=40, test=5))
+    return store.pack(data)
+
+
+@counts
+@pytest.mark.filterwarnings("error")
+def test_mutated_runs(tmp_path: Path, tiles: Store, count: int) -> None:
+    """A run folder from elsewhere: each of its files is refused with a message, or read."""
+    folder = tmp_path / "run"
+    for _ in Run(RECIPE, tiles, folder, device="cpu").train(progress=False):
+        pass
+    whole = {path: path.read_bytes() for path in folder.iterdir()}
+    readers: dict[str, Callable[[], object]] = {
+        "config.json": lambda: runs.load(folder, device="cpu"),
+        "model.safetensors": lambda: runs.load(folder, device="cpu"),
+        "valid.csv": lambda: runs.read_valid(folder),
+        "metrics.json": lambda: runs.read_metrics(folder),
+        "history.jsonl": lambda: runs.read_history(folder),
+        "last.pt": lambda: Run(RECIPE, tiles, folder, device="cpu", resume=True),
+    }
+    rng = np.random.default_rng(0)
+    refused = 0
+    for number in range(count):
+        name = list(readers)[number % len(readers)]
+        (folder / name).write_bytes(mutate(whole[folder / name], rng, whole[folder / "last.pt"]))
+        try:
+            readers[name]()
+        except KitError as error:
+            assert str(folder) in str(error)
+            refused += 1
+        for path, content in whole.items():
+            path.write_bytes(content)
+    assert refused > count / 2
 
 
 def test_mutations_follow_from_their_seed() -> None:
