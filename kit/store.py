@@ -417,9 +417,10 @@ def _load(folder: Path) -> Store:
 
 
 def _load_split(folder: Path, split: Split) -> TileSet:
-    index = pd.read_csv(folder / f"{split}.csv", dtype={"id": str})
+    types = {"id": str, "label": np.int64} if split == "train" else {"id": str}
+    index = pd.read_csv(folder / f"{split}.csv", dtype=types, usecols=list(types))
     tiles = _map(folder / f"{split}.npy", len(index))
-    labels = index["label"].to_numpy(np.int64) if split == "train" else None
+    labels = index["label"].to_numpy() if split == "train" else None
     return TileSet(tiles, index["id"].to_numpy(str), labels)
 
 
