@@ -26,6 +26,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     partial = path.with_name(f"{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # A link that a stranger left there would be written through.
+        partial.unlink(missing_ok=True)
         yield partial
         _sync(partial)
         partial.replace(path)

@@ -16,6 +16,8 @@ import pickle
 import platform
 import signal
 import threading
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -49,6 +51,19 @@ from kit.training import EpochResult, NonFiniteLossError, TrainingState
 
 # What must be the same for a resumed run to be the run that was never interrupted.
 _MUST_MATCH = ("recipe", "data", "kit", "torch", "precision", "device")
+
+
+# What reading a damaged checkpoint raises; zipfile and zlib have errors of their own.
+_NOT_A_CHECKPOINT = (
+    OSError,
+    zipfile.BadZipFile,
+    zlib.error,
+    pickle.UnpicklingError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    EOFError,
+)
 
 
 class Run:
@@ -197,7 +212,7 @@ class Run:
             )
         if changed:
             _write_json(self.folder / "config.json", now | {"resumed_from": then})
-        checkpoint = self.folder / "last.pt"
+        checkpoint = _inside(self.folder, "last.pt")
         if checkpoint.exists():
             state = _load_checkpoint(checkpoint, self.device)
             self._load(state, checkpoint)
@@ -365,7 +380,7 @@ def load(folder: Path, *, device: str = "auto") -> TrainedModel:
     values = read_config(folder)
     recipe = config.parse_recipe(values["recipe"], source=f"{folder}/config.json")
     _check_preprocessing(folder, values, recipe)
-    weights = folder / "model.safetensors"
+    weights = _inside(folder, "model.safetensors")
     if not weights.is_file():
         raise KitError(f"{folder} is not a finished run: go on with train.py --resume")
     chosen = inference.choose_device(device)
@@ -423,7 +438,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     KitError
         If there is none, or it is not one of the kit's.
     """
-    path = folder / "config.json"
+    path = _inside(folder, "config.json")
     try:
         values: dict[str, Any] = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
@@ -443,25 +458,28 @@ def read_valid(folder: Path) -> pd.DataFrame:
     KitError
         If there is none.
     """
-    path = folder / "valid.csv"
+    path = _inside(folder, "valid.csv")
     if not path.is_file():
         raise KitError(f"{folder} is not a finished run: there is no {path}")
-    return pd.read_csv(path, dtype={"id": str})
+    types = {"id": str, "label": np.int64, "probability": np.float64}
+    with _reading(path):
+        return pd.read_csv(path, dtype=types, usecols=list(types))
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
     """Read a finished run's metrics.json."""
-    path = folder / "metrics.json"
+    path = _inside(folder, "metrics.json")
     if not path.is_file():
         raise KitError(f"{folder} is not a finished run: there is no {path}")
-    figures: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    return figures
+    with _reading(path):
+        return dict(json.loads(path.read_text("utf-8")))
 
 
 def read_history(folder: Path) -> list[EpochResult]:
     """Read a run's history.jsonl, one result an epoch."""
-    lines = (folder / "history.jsonl").read_text("utf-8").splitlines()
-    return [EpochResult(**json.loads(line)) for line in lines]
+    path = _inside(folder, "history.jsonl")
+    with _reading(path):
+        return [EpochResult(**json.loads(line)) for line in path.read_text("utf-8").splitlines()]
 
 
 def choose_holdout(recipe: Recipe, store: Store) -> Holdout:
@@ -518,6 +536,25 @@ def _is_content(path: Path) -> bool:
     return path.name != LOCK_NAME and path.suffix != ".partial"
 
 
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what a file of other content raises into a message."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise KitError(f"{path} is damaged ({error}): train the run anew") from error
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """Return a file of a run folder that lies in it: a stranger's link may lead to any file."""
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise KitError(
+            f"{path} is a link to {path.resolve()}, out of its run folder: copy it there"
+        )
+    return path
+
+
 def _check_preprocessing(folder: Path, values: dict[str, Any], recipe: Recipe) -> None:
     """Refuse to predict with a preprocessing other than the recorded one."""
     mean, std = recipe.channel_statistics
@@ -537,8 +574,12 @@ def _check_preprocessing(folder: Path, values: dict[str, Any], recipe: Recipe) -
 def _load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
     """Read last.pt, unpickling nothing but tensors and plain values."""
     try:
+        with zipfile.ZipFile(path) as archive:
+            # torch.load itself checks no CRC.
+            if archive.testzip() is not None:
+                raise KitError(f"{path} is damaged: start anew with another --out (CRC mismatch)")
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except _NOT_A_CHECKPOINT as error:
         raise KitError(f"{path} is damaged: start anew with another --out ({error})") from error
     return state
 

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 
+from kit import tables
 from kit.errors import KitError
 from kit.files import write_text
 
@@ -96,23 +97,28 @@ def holdout(
 def read_slides(path: Path, ids: npt.NDArray[np.str_]) -> npt.NDArray[np.str_]:
     """Read the slide of each tile from a CSV of id,slide.
 
+    Tiles that are not among `ids` may stand there, too.
+
     Raises
     ------
     KitError
-        If the file is not such a table, or names a tile twice, or leaves one out.
+        If the file is not such a table, or names a tile twice, or leaves one or its slide out.
     """
     try:
-        table = pd.read_csv(path, dtype=str, usecols=["id", "slide"])
-    except (OSError, ValueError) as error:
-        raise KitError(f"cannot read id,slide from {path}: {error}") from error
-    twice = table["id"].duplicated()
-    if twice.any():
-        row = int(np.flatnonzero(twice)[0])
-        raise KitError(f"{path} line {row + 2}: id {table['id'][row]} stands there twice")
-    slides = table.set_index("id")["slide"].reindex(ids)
+        content = path.read_bytes()
+    except OSError as error:
+        raise KitError(f"cannot read id,slide from {path}: {error.strerror}") from error
+    table = tables.read(content, ["id", "slide"], source=str(path))
+    known = tables.require_ids(table["id"], source=str(path))
+    wanted = known.isin(ids)
+    tables.require_values(table["slide"][wanted], source=str(path))
+    slides = table["slide"].set_axis(known)[wanted.to_numpy()].reindex(ids)
     if slides.isna().any():
         missing = slides.index[slides.isna()]
-        raise KitError(f"{path} has no slide for {len(missing)} tiles, first {missing[0]}")
+        raise KitError(
+            f"{path} has no slide for {len(missing)} tiles, first {missing[0]}: "
+            "add their lines, or give a table of all the training tiles"
+        )
     return slides.to_numpy(str)
 
 
