@@ -202,7 +202,7 @@ def _source_pixels(recipe: Recipe) -> tuple[npt.NDArray[np.int64], npt.NDArray[n
     """
     rows, columns = np.indices((TILE_SIZE, TILE_SIZE), dtype=np.uint8)
     ramp = np.stack([rows, columns, rows], axis=2)
-    taken = transforms.resize(recipe.crop, recipe.size, recipe.interpolation)(image=ramp)["image"]
+    taken = transforms.Resize(recipe.crop, recipe.size, recipe.interpolation)(ramp)
     return taken[:, 0, 0].astype(np.int64), taken[0, :, 1].astype(np.int64)
 
 

@@ -383,6 +383,7 @@ def load(folder: Path, *, device: str = "auto") -> TrainedModel:
     weights = _inside(folder, "model.safetensors")
     if not weights.is_file():
         raise KitError(f"{folder} is not a finished run: go on with train.py --resume")
+    inference.reuse_memory()
     chosen = inference.choose_device(device)
     # The run's own weights follow: nothing is to be fetched for the ones it began with.
     model = models.create_model(dataclasses.replace(recipe, pretrained=False, weights=None))

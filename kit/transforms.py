@@ -15,7 +15,6 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from kit import competition
 from kit.config import Augmentation, Interpolation
 
 Pipeline: TypeAlias = A.Compose
@@ -34,8 +33,8 @@ _INTERPOLATIONS: dict[Interpolation, int] = {
 }
 
 
-def resize(crop: int, size: int, interpolation: Interpolation) -> Pipeline:
-    """Cut out the central square and resize it.
+class Resize:
+    """Cut out the central square and resize it; the same as albumentations' transforms.
 
     Parameters
     ----------
@@ -44,12 +43,19 @@ def resize(crop: int, size: int, interpolation: Interpolation) -> Pipeline:
     size
         Side of the result in pixels.
     """
-    steps = []
-    if crop < competition.TILE_SIZE:
-        steps.append(A.CenterCrop(crop, crop))
-    if size != crop:
-        steps.append(A.Resize(size, size, interpolation=_INTERPOLATIONS[interpolation]))
-    return Pipeline(steps, strict=True)
+
+    def __init__(self, crop: int, size: int, interpolation: Interpolation) -> None:
+        self.crop = crop
+        self.size = size
+        self.interpolation = _INTERPOLATIONS[interpolation]
+
+    def __call__(self, image: Image) -> Image:
+        """Return an image of (size, size, 3)."""
+        edge = (len(image) - self.crop) // 2
+        square = image[edge : edge + self.crop, edge : edge + self.crop]
+        if self.size == self.crop:
+            return square
+        return cv2.resize(square, (self.size, self.size), interpolation=self.interpolation)
 
 
 def symmetry(image: Image, element: int) -> Image:

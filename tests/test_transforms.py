@@ -3,6 +3,7 @@
 from collections import Counter
 
 import albumentations as A
+import cv2
 import numpy as np
 import pytest
 from albumentations.augmentations.pixel import functional as reference
@@ -26,6 +27,25 @@ def keys(count: int, *, epoch: int = 1, seed: int = 0) -> np.ndarray:
 
 def mean_colours(images: np.ndarray) -> np.ndarray:
     return images.reshape(len(images), -1, 3).mean(1)
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "area", "bicubic"])
+@pytest.mark.parametrize(("crop", "size"), [(24, 24), (24, 9), (20, 20), (17, 31)])
+def test_resize_is_albumentations(
+    crop: int, size: int, interpolation: transforms.Interpolation
+) -> None:
+    codes = {
+        "nearest": cv2.INTER_NEAREST_EXACT,
+        "bilinear": cv2.INTER_LINEAR,
+        "area": cv2.INTER_AREA,
+        "bicubic": cv2.INTER_CUBIC,
+    }
+    theirs = A.Compose(
+        [A.CenterCrop(crop, crop), A.Resize(size, size, interpolation=codes[interpolation])]
+    )
+    ours = transforms.Resize(crop, size, interpolation)
+    for image in TISSUE[:4]:
+        np.testing.assert_array_equal(ours(image), theirs(image=image)["image"])
 
 
 def test_symmetries_are_the_eight_of_the_square() -> None:
