@@ -14,7 +14,7 @@ from tqdm import tqdm
 from kit.config import Precision, Views
 from kit.dataset import Batch
 from kit.errors import KitError
-from kit.models import BatchNorm, batch_norms
+from kit.models import BatchNorm, batch_norms, fold_norms
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
@@ -137,7 +137,7 @@ def predict(
         (tiles,), in [0, 1].
     """
     device = device or torch.device("cpu")
-    model.eval()
+    model = fold_norms(model.eval())
     probabilities = []
     for images, _ in tqdm(loader, desc=description, disable=description is None, unit=" batches"):
         for chunk in torch.split(images, CPU_CHUNK if device.type == "cpu" else len(images)):

@@ -1,5 +1,6 @@
 """The study's small CNN, and the seam to timm's backbones."""
 
+import copy
 import difflib
 import pickle
 import zipfile
@@ -11,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from kit import competition
 from kit.config import Bn, Init, Recipe
@@ -198,6 +200,22 @@ def freeze_backbone(model: nn.Module, *, frozen: bool) -> None:
     model.requires_grad_(not frozen)
     if frozen:
         model.get_classifier().requires_grad_(True)  # type: ignore[operator]
+
+
+def fold_norms(model: nn.Module) -> nn.Module:
+    """Return a copy for evaluation with BatchNorms folded into the layers that they follow.
+
+    Only the kit's own networks have blocks to fold, and only where the norm stands before the
+    activation; logits agree within rounding.
+    """
+    folded = copy.deepcopy(model).eval()
+    for block in folded.modules():
+        if isinstance(block, nn.Sequential) and list(block._modules)[:2] == ["layer", "norm"]:
+            layer: Any = block.layer
+            fold = fuse_conv_bn_eval if isinstance(layer, nn.Conv2d) else fuse_linear_bn_eval
+            block.layer = fold(layer, block.norm)  # type: ignore[arg-type]
+            block.norm = nn.Identity()
+    return folded
 
 
 def batch_norms(model: nn.Module) -> dict[str, BatchNorm]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kit import models
-from kit.config import Recipe
+from kit.config import Bn, Recipe
 from kit.errors import KitError
 from kit.models import SmallCNN
 
@@ -194,3 +194,41 @@ def test_bad_weights_are_refused(tmp_path: Path, kind: str, message: str) -> Non
     with pytest.raises(KitError, match=message):
         models.create_model(Recipe(model=TINY, weights=tmp_path / "w.pth"))
     assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("bn", ["before", "after"])
+@pytest.mark.parametrize("model", ["small", "compact"])
+def test_folded_norms_give_the_same_logits(model: str, bn: Bn) -> None:
+    network = models.create_model(Recipe(model=model, bn=bn))
+    images = torch.randn(16, 3, 32, 32)
+    for _ in range(3):
+        network(images)
+    folded = models.fold_norms(network)
+    torch.testing.assert_close(folded(images), network.eval()(images), atol=1e-5, rtol=1e-4)
+    left = len(models.batch_norms(folded))
+    assert left == (0 if bn == "before" else len(models.batch_norms(network)))
+
+
+@pytest.mark.parametrize("bn", ["before", "after"])
+def test_compact_network_is_the_written_out_one(bn: Bn) -> None:
+    """Stages of two padded convolutions, pooled in between, a mean over the tile, one logit."""
+    network = models.CompactCNN(bn, widths=(4, 6), size=8).double()
+    images = torch.randn(3, 3, 8, 8, dtype=torch.float64)
+    logits = network(images)
+    features = images
+    for index, block in enumerate(b for b in network.features if isinstance(b, nn.Sequential)):
+        if index == 2:
+            features = functional.max_pool2d(features, 2)
+        features = functional.conv2d(features, block.layer.weight, block.layer.bias, padding=1)
+        if bn == "after":
+            features = features.relu()
+        centred = features - features.mean((0, 2, 3), keepdim=True)
+        features = centred / (centred.square().mean((0, 2, 3), keepdim=True) + 1e-5).sqrt()
+        if bn == "before":
+            features = features.relu()
+    torch.testing.assert_close(logits, network.head(features.mean((2, 3))))
+
+
+def test_compact_network_needs_room_for_its_stages() -> None:
+    with pytest.raises(KitError, match="an input of 4 pixels is too small for 4 stages"):
+        models.CompactCNN(widths=(4, 4, 4, 4), size=4)
