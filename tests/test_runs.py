@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 import torch
 from conftest import competition_files, write_zip
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from kit import metrics, runs, store
+from kit import config, dataset, metrics, models, runs, store
 from kit.config import Recipe
 from kit.errors import KitError
 from kit.runs import Run
@@ -396,3 +397,69 @@ def test_a_checkpoint_holds_nothing_but_tensors_and_plain_values(
     state = torch.load(run.folder / "last.pt", weights_only=True)
     assert state["progress"]["epoch"] == 2
     assert len(state["history"]) == 2
+
+
+def test_backbone_recipe_runs_from_a_local_file_of_weights(tiles: Store, tmp_path: Path) -> None:
+    """Classifier first, then all, slower towards the input; without any network."""
+    weights = tmp_path / "weights.safetensors"
+    save_file(timm.create_model("test_resnet", num_classes=7).state_dict(), weights)
+    recipe = replace(
+        config.read_recipe("backbone"),
+        model="test_resnet",
+        pretrained=False,
+        weights=weights,
+        size=64,
+        epochs=2,
+        batch_size=8,
+    )
+    run = Run(recipe, tiles, tmp_path / "run", device="cpu")
+    before = {name: w.clone() for name, w in run.state.model.named_parameters()}
+    rates = [group["initial_lr"] for group in run.state.optimizer.param_groups]
+    assert min(rates) < max(rates)
+    results = run.train(progress=False)
+    next(results)
+    moved = {n for n, w in run.state.model.named_parameters() if not torch.equal(w, before[n])}
+    assert moved == {"fc.weight", "fc.bias"}
+    list(results)
+    moved = {n for n, w in run.state.model.named_parameters() if not torch.equal(w, before[n])}
+    assert moved == before.keys()
+    assert runs.load(run.folder, device="cpu").recipe == recipe
+
+
+def test_compact_recipe_runs_as_it_is(tiles: Store, tmp_path: Path) -> None:
+    recipe = replace(config.read_recipe("compact"), epochs=1, batch_size=16)
+    run = train(recipe, tiles, tmp_path / "run")
+    assert runs.read_metrics(run.folder)["tiles"] == len(run.holdout.valid)
+    assert isinstance(run.state.model, models.CompactCNN)
+
+
+def test_adapted_statistics_are_those_of_the_tiles_that_are_predicted(
+    tiles: Store, tmp_path: Path
+) -> None:
+    run = train(RECIPE, tiles, tmp_path / "run")
+    model = runs.load(run.folder, device="cpu")
+    plain = model.predict(tiles.test, progress=False)
+    adapted = model.predict(tiles.test, adapt_bn=True, progress=False)
+    assert not np.array_equal(plain, adapted)
+    assert isinstance(run.state.model, models.SmallCNN)
+    first = run.state.model.features[0].layer
+    loader = dataset.eval_loader(dataset.recipe_dataset(tiles.test.tiles, RECIPE))
+    maps = torch.cat([first(run.normalize(batch)) for batch, _ in loader])
+    mean = model.model.state_dict()["features.0.norm.running_mean"]
+    torch.testing.assert_close(mean, maps.mean((0, 2, 3)), atol=1e-5, rtol=1e-4)
+
+
+def test_calibrated_probabilities_keep_their_order_and_lower_the_log_loss(
+    tiles: Store, tmp_path: Path
+) -> None:
+    run = train(RECIPE, tiles, tmp_path / "run")
+    valid = runs.read_valid(run.folder)
+    held_out = store.TileSet(
+        tiles.train.tiles[run.holdout.valid], tiles.train.ids[run.holdout.valid]
+    )
+    calibrated = runs.load(run.folder, device="cpu").predict(
+        held_out, calibrate=True, progress=False
+    )
+    plain, labels = valid["probability"].to_numpy(), valid["label"].to_numpy()
+    assert metrics.auc(labels, calibrated) == pytest.approx(metrics.auc(labels, plain))
+    assert metrics.log_loss(labels, calibrated) <= metrics.log_loss(labels, plain)
