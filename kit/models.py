@@ -308,6 +308,11 @@ def _create_backbone(recipe: Recipe) -> nn.Module:
         hint = f"; did you mean {close}?" if close else ""
         raise KitError(f"no model {recipe.model}: give small or the name of a timm model{hint}")
     model: nn.Module = _timm_model(recipe)
+    for layer in model.get_classifier().modules():  # type: ignore[operator]
+        # timm draws some from a range that grows as classes get few: one logit starts at tens.
+        if isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)
     if recipe.weights is not None:
         _load_weights(model, recipe.weights)
     return model

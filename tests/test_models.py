@@ -232,3 +232,9 @@ def test_compact_network_is_the_written_out_one(bn: Bn) -> None:
 def test_compact_network_needs_room_for_its_stages() -> None:
     with pytest.raises(KitError, match="an input of 4 pixels is too small for 4 stages"):
         models.CompactCNN(widths=(4, 4, 4, 4), size=4)
+
+
+@pytest.mark.parametrize("model", ["test_resnet", "test_efficientnet", "test_vit"])
+def test_a_backbones_logits_start_near_zero(model: str) -> None:
+    network = models.create_model(Recipe(model=model)).eval()
+    assert network(torch.randn(8, 3, 96, 96)).abs().max() < 1
