@@ -10,7 +10,6 @@ import io
 import json
 import mmap
 import os
-import shutil
 import struct
 import sys
 import zipfile
@@ -31,7 +30,7 @@ from tqdm import tqdm
 from kit import competition
 from kit.competition import Split
 from kit.errors import KitError
-from kit.files import write_text
+from kit.files import FolderLock, atomic_folder, write_text
 
 FORMAT = 1
 MAX_PROBLEMS = 10
@@ -158,18 +157,12 @@ def _pack(data: Path, folder: Path) -> None:
             "Type `make download` for the competition's data, or `make demo` for a synthetic "
             "stand-in"
         )
-    partial = folder.with_name("store.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-        with source.open() as members:
-            _write_store(partial, members, source)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    except OSError as error:
-        raise KitError(f"cannot pack into {folder}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with (
+        FolderLock(folder.parent),
+        source.open() as members,
+        atomic_folder(folder) as partial,
+    ):
+        _write_store(partial, members, source)
 
 
 def tile_pixels(tiff: bytes) -> memoryview:
