@@ -1,5 +1,6 @@
 """Who trains and who validates: stratified, or with no slide on both sides."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -62,16 +63,17 @@ def holdout(
     KitError
         If a side would lack a class, or `validate_on` names a slide that is not there.
     """
+    _check_labels(labels)
     rng = np.random.default_rng(seed)
     if slides is None:
         chosen = _balance(labels, np.arange(len(labels)), per_class, rng)
         train, valid = _stratified(labels, chosen, fraction, seed)
+        _check_sides(labels, train, valid)
     else:
         on_valid = _on_validation_slides(labels, np.asarray(slides), fraction, validate_on, seed)
-        train = _balance(labels, np.flatnonzero(~on_valid), per_class, rng)
-        valid = np.flatnonzero(on_valid)
-    for side, rows in {"training": train, "validation": valid}.items():
-        _check_classes(labels[rows], side)
+        train, valid = np.flatnonzero(~on_valid), np.flatnonzero(on_valid)
+        _check_sides(labels, train, valid)
+        train = _balance(labels, train, per_class, rng)
     return Holdout(np.sort(train), np.sort(valid))
 
 
@@ -127,7 +129,11 @@ def _stratified(
             rows, test_size=fraction, stratify=labels[rows], random_state=seed
         )
     except ValueError as error:
-        raise KitError(f"cannot hold out {fraction} of {len(rows)} tiles: {error}") from error
+        # scikit-learn speaks of its own arguments.
+        raise KitError(
+            f"cannot hold out {fraction} of {len(rows)} tiles: each side needs a tile of each "
+            "class. Choose another --holdout, or draw more tiles with --per-class"
+        ) from error
     return train, valid
 
 
@@ -142,25 +148,51 @@ def _on_validation_slides(
     unknown = set(validate_on) - set(slides)
     if unknown:
         known = ", ".join(sorted(set(slides))[:8])
-        raise KitError(f"no slide {sorted(unknown)[0]} in the table: there are {known}")
+        raise KitError(
+            f"no slide {sorted(unknown)[0]} in the table: there are {known}. Name one of these "
+            "with --validate-on"
+        )
     if len(set(slides)) < 2:
-        raise KitError("all tiles are of one slide: a holdout by slide needs two or more")
+        raise KitError(
+            "all tiles are of one slide: a holdout by slide needs two or more. Without --slides "
+            "single tiles are held out"
+        )
+    if set(validate_on) == set(slides):
+        raise KitError(
+            f"--validate-on names all {len(set(slides))} slides: leave one or more to train on"
+        )
     if validate_on:
         return np.isin(slides, list(validate_on))
-    parts = min(_PARTS, len(set(slides)))
+    parts = min(_PARTS, len(set(slides)), np.bincount(labels).max())
     folds = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
     taken = max(1, round(fraction * parts))
     on_valid = np.zeros(len(labels), bool)
-    for _, rows in list(folds.split(slides, labels, slides))[:taken]:
+    with warnings.catch_warnings():
+        # A class of fewer tiles than parts: whether both sides have it is checked later.
+        warnings.simplefilter("ignore", UserWarning)
+        chosen = list(folds.split(slides, labels, slides))[:taken]
+    for _, rows in chosen:
         on_valid[rows] = True
     return on_valid
 
 
-def _check_classes(labels: Labels, side: str) -> None:
-    """Refuse a side on which a class is missing."""
+def _check_labels(labels: Labels) -> None:
+    """Refuse labels that no choice of a holdout could make do with."""
     for label in (0, 1):
-        if not np.any(labels == label):
+        count = np.count_nonzero(labels == label)
+        if count < 2:
             raise KitError(
-                f"the {side} side has no tile of class {label} ({len(labels)} tiles in all): "
-                "choose another share, other slides, or more tiles"
+                f"{count} of {len(labels)} training tiles are of class {label}: to train and to "
+                "validate takes two or more of each class. See the labels in train_labels.csv"
             )
+
+
+def _check_sides(labels: Labels, train: Indices, valid: Indices) -> None:
+    """Refuse a side on which a class is missing."""
+    for side, rows in {"training": train, "validation": valid}.items():
+        for label in (0, 1):
+            if not np.any(labels[rows] == label):
+                raise KitError(
+                    f"the {side} side has no tile of class {label} ({len(rows)} tiles in all): "
+                    "choose another share, other slides, or more tiles"
+                )
