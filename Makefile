@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo download pack train submit scores push pull test lint bench clean
+.PHONY: help install demo download pack train submit scores push pull test soak lint bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ pull: $(VENV)/installed ## bring back what that kernel has left, as a run folder
 
 test: $(VENV)/installed ## run the tests
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+soak: $(VENV)/installed ## run the long forms: more kills, 10,000 mutations, 2,000 epochs (see docs/reliability.md)
+	KIT_KILLS=20 $(BIN)/python -m pytest -m 'soak or not soak' -k 'soak or any_instant'
 
 lint: $(VENV)/installed ## check style and types
 	$(BIN)/ruff check .

@@ -184,13 +184,18 @@ def train_loader(dataset: TileDataset, *, batch_size: int, workers: int) -> Data
     KitError
         If the tiles do not fill a batch.
     """
-    if len(dataset) < batch_size:
-        raise KitError(
-            f"{len(dataset)} training tiles do not fill a batch of {batch_size}: choose a "
-            "smaller --batch-size"
-        )
+    check_batch(len(dataset), batch_size)
     sampler = EpochSampler(len(dataset), batch_size=batch_size, seed=dataset.seed)
     return _loader(dataset, sampler, workers)
+
+
+def check_batch(tiles: int, batch_size: int) -> None:
+    """Refuse training tiles that do not fill a batch."""
+    if tiles < batch_size:
+        raise KitError(
+            f"{tiles} training tiles do not fill a batch of {batch_size}: choose a smaller "
+            "--batch-size"
+        )
 
 
 def eval_loader(dataset: TileDataset, *, workers: int = 0) -> DataLoader[Batch]:

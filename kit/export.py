@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +19,7 @@ from kit.competition import CLASS_NAMES, TILE_SIZE
 from kit.config import Recipe
 from kit.dataset import EVAL_BATCH_SIZE, Tiles
 from kit.errors import KitError
-from kit.files import atomic_path
+from kit.files import atomic_folder, atomic_path
 from kit.inference import Normalize
 from kit.runs import TrainedModel
 
@@ -144,20 +143,12 @@ def write_timm(path: Path, folder: Path) -> None:
         raise KitError(f"{folder} holds the small CNN, which is none of timm's: export it to ONNX")
     if path.exists():
         raise KitError(f"{path} exists: name another folder with --timm")
-    partial = path.with_name(f"{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-        state = {name: tensor.contiguous() for name, tensor in trained.model.state_dict().items()}
-        weights = save(state, metadata={"format": "pt"})
+    state = {name: tensor.contiguous() for name, tensor in trained.model.state_dict().items()}
+    weights = save(state, metadata={"format": "pt"})
+    text = json.dumps(_timm_config(trained), indent=2) + "\n"
+    with atomic_folder(path) as partial:
         (partial / "model.safetensors").write_bytes(weights)
-        text = json.dumps(_timm_config(trained), indent=2) + "\n"
         (partial / "config.json").write_text(text, encoding="utf-8")
-        partial.rename(path)
-    except OSError as error:
-        raise KitError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_tensorboard(path: Path, folder: Path) -> None:
@@ -176,7 +167,7 @@ def write_tensorboard(path: Path, folder: Path) -> None:
     target = path / folder.resolve().name
     if target.exists():
         raise KitError(f"{target} exists: name another folder with --tensorboard")
-    with SummaryWriter(str(target)) as writer:
+    with atomic_folder(target) as partial, SummaryWriter(str(partial)) as writer:
         for result in runs.read_history(folder):
             for name, value in asdict(result).items():
                 if name != "epoch":

@@ -455,7 +455,10 @@ def _checked(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[Bools, Float
     if not len(given):
         raise KitError("there are no tiles to score: the holdout is empty, make a larger one")
     _refuse((given != 0) & (given != 1), given, "label {} at position {} is neither 0 nor 1")
-    message = "prediction {} at position {} is not a finite number: see whether training diverged"
+    message = (
+        "prediction {} at position {} is not a finite number, as when training has diverged: try"
+        " a smaller --lr, or --precision fp32"
+    )
     _refuse(~np.isfinite(scores), scores, message)
     return given == 1, scores
 

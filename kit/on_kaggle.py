@@ -19,7 +19,7 @@ from typing import Literal
 
 from kit import competition
 from kit.errors import KitError
-from kit.files import write_text
+from kit.files import atomic_path, write_text
 
 Command = Literal["train", "compare", "tune"]
 """The commands that are worth a GPU."""
@@ -137,9 +137,9 @@ def restore(job: Job, root: Path) -> None:
     for path in found.rglob("*"):
         if path.is_file():
             copy = root / "working" / job.folder / path.relative_to(found)
-            copy.parent.mkdir(parents=True, exist_ok=True)
             # The content alone: what comes from a read-only mount would stay read-only.
-            shutil.copyfile(path, copy)
+            with atomic_path(copy) as partial:
+                shutil.copyfile(path, partial)
 
 
 def checksums(folder: Path, names: Iterable[str]) -> dict[str, str]:

@@ -109,6 +109,8 @@ class Run:
         self.workers = workers
         self.checkpoint_steps = checkpoint_steps
         self.holdout = choose_holdout(recipe, store)
+        # Before the folder is made, which a run of other options could not be resumed in.
+        dataset.check_batch(len(self.holdout.train), recipe.batch_size)
         self.state = TrainingState(
             models.create_model(recipe),
             lr=recipe.lr,

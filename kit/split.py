@@ -1,5 +1,6 @@
 """Who trains and who validates: stratified, or with no slide on both sides."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -69,6 +70,7 @@ def holdout(
     KitError
         If a side would lack a class, or a slide is named that is not there.
     """
+    _check_labels(labels)
     rng = np.random.default_rng(seed)
     if slides is None:
         chosen = _balance(labels, np.arange(len(labels)), per_class, rng)
@@ -77,10 +79,16 @@ def holdout(
             if folds is None
             else _part(labels, chosen, None, folds, fold or 0, seed)
         )
+        _check_sides(labels, train, valid)
     else:
         slides = np.asarray(slides)
         _check_slides(slides, [*validate_on, *leave_out])
         rows = np.flatnonzero(~np.isin(slides, list(leave_out)))
+        if not np.setdiff1d(slides[rows], list(validate_on)).size:
+            raise KitError(
+                f"--validate-on names all {len(set(slides[rows]))} slides: leave one or more to "
+                "train on"
+            )
         if validate_on:
             on_valid = np.isin(slides[rows], list(validate_on))
             train, valid = rows[~on_valid], rows[on_valid]
@@ -88,9 +96,8 @@ def holdout(
             train, valid = _part(labels, rows, slides, folds, fold or 0, seed)
         else:
             train, valid = _share_of_slides(labels, rows, slides, fraction, seed)
+        _check_sides(labels, train, valid)
         train = _balance(labels, train, per_class, rng)
-    for side, rows in {"training": train, "validation": valid}.items():
-        _check_classes(labels[rows], side)
     return Holdout(np.sort(train), np.sort(valid))
 
 
@@ -151,7 +158,11 @@ def _stratified(
             rows, test_size=fraction, stratify=labels[rows], random_state=seed
         )
     except ValueError as error:
-        raise KitError(f"cannot hold out {fraction} of {len(rows)} tiles: {error}") from error
+        # scikit-learn speaks of its own arguments.
+        raise KitError(
+            f"cannot hold out {fraction} of {len(rows)} tiles: each side needs a tile of each "
+            "class. Choose another --holdout, or draw more tiles with --per-class"
+        ) from error
     return train, valid
 
 
@@ -160,7 +171,10 @@ def _check_slides(slides: npt.NDArray[np.str_], named: Sequence[str]) -> None:
     unknown = sorted(set(named) - set(slides))
     if unknown:
         known = ", ".join(sorted(set(slides))[:8])
-        raise KitError(f"no slide {unknown[0]} in the table: there are {known}")
+        raise KitError(
+            f"no slide {unknown[0]} in the table: there are {known}. Name one of these with "
+            "--validate-on or --leave-out"
+        )
 
 
 def _share_of_slides(
@@ -169,8 +183,11 @@ def _share_of_slides(
     """Split rows so that about a share of them, whole slides, validates."""
     count = len(set(slides[rows]))
     if count < 2:
-        raise KitError("all tiles are of one slide: a holdout by slide needs two or more")
-    parts = min(_PARTS, count)
+        raise KitError(
+            "all tiles are of one slide: a holdout by slide needs two or more. Without --slides "
+            "single tiles are held out"
+        )
+    parts = min(_PARTS, count, np.bincount(labels[rows]).max())
     taken = max(1, round(fraction * parts))
     valid = np.concatenate(
         [_part(labels, rows, slides, parts, part, seed)[1] for part in range(taken)]
@@ -193,16 +210,31 @@ def _part(
     if units < folds:
         what = "tiles" if groups is None else "slides"
         raise KitError(f"{units} {what} do not make {folds} folds: ask for fewer --folds")
-    parts = kind(folds, shuffle=True, random_state=seed).split(rows, labels[rows], groups)
-    train, valid = list(parts)[fold]
+    with warnings.catch_warnings():
+        # A class of fewer tiles than parts: whether both sides have it is checked later.
+        warnings.simplefilter("ignore", UserWarning)
+        parts = list(kind(folds, shuffle=True, random_state=seed).split(rows, labels[rows], groups))
+    train, valid = parts[fold]
     return rows[train], rows[valid]
 
 
-def _check_classes(labels: Labels, side: str) -> None:
-    """Refuse a side on which a class is missing."""
+def _check_labels(labels: Labels) -> None:
+    """Refuse labels that no choice of a holdout could make do with."""
     for label in (0, 1):
-        if not np.any(labels == label):
+        count = np.count_nonzero(labels == label)
+        if count < 2:
             raise KitError(
-                f"the {side} side has no tile of class {label} ({len(labels)} tiles in all): "
-                "choose another share, other slides, or more tiles"
+                f"{count} of {len(labels)} training tiles are of class {label}: to train and to "
+                "validate takes two or more of each class. See the labels in train_labels.csv"
             )
+
+
+def _check_sides(labels: Labels, train: Indices, valid: Indices) -> None:
+    """Refuse a side on which a class is missing."""
+    for side, rows in {"training": train, "validation": valid}.items():
+        for label in (0, 1):
+            if not np.any(labels[rows] == label):
+                raise KitError(
+                    f"the {side} side has no tile of class {label} ({len(rows)} tiles in all): "
+                    "choose another share, other slides, or more tiles"
+                )

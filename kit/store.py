@@ -11,7 +11,6 @@ import json
 import mmap
 import os
 import re
-import shutil
 import struct
 import sys
 import zipfile
@@ -33,7 +32,7 @@ from tqdm import tqdm
 from kit import competition, tables
 from kit.competition import Split
 from kit.errors import KitError
-from kit.files import write_text
+from kit.files import FolderLock, atomic_folder, write_text
 
 FORMAT = 1
 MAX_PROBLEMS = 50
@@ -187,18 +186,12 @@ def _pack(data: Path, folder: Path, skip_bad: bool) -> None:
             "Type `make download` for the competition's data, or `make demo` for a synthetic "
             "stand-in"
         )
-    partial = folder.with_name("store.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-        with source.open() as members:
-            _write_store(partial, members, source, skip_bad)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    except OSError as error:
-        raise KitError(f"cannot pack into {folder}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with (
+        FolderLock(folder.parent),
+        source.open() as members,
+        atomic_folder(folder) as partial,
+    ):
+        _write_store(partial, members, source, skip_bad)
 
 
 def tile_pixels(tiff: bytes) -> memoryview:

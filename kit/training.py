@@ -22,6 +22,8 @@ from kit.inference import Normalize
 
 # Keras' Adam adds this to the root of the second moment; PyTorch's default is 1e-8.
 ADAM_EPS = 1e-7
+# The rate rises for a quarter of the steps, and from its first step to another one.
+SHORTEST_CYCLE = 5
 
 
 @dataclass(frozen=True)
@@ -299,6 +301,11 @@ def _step(
 def _schedule(optimizer: torch.optim.Optimizer, one_cycle_steps: int | None) -> OneCycleLR | None:
     if one_cycle_steps is None:
         return None
+    if one_cycle_steps < SHORTEST_CYCLE:
+        raise KitError(
+            f"the whole training has {one_cycle_steps} steps, too few for the one-cycle schedule, "
+            f"which takes {SHORTEST_CYCLE}: choose more --epochs or a smaller --batch-size"
+        )
     peaks = [group["lr"] for group in optimizer.param_groups]
     return OneCycleLR(optimizer, peaks, total_steps=one_cycle_steps, pct_start=0.25)
 
