@@ -1,6 +1,10 @@
 """Train a model and keep everything about it in a run folder.
 
 With no other option this is the study's protocol and network (recipe `notebook`) on data/.
+Several GPUs: torchrun --standalone --nproc-per-node=2 kernels/train.py ... trains the same run:
+--batch-size is that of all processes together, and BatchNorm normalises by the whole batch. On
+processors it cannot: each process normalises by its own share, and the first one's running
+statistics are kept.
 """
 
 import shlex
@@ -11,7 +15,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from kit import config, models, plots, report, runs, store
+from kit import config, distributed, models, plots, report, runs, store
 from kit.config import RunOptions
 from kit.errors import exit_on_error
 from kit.metrics import Interval
@@ -35,9 +39,11 @@ class TrainOptions(RunOptions):
 
 def main(options: TrainOptions, argv: list[str]) -> None:
     """Train, telling each epoch's figures."""
+    with distributed.first():
+        tiles = store.open_store(options.data)
     run = Run(
         options.settings,
-        store.open_store(options.data),
+        tiles,
         options.out or default_folder(options),
         device=options.device,
         workers=options.workers,
@@ -48,6 +54,8 @@ def main(options: TrainOptions, argv: list[str]) -> None:
     print(describe(run))
     for result in run.train():
         print(epoch_line(result, run.recipe.epochs), flush=True)
+    if run.rank > 0:
+        return
     plots.curves(run.history, run.folder / "curves.png", title=run.folder.name)
     command = shlex.join(["python", "kernels/train.py", *argv])
     report.write(run.folder / "report.html", report.run_page(run.folder, run.store, command))
@@ -106,5 +114,5 @@ def conclude(run: Run, data: Path) -> str:
 
 
 if __name__ == "__main__":
-    with exit_on_error():
+    with exit_on_error(), distributed.processes():
         main(config.parse_options(TrainOptions, __doc__, sys.argv[1:]), sys.argv[1:])

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LEVELS = [
     {"errors"},
-    {"files", "competition", "config", "metrics"},
+    {"files", "competition", "config", "metrics", "distributed"},
     {
         "store",
         "standin",
