@@ -14,6 +14,8 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.distributed_c10d import Store
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from kit.errors import KitError
@@ -117,7 +119,7 @@ def copy_buffers(model: nn.Module) -> None:
             dist.broadcast(buffer, src=0)
 
 
-def _join() -> dist.Store:
+def _join() -> Store:
     """Join the group; return the store that its processes share."""
     devices, here = torch.cuda.device_count(), int(os.environ["LOCAL_WORLD_SIZE"])
     if 0 < devices < here:
@@ -128,13 +130,14 @@ def _join() -> dist.Store:
     if devices:
         # From here on `cuda` is this process's own.
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    store, rank, size = next(dist.rendezvous("env://"))
+    store: Store
+    store, rank, size = next(rendezvous("env://"))
     backend = "cpu:gloo,cuda:nccl" if devices else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_TIMEOUT)
     return store
 
 
-def _tell_once(store: dist.Store, error: KitError) -> None:
+def _tell_once(store: Store, error: KitError) -> None:
     """Raise an error in the first process that comes here; end the others without a word."""
     try:
         is_first = store.add("errors", 1) == 1

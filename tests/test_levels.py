@@ -23,7 +23,8 @@ LEVELS = [
     {"inference"},
     {"training"},
     {"runs"},
-    {"study", "plots", "search", "export"},
+    {"sharing", "plots", "export"},
+    {"study", "search"},
     {"momentum", "report"},
     {"pages"},
     {"explore"},
@@ -31,7 +32,7 @@ LEVELS = [
 DOORS = {
     "albumentations": {"transforms"},
     "timm": {"models"},
-    "optuna": {"search"},
+    "optuna": {"search", "sharing"},
     "kaggle": set(),
 }
 
