@@ -96,13 +96,17 @@ def tune_search(argv: list[str]) -> None:
         device=options.device,
         workers=options.workers,
     )
-    command = shlex.join(["python", "kernels/tune.py", "search", *argv])
-    page = pages.search_page(result, options.out, tiles, command)
-    with study.turn(options.out):
-        report.write(options.out / "report.html", page)
+    where = "on the machine that trained the best trial"
+    # Workers of a database may share no folder.
+    if result.folder.exists():
+        command = shlex.join(["python", "kernels/tune.py", "search", *argv])
+        page = pages.search_page(result, options.out, tiles, command)
+        with study.turn(options.out):
+            report.write(options.out / "report.html", page)
+        where = f"{options.out}/report.html"
     for name, share in result.importances.items():
         print(f"{name:24} {share:7.1%} of what sets good trials apart")
-    print(f"{pages.search_verdict(result)}\nthe whole search: {options.out}/report.html")
+    print(f"{pages.search_verdict(result)}\nthe whole search: {where}")
     print(f"next: python kernels/train.py --recipe {options.out}/best.toml --data {options.data}")
 
 

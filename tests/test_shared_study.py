@@ -21,7 +21,7 @@ import optuna
 import pytest
 import torch
 from conftest import competition_files, write_zip
-from optuna.storages import JournalStorage, RDBStorage
+from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from kit import momentum, runs, sharing, store, study
@@ -76,7 +76,7 @@ def trained(storage: optuna.storages.BaseStorage, out: Path) -> list[str]:
 
 def compare(data: Path, out: Path, printed: Path) -> None:
     torch.set_num_threads(1)
-    options = ["--data", data, "--out", out, "--device", "cpu", "--seeds", 3, "--epochs", 12]
+    options = ["--data", data, "--out", out, "--device", "cpu", "--seeds", 2, "--epochs", 12]
     sys.argv = [*map(str, ["compare.py", *options, "--batch-size", 8, "--widths", 4, 6, 8])]
     with printed.open("w") as sys.stdout:
         runpy.run_path(str(ROOT / "kernels" / "compare.py"), run_name="__main__")
@@ -88,16 +88,16 @@ def test_four_workers_of_which_two_die_do_each_run_once(tiles: Store, tmp_path: 
     workers = [start(compare, tiles.folder.parent, out, file) for file in printed]
     kill_one_each(workers, out, 2)
 
-    names = sorted(f"{arm}-{seed}" for arm in ("before", "after") for seed in range(3))
+    names = sorted(f"{arm}-{seed}" for arm in ("before", "after") for seed in range(2))
     journal = JournalFileBackend(str(out / "runs.journal"))
     assert trained(JournalStorage(journal), out) == names
     assert sorted(path.name for path in (out / "runs").iterdir()) == names
     assert printed[2].read_text() == printed[3].read_text()
     assert "Not shown" in printed[2].read_text() or "No conclusion" in printed[2].read_text()
     arms = {bn: replace(RECIPE, bn=bn) for bn in ("before", "after")}
-    alone = study.train(Study(tmp_path / "alone", arms, (2,)), tiles, device="cpu")
+    alone = study.train(Study(tmp_path / "alone", arms, (1,)), tiles, device="cpu")
     for arm, (history,) in alone.items():
-        shared = runs.read_history(out / "runs" / f"{arm}-2")
+        shared = runs.read_history(out / "runs" / f"{arm}-1")
         assert without_clocks(shared) == without_clocks(history)
 
 
@@ -141,17 +141,19 @@ def sweep(data: Path, out: Path, url: str) -> None:
     torch.set_num_threads(1)
     sharing.HEARTBEAT, sharing.GRACE = 1, 4
     tiles = store.open_store(data)
-    momentum.sweep(RECIPE, MOMENTA, range(3), tiles, out, device="cpu", storage=url)
+    momentum.sweep(RECIPE, MOMENTA, range(2), tiles, out, device="cpu", storage=url)
 
 
 def test_a_database_hands_the_run_of_a_dead_worker_on(
     tiles: Store, tmp_path: Path, postgresql: str
 ) -> None:
     out = tmp_path / "shared"
-    workers = [start(sweep, tiles.folder.parent, out, postgresql) for _ in range(3)]
+    workers = [start(sweep, tiles.folder.parent, out, postgresql) for _ in range(2)]
     kill_one_each(workers, out, 1)
-    assert trained(RDBStorage(postgresql), out) == [f"sweep-{seed}" for seed in range(3)]
-    shared = momentum.sweep(RECIPE, MOMENTA, range(3), tiles, out, storage=postgresql)
+    assert trained(sharing.open_storage(postgresql, out / "none"), out) == [
+        f"sweep-{seed}" for seed in range(3)
+    ]
+    shared = momentum.sweep(RECIPE, MOMENTA, range(2), tiles, out, storage=postgresql)
     alone = momentum.sweep(RECIPE, MOMENTA, (0,), tiles, tmp_path / "alone", device="cpu")
     for name in ("0.99", "0.5", momentum.RECALIBRATED):
         assert without_clocks(shared[name][0]) == without_clocks(alone[name][0])
