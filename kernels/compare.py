@@ -1,7 +1,8 @@
 """Compare two arms, paired by seed: BatchNorm before and after the activation, or two recipes.
 
 A seed varies the split, the initial weights, the data order and the augmentation, identically
-in both arms. A study that was stopped goes on where it was: finished runs are kept.
+in both arms. A study that was stopped goes on where it was: finished runs are kept. The same
+command on other machines that see the folder --out joins in: each run is trained by one of them.
 """
 
 import shlex
@@ -28,6 +29,8 @@ class CompareOptions(RunOptions):
     """NAME=RECIPE, twice: a recipe's name or file. By default BatchNorm before and after."""
     seeds: Count = 6
     """Pairs of runs, from --seed on. Fewer than six allow no conclusion."""
+    storage: str | None = None
+    """Database that hands the runs out, as postgresql+pg8000://...; a file in --out if none."""
 
 
 def main(options: CompareOptions, argv: list[str]) -> None:
@@ -39,7 +42,13 @@ def main(options: CompareOptions, argv: list[str]) -> None:
         study.parse_arms(options.arm, recipe, config.given(argv)),
         tuple(range(recipe.seed, recipe.seed + options.seeds)),
     )
-    histories = study.train(comparison, tiles, device=options.device, workers=options.workers)
+    histories = study.train(
+        comparison,
+        tiles,
+        device=options.device,
+        workers=options.workers,
+        storage=options.storage,
+    )
     first, second = comparison.arms
     predictions = study.pooled_predictions(comparison)
     slides = report.read_slides(tiles, recipe.slides)
@@ -50,12 +59,20 @@ def main(options: CompareOptions, argv: list[str]) -> None:
         "pooled": study.pooled_table(predictions, first, second, by_id),
     }
     verdict = study.verdict(histories, first, second)
-    study.write_tables(options.out, tables, verdict)
     command = shlex.join(["python", "kernels/compare.py", *argv])
     page = pages.compare_page(
-        comparison, histories, tables, verdict, store=tiles, slides=slides, command=command
+        comparison,
+        histories,
+        predictions,
+        tables,
+        verdict,
+        store=tiles,
+        slides=slides,
+        command=command,
     )
-    report.write(options.out / "report.html", page)
+    with study.turn(options.out):
+        study.write_tables(options.out, tables, verdict)
+        report.write(options.out / "report.html", page)
     for table in tables.values():
         print(f"\n{table.to_string(float_format='{:.4f}'.format)}")
     print(f"\n{verdict}\nthe whole study: {options.out}/report.html")

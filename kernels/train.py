@@ -1,6 +1,10 @@
 """Train a model and keep everything about it in a run folder.
 
 With no other option this is the study's protocol and network (recipe `notebook`) on data/.
+Several GPUs: torchrun --standalone --nproc-per-node=2 kernels/train.py ... trains the same run:
+--batch-size is that of all processes together, and BatchNorm normalises by the whole batch. On
+processors it cannot: each process normalises by its own share, and the first one's running
+statistics are kept.
 """
 
 import shlex
@@ -11,7 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from kit import config, models, plots, report, runs, store
+from kit import config, distributed, models, plots, report, runs, store
 from kit.config import RunOptions
 from kit.errors import exit_on_error
 from kit.metrics import Interval
@@ -37,12 +41,14 @@ class TrainOptions(RunOptions):
 def main(options: TrainOptions, argv: list[str]) -> None:
     """Train one run, or one a fold."""
     folder = options.out or default_folder(options)
-    tiles = store.open_store(options.data)
+    with distributed.first():
+        tiles = store.open_store(options.data)
     command = shlex.join(["python", "kernels/train.py", *argv])
     recipe = options.settings
     if recipe.folds is None or recipe.fold is not None:
         train(options, tiles, folder, command)
-        print(conclude(folder, options.data))
+        if distributed.rank() == 0:
+            print(conclude(folder, options.data))
         return
     for fold in range(recipe.folds):
         part = folder / f"fold-{fold}"
@@ -51,7 +57,8 @@ def main(options: TrainOptions, argv: list[str]) -> None:
             one = replace(recipe, fold=fold)
             resume = options.resume and (part / "config.json").exists()
             train(replace(options, settings=one, resume=resume), tiles, part, command)
-    print(conclude_folds(runs.pool(folder), folder, options.data))
+    if distributed.rank() == 0:
+        print(conclude_folds(runs.pool(folder), folder, options.data))
 
 
 def train(options: TrainOptions, tiles: Store, folder: Path, command: str) -> None:
@@ -69,6 +76,8 @@ def train(options: TrainOptions, tiles: Store, folder: Path, command: str) -> No
     print(describe(run))
     for result in run.train():
         print(epoch_line(result, run.recipe.epochs), flush=True)
+    if run.rank > 0:
+        return
     plots.curves(run.history, folder / "curves.png", title=folder.name)
     report.write(folder / "report.html", report.run_page(folder, tiles, command))
 
@@ -136,5 +145,5 @@ def conclude_folds(figures: dict[str, Any], folder: Path, data: Path) -> str:
 
 
 if __name__ == "__main__":
-    with exit_on_error():
+    with exit_on_error(), distributed.processes():
         main(config.parse_options(TrainOptions, __doc__, sys.argv[1:]), sys.argv[1:])

@@ -2,6 +2,8 @@
 
 momentum   one training a seed carries the running statistics of every momentum (in Keras' sense)
 search     a search over the recipe's options with Optuna
+
+The same command on other machines joins in.
 """
 
 import shlex
@@ -32,6 +34,8 @@ class MomentumOptions(RunOptions):
     """Trainings, from --seed on. Five values, compared fairly, need eight for a conclusion."""
     independent: bool = False
     """Train every momentum by itself: the same figures for several times the cost."""
+    storage: str | None = None
+    """Database that hands the runs out, as postgresql+pg8000://...; a file in --out if none."""
 
 
 def tune_momentum(argv: list[str]) -> None:
@@ -52,20 +56,22 @@ def tune_momentum(argv: list[str]) -> None:
         options.out,
         device=options.device,
         workers=options.workers,
+        storage=options.storage,
     )
     tables = {
         "table2": momentum.momentum_table(histories),
         "notebook": momentum.notebook_table(histories),
     }
     verdict = momentum.verdict(histories)
-    study.write_tables(options.out, tables, verdict)
     folders = {path.name: path for path in sorted((options.out / "runs").iterdir())[:3]}
     command = shlex.join(["python", "kernels/tune.py", "momentum", *argv])
     slides = report.read_slides(tiles, recipe.slides)
     page = pages.momentum_page(
         histories, tables, verdict, store=tiles, slides=slides, folders=folders, command=command
     )
-    report.write(options.out / "report.html", page)
+    with study.turn(options.out):
+        study.write_tables(options.out, tables, verdict)
+        report.write(options.out / "report.html", page)
     for table in tables.values():
         print(f"\n{table.to_string(float_format='{:.4f}'.format)}")
     print(f"\n{verdict}\nthe whole study: {options.out}/report.html")
@@ -90,12 +96,17 @@ def tune_search(argv: list[str]) -> None:
         device=options.device,
         workers=options.workers,
     )
-    command = shlex.join(["python", "kernels/tune.py", "search", *argv])
-    page = pages.search_page(result, options.out, tiles, command)
-    report.write(options.out / "report.html", page)
+    where = "on the machine that trained the best trial"
+    # Workers of a database may share no folder.
+    if result.folder.exists():
+        command = shlex.join(["python", "kernels/tune.py", "search", *argv])
+        page = pages.search_page(result, options.out, tiles, command)
+        with study.turn(options.out):
+            report.write(options.out / "report.html", page)
+        where = f"{options.out}/report.html"
     for name, share in result.importances.items():
         print(f"{name:24} {share:7.1%} of what sets good trials apart")
-    print(f"{pages.search_verdict(result)}\nthe whole search: {options.out}/report.html")
+    print(f"{pages.search_verdict(result)}\nthe whole search: {where}")
     print(f"next: python kernels/train.py --recipe {options.out}/best.toml --data {options.data}")
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from kit import competition, transforms
+from kit import competition, distributed, transforms
 from kit.config import Recipe
 from kit.errors import KitError
 from kit.transforms import PerTile, Pipeline, Resize, TileAugmentation
@@ -103,12 +103,15 @@ class TileDataset(Dataset[Batch]):
 class EpochSampler(Sampler[list[Draw]]):
     """Batches of `(epoch, index)`, in an order that follows from the seed and the epoch.
 
-    The last tiles of an epoch that fill no batch are left out, other ones each epoch.
+    The last tiles of an epoch that fill no batch are left out, other ones each epoch. Several
+    processes take their shares of the same batches.
 
     Parameters
     ----------
     count
         Tiles in the dataset.
+    batch_size
+        Of all processes together.
 
     Attributes
     ----------
@@ -120,13 +123,16 @@ class EpochSampler(Sampler[list[Draw]]):
         Batches in a whole epoch.
     """
 
-    def __init__(self, count: int, *, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, count: int, *, batch_size: int, seed: int, rank: int = 0, processes: int = 1
+    ) -> None:
         self.batch_size = batch_size
         self.seed = seed
         self.steps = count // batch_size
         self.epoch = 1
         self.first = 0
         self._count = count
+        self._share = slice(rank, None, processes)
 
     def __len__(self) -> int:
         return self.steps - self.first
@@ -134,10 +140,10 @@ class EpochSampler(Sampler[list[Draw]]):
     def __iter__(self) -> Iterator[list[Draw]]:
         order = self._order()
         for step in range(self.first, self.steps):
-            yield [(self.epoch, index) for index in self._slice(order, step)]
+            yield [(self.epoch, index) for index in self._slice(order, step)[self._share]]
 
     def batch(self, step: int) -> list[int]:
-        """Return the tiles of one step of the epoch."""
+        """Return the tiles of one step of the epoch, those of all processes."""
         return self._slice(self._order(), step)
 
     def _order(self) -> Indices:
@@ -179,13 +185,23 @@ def recipe_dataset(
 def train_loader(dataset: TileDataset, *, batch_size: int, workers: int) -> DataLoader[Batch]:
     """Return a loader of shuffled whole batches; set its `sampler.epoch` before each pass.
 
+    Of several processes each gets its share of every batch.
+
     Raises
     ------
     KitError
-        If the tiles do not fill a batch.
+        If the tiles do not fill a batch, or the processes cannot share it equally.
     """
+    rank, processes = distributed.rank(), distributed.size()
+    if batch_size % processes:
+        raise KitError(
+            f"--batch-size {batch_size} cannot be shared by {processes} processes: choose a "
+            f"multiple of {processes}"
+        )
     check_batch(len(dataset), batch_size)
-    sampler = EpochSampler(len(dataset), batch_size=batch_size, seed=dataset.seed)
+    sampler = EpochSampler(
+        len(dataset), batch_size=batch_size, seed=dataset.seed, rank=rank, processes=processes
+    )
     return _loader(dataset, sampler, workers)
 
 
@@ -198,10 +214,22 @@ def check_batch(tiles: int, batch_size: int) -> None:
         )
 
 
-def eval_loader(dataset: TileDataset, *, workers: int = 0) -> DataLoader[Batch]:
-    """Return a loader of the tiles in their order, each once, in batches of about one size."""
-    count = max(1, -(-len(dataset) // EVAL_BATCH_SIZE))
-    batches = np.array_split(np.arange(len(dataset)), count)
+def eval_loader(
+    dataset: TileDataset, *, workers: int = 0, rank: int = 0, processes: int = 1
+) -> DataLoader[Batch]:
+    """Return a loader of the tiles in their order, each once, in batches of about one size.
+
+    Of several processes the first gets the first tiles, and so on.
+
+    Raises
+    ------
+    KitError
+        If there are fewer tiles than processes.
+    """
+    if len(dataset) < processes:
+        raise KitError(f"{len(dataset)} held-out tiles are too few for {processes} processes")
+    own = np.array_split(np.arange(len(dataset)), processes)[rank]
+    batches = np.array_split(own, max(1, -(-len(own) // EVAL_BATCH_SIZE)))
     return _loader(dataset, [batch.tolist() for batch in batches], workers)
 
 

@@ -227,6 +227,16 @@ def batch_norms(model: nn.Module) -> dict[str, BatchNorm]:
     }
 
 
+def synchronize_batch_norms(model: nn.Module) -> nn.Module:
+    """Return the model with norms that normalise by the batches of all processes; GPUs only."""
+    convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
+    if not isinstance(model, SmallCNN):
+        # PyTorch's would drop the activations that timm's norms hold.
+        from timm.layers.norm_act import convert_sync_batchnorm as convert
+    synchronized: nn.Module = convert(model)
+    return synchronized
+
+
 def min_running_var(model: nn.Module) -> float:
     """Return the smallest running variance of all BatchNorm channels; infinity without any.
 

@@ -16,15 +16,13 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from kit import metrics, models, study, training
+from kit import metrics, models, sharing, study, training
 from kit.config import Recipe
 from kit.errors import KitError
 from kit.files import atomic_path, write_text
@@ -64,6 +62,10 @@ class StatisticsBank:
         self.sets = {momentum: self._copy() for momentum in momenta}
         for name, norm in self.norms.items():
             norm.register_forward_pre_hook(partial(self._update, name))
+
+    def is_own(self, momentum: float) -> bool:
+        """Whether a momentum is the model's own, and so are its statistics."""
+        return all(norm.momentum == 1 - momentum for norm in self.norms.values())
 
     @contextmanager
     def use(self, momentum: float) -> Iterator[None]:
@@ -108,10 +110,12 @@ def sweep(
     *,
     device: str = "auto",
     workers: int = 0,
+    storage: str | None = None,
 ) -> Histories:
     """Train once a seed and evaluate every momentum, and the recalibrated statistics, each epoch.
 
-    A finished seed is kept; one that was cut short is trained again from its start.
+    A finished seed is kept; one that was cut short is trained again from its start. Machines
+    that call this on one folder share the seeds, see `sharing.train`.
 
     Returns
     -------
@@ -119,20 +123,27 @@ def sweep(
         By the momentum's name, and `RECALIBRATED`.
     """
     study.claim(folder, {"recipe": recipe, "momenta": list(momenta)}, store)
+    folders = {f"sweep-{seed}": folder / "runs" / f"sweep-{seed}" for seed in seeds}
+    seed_of = dict(zip(folders, seeds, strict=True))
+
+    def train_one(name: str) -> Iterator[EpochResult]:
+        shutil.rmtree(folders[name], ignore_errors=True)
+        seeded = dataclasses.replace(recipe, seed=seed_of[name], bn_momentum=momenta[0])
+        return _sweep_one(
+            Run(seeded, store, folders[name], device=device, workers=workers), momenta
+        )
+
+    sharing.train(
+        list(folders),
+        folder,
+        train_one,
+        is_done=lambda name: (folders[name] / "histories.json").exists(),
+        storage=storage,
+    )
     histories: dict[str, list[list[EpochResult]]] = {}
-    with tqdm(total=recipe.epochs * len(seeds), desc="sweep", unit=" epochs") as bar:
-        for seed in seeds:
-            bar.set_postfix_str(f"seed {seed}")
-            place = folder / "runs" / f"sweep-{seed}"
-            if not (place / "histories.json").exists():
-                shutil.rmtree(place, ignore_errors=True)
-                seeded = dataclasses.replace(recipe, seed=seed, bn_momentum=momenta[0])
-                run = Run(seeded, store, place, device=device, workers=workers)
-                _sweep_one(run, momenta, bar)
-            else:
-                bar.update(recipe.epochs)
-            for name, history in _read_histories(place).items():
-                histories.setdefault(name, []).append(history)
+    for place in folders.values():
+        for name, history in _read_histories(place).items():
+            histories.setdefault(name, []).append(history)
     return histories
 
 
@@ -145,6 +156,7 @@ def independent(
     *,
     device: str = "auto",
     workers: int = 0,
+    storage: str | None = None,
 ) -> Histories:
     """Train one run a momentum and seed, as the study's author did; return the histories.
 
@@ -159,7 +171,11 @@ def independent(
         f"{momentum:g}": dataclasses.replace(recipe, bn_momentum=momentum) for momentum in momenta
     }
     return study.train(
-        study.Study(folder, arms, tuple(seeds)), store, device=device, workers=workers
+        study.Study(folder, arms, tuple(seeds)),
+        store,
+        device=device,
+        workers=workers,
+        storage=storage,
     )
 
 
@@ -243,30 +259,38 @@ def verdict(histories: Histories) -> str:
     return f"In {about}, {gains} ({how_sure})."
 
 
-def _sweep_one(run: Run, momenta: Sequence[float], bar: "tqdm[Any]") -> None:
+def _sweep_one(run: Run, momenta: Sequence[float]) -> Iterator[EpochResult]:
     """Train one seed, keeping every momentum's history and its last statistics."""
     bank = StatisticsBank(run.state.model, momenta)
     histories: dict[str, list[EpochResult]] = {}
     for result in run.train(progress=False):
-        for name, figures in _evaluate_all(run, bank, momenta):
-            histories.setdefault(name, []).append(dataclasses.replace(result, **figures))
-        bar.update()
+        for name, own in _evaluate_all(run, bank, momenta, result):
+            histories.setdefault(name, []).append(own)
+        yield result
     _write_statistics(run.folder, bank)
     plain = {name: [asdict(one) for one in history] for name, history in histories.items()}
     write_text(run.folder / "histories.json", json.dumps(plain) + "\n")
 
 
 def _evaluate_all(
-    run: Run, bank: StatisticsBank, momenta: Sequence[float]
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the figures of each momentum's statistics, then of the recalibrated ones."""
+    run: Run, bank: StatisticsBank, momenta: Sequence[float], result: EpochResult
+) -> Iterator[tuple[str, EpochResult]]:
+    """Yield an epoch's result by each momentum's statistics, then by the recalibrated ones."""
     for momentum in momenta:
+        if bank.is_own(momentum):
+            # Training has evaluated with them already.
+            yield f"{momentum:g}", result
+            continue
         with bank.use(momentum):
-            figures = training.evaluate(run.state, run.valid_loader, run.normalize)
-        yield f"{momentum:g}", figures
+            yield f"{momentum:g}", _evaluate(run, result)
     with bank.preserve():
         run.recalibrate()
-        yield RECALIBRATED, training.evaluate(run.state, run.valid_loader, run.normalize)
+        yield RECALIBRATED, _evaluate(run, result)
+
+
+def _evaluate(run: Run, result: EpochResult) -> EpochResult:
+    figures = training.evaluate(run.state, run.valid_loader, run.normalize)
+    return dataclasses.replace(result, **figures)
 
 
 def _read_histories(folder: Path) -> dict[str, list[EpochResult]]:

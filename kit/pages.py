@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from kit import momentum, plots, report, runs, study
+from kit import momentum, plots, report, runs
 from kit.plots import Predictions
 from kit.report import Drawing, Page, Section, Slides, Table
 from kit.search import IMPORTANCE_TRIALS, SearchResult
@@ -25,6 +25,7 @@ _SEEDS_LIMIT = (
 def compare_page(
     comparison: Study,
     histories: Histories,
+    predictions: pd.DataFrame,
     tables: Tables,
     verdict: str,
     *,
@@ -36,6 +37,8 @@ def compare_page(
 
     Parameters
     ----------
+    predictions
+        From `study.pooled_predictions`.
     tables
         `table1`, `delong` and `pooled`, as `study` makes them.
     slides
@@ -70,7 +73,7 @@ def compare_page(
                         "narrower the interval seems.",
                     ),
                 ],
-                drawings=_prediction_drawings(comparison),
+                drawings=_prediction_drawings(comparison, predictions),
             ),
             *(_gallery(arm, folder, store, slides) for arm, folder in last.items()),
             report.rebuild_section(command, last),
@@ -206,8 +209,7 @@ def _plots_one_to_four(histories: Histories) -> list[Drawing]:
     ]
 
 
-def _prediction_drawings(comparison: Study) -> list[Drawing]:
-    ranks = study.pooled_predictions(comparison)
+def _prediction_drawings(comparison: Study, ranks: pd.DataFrame) -> list[Drawing]:
     pooled: Predictions = {arm: (ranks["label"], ranks[arm]) for arm in comparison.arms}
     last = {
         arm: runs.read_valid(comparison.run_folder(arm, comparison.seeds[-1]))

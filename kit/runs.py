@@ -38,7 +38,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import kit
-from kit import config, dataset, inference, metrics, models, split, training
+from kit import config, dataset, distributed, inference, metrics, models, split, training
 from kit.competition import CLASS_NAMES
 from kit.config import Recipe, Views
 from kit.dataset import Batch, TileDataset
@@ -68,6 +68,8 @@ _NOT_A_CHECKPOINT = (
 
 class Run:
     """A run that is being trained into its folder.
+
+    Of several processes (see `distributed`) only the one of rank 0 writes.
 
     Parameters
     ----------
@@ -108,6 +110,7 @@ class Run:
         self.dtype = inference.choose_precision(recipe.precision, self.device)
         self.workers = workers
         self.checkpoint_steps = checkpoint_steps
+        self.rank = distributed.rank()
         self.holdout = choose_holdout(recipe, store)
         # Before the folder is made, which a run of other options could not be resumed in.
         dataset.check_batch(len(self.holdout.train), recipe.batch_size)
@@ -128,7 +131,8 @@ class Run:
             self._resume(force=force)
         else:
             self._start()
-        split.write(folder / "split.csv", store.train.ids, self.holdout)
+        if self.rank == 0:
+            split.write(folder / "split.csv", store.train.ids, self.holdout)
 
     def train(self, *, progress: bool = True) -> Iterator[EpochResult]:
         """Train to the last epoch, keeping checkpoints, and yield each epoch's result.
@@ -144,6 +148,8 @@ class Run:
             If the loss stops being a number; the batch's tiles and the checkpoint are named.
         """
         train = self._dataset(self.holdout.train, train=True)
+        valid = self.valid_loader.dataset
+        assert isinstance(valid, TileDataset)
         with _sigterm_flag() as sigterm:
             try:
                 for result in training.fit(
@@ -151,20 +157,23 @@ class Run:
                     dataset.train_loader(
                         train, batch_size=self.recipe.batch_size, workers=self.workers
                     ),
-                    self.valid_loader,
+                    dataset.eval_loader(valid, rank=self.rank, processes=distributed.size()),
                     self.normalize,
                     epochs=self.recipe.epochs,
                     label_smoothing=self.recipe.label_smoothing,
                     frozen_epochs=self.recipe.frozen_epochs,
                     after_step=lambda: self._after_step(sigterm),
-                    progress=progress,
+                    progress=progress and self.rank == 0,
                 ):
                     self.history.append(result)
                     self._checkpoint()
                     yield result
             except NonFiniteLossError as error:
                 raise self._explain(error) from error
-        self._finish()
+        # What is left is rank 0's, which needs no one for it.
+        distributed.leave()
+        if self.rank == 0:
+            self._finish()
 
     def recalibrate(self) -> None:
         """Replace BatchNorm's running statistics by those of all training tiles."""
@@ -196,6 +205,8 @@ class Run:
         return self.recipe.epochs * (len(self.holdout.train) // self.recipe.batch_size)
 
     def _start(self) -> None:
+        if self.rank > 0:
+            return
         if self.folder.exists() and any(_is_content(path) for path in self.folder.iterdir()):
             raise KitError(
                 f"{self.folder} exists: choose another --out, or go on with it by --resume"
@@ -205,14 +216,15 @@ class Run:
 
     def _resume(self, *, force: bool) -> None:
         then, now = read_config(self.folder), json.loads(json.dumps(self._config()))
-        self._lock = FolderLock(self.folder)
+        if self.rank == 0:
+            self._lock = FolderLock(self.folder)
         changed = [key for key in _MUST_MATCH if then.get(key) != now[key]]
         if changed and not force:
             raise KitError(
                 f"cannot resume {self.folder}: {_difference(changed[0], then, now)}. "
                 "Start anew with another --out, or add --force to go on all the same"
             )
-        if changed:
+        if self.rank == 0 and (changed or then.get("processes", 1) != now["processes"]):
             _write_json(self.folder / "config.json", now | {"resumed_from": then})
         checkpoint = _inside(self.folder, "last.pt")
         if checkpoint.exists():
@@ -231,9 +243,11 @@ class Run:
     def _after_step(self, sigterm: Event) -> None:
         """Keep a checkpoint when it is time, or when the process was asked to stop."""
         progress = self.state.progress
-        if sigterm.is_set() or progress.step % self.checkpoint_steps == 0:
+        # All processes stop at the same step, or those that go on would wait for the others.
+        stop = any(distributed.total(sigterm.is_set()))
+        if stop or progress.step % self.checkpoint_steps == 0:
             self._checkpoint()
-        if sigterm.is_set():
+        if stop:
             raise StoppedError(
                 f"stopped in epoch {progress.epoch + 1}, step {progress.step}, which "
                 f"{self.folder} holds: go on with --resume --out {self.folder}"
@@ -273,6 +287,7 @@ class Run:
             "precision": str(self.dtype).removeprefix("torch."),
             "device": str(self.device),
             "workers": self.workers,
+            "processes": distributed.size(),
             # Sums are rounded in another order by another number of threads.
             "threads": torch.get_num_threads(),
             "kit": kit.__version__,
@@ -283,6 +298,8 @@ class Run:
 
     def _checkpoint(self) -> None:
         """Keep the end of an epoch: last.pt first, from which the history follows."""
+        if self.rank > 0:
+            return
         history = [asdict(result) for result in self.history]
         # Through memory: where the disk is full, torch.save raises no OSError.
         buffer = io.BytesIO()
@@ -292,6 +309,8 @@ class Run:
         self._write_history()
 
     def _write_history(self) -> None:
+        if self.rank > 0:
+            return
         lines = [json.dumps(asdict(result)) + "\n" for result in self.history]
         write_text(self.folder / "history.jsonl", "".join(lines))
 

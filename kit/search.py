@@ -8,15 +8,13 @@ OUT/importance.json  what decided
 OUT/best.toml        the best trial's recipe
 """
 
-import fcntl
 import json
-import logging
 import math
 import shutil
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,23 +26,15 @@ import tomli_w
 import torch
 from optuna import Study, Trial, TrialPruned
 from optuna.distributions import BaseDistribution
-from optuna.exceptions import (
-    ExperimentalWarning,
-    StorageInternalError,
-    UpdateFinishedTrialError,
-)
 from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.pruners import MedianPruner
 from optuna.samplers import BaseSampler, TPESampler
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import BaseTrial, FixedTrial, FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
 from torch import nn
 from tqdm import tqdm
 
 import kit
-from kit import competition, config, models, runs
+from kit import competition, config, models, runs, sharing
 from kit.config import Count, Recipe, RunOptions
 from kit.errors import KitError
 from kit.files import write_text
@@ -59,17 +49,12 @@ IMPORTANCE_TRIALS = 10
 # it, as a lack of memory does, would otherwise kill the search at the same place for ever.
 ATTEMPTS = 3
 
+JOURNAL = "search.journal"
+
 BATCH_SIZES = (32, 64, 128, 256)
 SEARCHED = ("lr", "batch_size", "weight_decay", "crop", "size", "augment", "stain_strength")
 SEARCHED_SMALL = ("widths", "bn", "bn_momentum")
 
-# Seconds between a database worker's signs of life, until it is given up, and between looks
-# at trials that others run.
-_HEARTBEAT = 20
-_GRACE = 60
-_POLL = 1.0
-
-_STORAGE_ERRORS = (SQLAlchemyError, StorageInternalError, OSError)
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
@@ -84,7 +69,7 @@ class SearchOptions(RunOptions):
     seeds: Count = 1
     """Runs a trial, each with a seed and so a holdout of its own; their mean AUC counts."""
     storage: str | None = None
-    """Database for workers that share no folder, as postgresql://...; a file in --out if none."""
+    """Database, as postgresql+pg8000://..., where workers share no folder; else a file in --out."""
 
 
 @dataclass(frozen=True)
@@ -234,24 +219,14 @@ def run(
     """
     if trials < 1 or seeds < 1:
         raise KitError(f"{trials} trials of {seeds} seeds: a search needs one or more of both")
-    # The bar tells what they would; what ends a search is told once, as an error.
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    logging.getLogger("sqlalchemy").setLevel(logging.CRITICAL)
+    sharing.silence()
     space = search_space(recipe, store, seeds=seeds, fixed=fixed)
-    with _named_storage(out, storage):
+    with sharing.naming("search", storage, out / JOURNAL):
         study = _open_study(space, store, out, seeds=seeds, storage=storage)
         with tqdm(total=trials, desc="search", unit=" trials", disable=not progress) as bar:
             worker = _Worker(space, store, out, trials, seeds, device, workers, bar)
             worker.work(study, shared_folder=storage is None)
         return _conclude(study, space, out)
-
-
-class _SurplusTrial(Exception):
-    """Ends a trial that was begun although enough of them were under way."""
-
-
-class _LeaveTrial(BaseException):
-    """Passes by Optuna's handlers, so that the trial stays as a killed worker would leave it."""
 
 
 @dataclass(frozen=True)
@@ -269,40 +244,24 @@ class _Worker:
 
     def work(self, study: Study, *, shared_folder: bool) -> None:
         """Train trials until enough are finished, here or elsewhere."""
+        lock = self.out / "trials.lock" if shared_folder else None
         while (finished := _count(study, *_FINISHED)) < self.trials:
             self._show(study)
-            _begin_dead_again(study, self.out / "trials.lock" if shared_folder else None)
+            sharing.give_up_dead(study, lock, _begin_again)
             running = _count(study, TrialState.RUNNING)
             if finished + running < self.trials:
-                self._train_one(study)
+                sharing.optimize_one(study, self._objective, lock, [self._tidy])
             else:
                 self._show(study, f"waiting for {running} trials of other workers")
-                time.sleep(_POLL)
+                time.sleep(sharing.POLL)
         self._show(study)
-
-    def _train_one(self, study: Study) -> None:
-        try:
-            with _locked(self.out / "trials.lock", fcntl.LOCK_SH):
-                study.optimize(
-                    self._objective, n_trials=1, catch=(_SurplusTrial,), callbacks=[self._tidy]
-                )
-        except _LeaveTrial as left:
-            assert left.__cause__ is not None
-            raise left.__cause__ from None
 
     def _objective(self, trial: Trial) -> float:
         """Train a trial; return its AUC after the last epoch."""
         if _place(trial.study, trial.number) >= self.trials:
-            raise _SurplusTrial
-        try:
+            raise sharing.SurplusTrial
+        with sharing.leaving(trial):
             return self._train(trial)
-        except UpdateFinishedTrialError as error:
-            raise _LeaveTrial from KitError(
-                f"trial {trial.number} was given up: nothing was heard of this machine for "
-                f"{_GRACE} seconds. Type the same command again to go on ({error})"
-            )
-        except (KitError, KeyboardInterrupt, *_STORAGE_ERRORS) as error:
-            raise _LeaveTrial from error
 
     def _train(self, trial: Trial) -> float:
         recipe = self.space.suggest(trial)
@@ -399,23 +358,8 @@ class _NumberedTPE(BaseSampler):
 
     def _create(self, place: int) -> TPESampler:
         seed = int(np.random.SeedSequence([self.seed, place]).generate_state(1)[0])
-        with _no_experimental_warning():
+        with sharing.no_experimental_warning():
             return TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
-
-
-class _JournalLock(JournalFileOpenLock):
-    """A lock that ends with its process; Optuna's own outlive a killed one by half a minute."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def acquire(self) -> bool:
-        self.file = self.path.open("a")
-        fcntl.flock(self.file, fcntl.LOCK_EX)
-        return True
-
-    def release(self) -> None:
-        self.file.close()
 
 
 def _suggest_widths(trial: BaseTrial, size: int) -> tuple[int, ...]:
@@ -475,23 +419,6 @@ def _trial_name(trial: Trial | FrozenTrial) -> str:
     return str(trial.user_attrs.get("folder", f"{trial.number:04d}"))
 
 
-def _begin_dead_again(study: Study, lock: Path | None) -> None:
-    """Begin the trials again whose workers died.
-
-    A worker holds a shared lock while it trains, and loses it with its life: who gets the
-    lock for itself alone knows that no trial is being trained. Workers that share a database
-    and perhaps no folder have the database's heartbeats instead.
-    """
-    if lock is None:
-        with _no_experimental_warning():
-            optuna.storages.fail_stale_trials(study)
-        return
-    with suppress(BlockingIOError), _locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            study.tell(trial.number, state=TrialState.FAIL)
-            _begin_again(study, trial)
-
-
 def _begin_again(study: Study, trial: FrozenTrial) -> None:
     """Put a failed trial's twin in front of the queue."""
     attempt = trial.user_attrs.get("attempt", 1)
@@ -510,22 +437,26 @@ def _open_study(space: Space, store: Store, out: Path, *, seeds: int, storage: s
         "kit": kit.__version__,
     }
     name = "search" if storage is None else out.resolve().name
-    place = {"storage": _storage_name(storage, Path()), "study": name}
+    place = {"storage": sharing.storage_name(storage, Path(JOURNAL)), "study": name}
     out.mkdir(parents=True, exist_ok=True)
-    with _locked(out / "search.lock", fcntl.LOCK_EX):
+    with sharing.locked(out / "search.lock"):
         path = out / "search.json"
         if path.exists():
             _check_same(out, json.loads(path.read_text("utf-8")), record | place)
         study = optuna.create_study(
             study_name=name,
             direction="maximize",
-            storage=_open_storage(storage, out),
+            storage=sharing.open_storage(storage, out / JOURNAL, _begin_again),
             sampler=_NumberedTPE(space.recipe.seed),
             # The first epochs say little, least of all of a slow learner.
             pruner=MedianPruner(n_startup_trials=5, n_warmup_steps=space.recipe.epochs // 4),
             load_if_exists=True,
         )
-        _check_same(_storage_name(storage, out), study.user_attrs.get("search", record), record)
+        _check_same(
+            sharing.storage_name(storage, out / JOURNAL),
+            study.user_attrs.get("search", record),
+            record,
+        )
         study.set_user_attr("search", record)
         write_text(path, json.dumps(record | place, indent=2) + "\n")
     return study
@@ -540,63 +471,6 @@ def _check_same(where: Path | str, then: dict[str, Any], now: dict[str, Any]) ->
             f"{where} holds another search: its {key} is {then.get(key)!r}, not {now[key]!r}. "
             "Choose another --out"
         )
-
-
-def _open_storage(storage: str | None, out: Path) -> BaseStorage:
-    if storage is None:
-        path = out / "search.journal"
-        lock = _JournalLock(out / "journal.lock")
-        try:
-            return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
-        except ValueError as error:
-            raise KitError(f"{path} is damaged: choose another --out ({error})") from error
-    try:
-        with _no_experimental_warning():
-            return RDBStorage(
-                storage,
-                # A connection may be cut while nothing is said for an epoch.
-                engine_kwargs={"pool_pre_ping": True},
-                heartbeat_interval=_HEARTBEAT,
-                grace_period=_GRACE,
-                heartbeat_stale_trial_callback=_begin_again,
-            )
-    except (ImportError, RuntimeError) as error:
-        # No driver for it, or tables of another version of Optuna.
-        raise KitError(f"cannot use {_storage_name(storage, out)}: {error}") from error
-
-
-def _storage_name(storage: str | None, out: Path) -> str:
-    """Return a storage's address, without who uses it by what password."""
-    return str(out / "search.journal") if storage is None else storage.rpartition("@")[2]
-
-
-@contextmanager
-def _named_storage(out: Path, storage: str | None) -> Iterator[None]:
-    """Say of which storage it is that an error comes."""
-    try:
-        yield
-    except _STORAGE_ERRORS as error:
-        reason = str(error.__cause__ or error).partition("\n")[0].rstrip(".")
-        raise KitError(
-            f"cannot keep the search in {_storage_name(storage, out)}: {reason}. What is "
-            "finished is kept: the same command goes on"
-        ) from error
-
-
-@contextmanager
-def _locked(path: Path, operation: int) -> Iterator[None]:
-    """Hold a lock that ends with the process, however that ends."""
-    with path.open("a") as file:
-        fcntl.flock(file, operation)
-        yield
-
-
-@contextmanager
-def _no_experimental_warning() -> Iterator[None]:
-    """Silence Optuna's note that an interface may change."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        yield
 
 
 def _conclude(study: Study, space: Space, out: Path) -> SearchResult:
@@ -616,7 +490,7 @@ def _conclude(study: Study, space: Space, out: Path) -> SearchResult:
         pruned=len(finished) - complete,
     )
     # Workers of one folder end at the same moment.
-    with _locked(out / "search.lock", fcntl.LOCK_EX):
+    with sharing.locked(out / "search.lock"):
         write_text(out / "trials.csv", _table(finished).to_csv(index=False, lineterminator="\n"))
         write_text(out / "importance.json", _importance_json(result))
         write_text(out / "best.toml", _best_toml(result, out))

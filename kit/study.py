@@ -7,7 +7,8 @@ in both arms. The last epoch is what counts, never the best of noisy ones.
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from tqdm import tqdm
 
-from kit import config, metrics, runs
+from kit import config, metrics, runs, sharing
 from kit.config import Recipe
 from kit.errors import KitError
 from kit.files import write_text
@@ -93,11 +93,18 @@ def parse_arms(specifications: Sequence[str], base: Recipe, given: set[str]) -> 
     return arms
 
 
-def train(study: Study, store: Store, *, device: str = "auto", workers: int = 0) -> Histories:
+def train(
+    study: Study,
+    store: Store,
+    *,
+    device: str = "auto",
+    workers: int = 0,
+    storage: str | None = None,
+) -> Histories:
     """Train what is not trained yet, one run a seed and arm, and return all histories.
 
     Finished runs are kept and unfinished ones resumed, so that a stopped study goes on where
-    it was.
+    it was. Machines that call this on one folder share the runs, see `sharing.train`.
 
     Raises
     ------
@@ -105,14 +112,22 @@ def train(study: Study, store: Store, *, device: str = "auto", workers: int = 0)
         If the folder holds a study of other arms or other data.
     """
     claim(study.folder, {"arms": study.arms}, store)
-    epochs = sum(recipe.epochs for recipe in study.arms.values()) * len(study.seeds)
-    with tqdm(total=epochs, desc="study", unit=" epochs", smoothing=0.05) as bar:
-        for seed in study.seeds:
-            for arm, recipe in study.arms.items():
-                bar.set_postfix_str(f"{arm}, seed {seed}")
-                seeded = dataclasses.replace(recipe, seed=seed)
-                for _ in _train_one(seeded, store, study.run_folder(arm, seed), device, workers):
-                    bar.update()
+    pairs = {
+        study.run_folder(arm, seed).name: (arm, seed) for seed in study.seeds for arm in study.arms
+    }
+
+    def train_one(name: str) -> Iterable[EpochResult]:
+        arm, seed = pairs[name]
+        seeded = dataclasses.replace(study.arms[arm], seed=seed)
+        return _train_one(seeded, store, study.run_folder(arm, seed), device, workers)
+
+    sharing.train(
+        list(pairs),
+        study.folder,
+        train_one,
+        is_done=lambda name: (study.run_folder(*pairs[name]) / "metrics.json").exists(),
+        storage=storage,
+    )
     return {
         arm: [runs.read_history(study.run_folder(arm, seed)) for seed in study.seeds]
         for arm in study.arms
@@ -129,11 +144,23 @@ def claim(folder: Path, recipes: Mapping[str, Any], store: Store) -> None:
     """
     plain = config.plain_values({**recipes, "data": store.fingerprint})
     path = folder / "study.json"
-    if path.exists() and json.loads(path.read_text("utf-8")) != plain:
-        raise KitError(
-            f"{folder} holds a study of other arms, options or data: choose another --out"
-        )
-    write_text(path, json.dumps(plain, indent=2) + "\n")
+    with turn(folder):
+        if path.exists() and json.loads(path.read_text("utf-8")) != plain:
+            raise KitError(
+                f"{folder} holds a study of other arms, options or data: choose another --out"
+            )
+        write_text(path, json.dumps(plain, indent=2) + "\n")
+
+
+@contextmanager
+def turn(folder: Path) -> Iterator[None]:
+    """Wait until no other worker writes the study's own files."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with sharing.locked(folder / "study.lock"):
+            yield
+    except OSError as error:
+        raise KitError(f"cannot write into {folder}: {error.strerror}") from error
 
 
 def run_figures(history: Sequence[EpochResult]) -> dict[str, float]:
@@ -294,17 +321,13 @@ def write_tables(folder: Path, tables: Mapping[str, pd.DataFrame], verdict: str)
 
 def _train_one(
     recipe: Recipe, store: Store, folder: Path, device: str, workers: int
-) -> Iterator[None]:
-    """Yield once an epoch, also for the epochs that were trained before."""
+) -> Iterator[EpochResult]:
+    """Yield each epoch's result, those of a resumed run from where it stands."""
     if not (folder / "config.json").exists():
         # Nothing was begun here but a write that a kill cut short.
         shutil.rmtree(folder, ignore_errors=True)
     run = Run(recipe, store, folder, device=device, workers=workers, resume=folder.exists())
-    for _ in run.history:
-        yield
-    if not (folder / "metrics.json").exists():
-        for _ in run.train(progress=False):
-            yield
+    yield from run.train(progress=False)
 
 
 def _bounds(interval: metrics.Interval) -> str:

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from kit import inference, metrics, models
+from kit import distributed, inference, metrics, models
 from kit.dataset import Batch, EpochSampler, TileDataset
 from kit.errors import KitError
 from kit.inference import Normalize
@@ -101,7 +101,10 @@ class TrainingState:
         self.seed = seed
         self.progress = _Progress()
         # Images arrive with their channels last, as the store holds them.
-        self.model = model.to(self.device).to(memory_format=torch.channels_last)
+        model = model.to(self.device).to(memory_format=torch.channels_last)
+        if distributed.size() > 1 and self.device.type == "cuda":
+            model = models.synchronize_batch_norms(model)
+        self.model = model
         groups = models.parameter_groups(
             model, lr=lr, weight_decay=weight_decay, layer_decay=layer_decay
         )
@@ -129,6 +132,9 @@ class TrainingState:
         torch.set_rng_state(state["generator"].cpu())
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
+        if distributed.rank() > 0:
+            # The state is rank 0's, whose draws these would repeat.
+            _seed(self.seed, self.epoch + 1, distributed.rank(), self.progress.step)
 
     def use_average(self) -> None:
         """Put the averaged weights, where there are any, in place of the last ones."""
@@ -171,16 +177,19 @@ def fit(
 ) -> Iterator[EpochResult]:
     """Train up to `epochs`, from where `state` stands, and yield one result an epoch.
 
+    The processes of `distributed` train together: they call this with the same state and their
+    own shares of the tiles, and all get the same results.
+
     Between two steps `state` holds all of the training: save it in `after_step` or between two
     results to resume later, and the resumed training is the one that was never interrupted,
-    bit for bit.
+    bit for bit; on several processes, within rounding.
 
     Parameters
     ----------
     train
         From `dataset.train_loader`.
     valid
-        From `dataset.eval_loader`; each tile is evaluated once.
+        From `dataset.eval_loader`; each tile is evaluated once, by one of the processes.
     label_smoothing
         Labels are drawn towards 1/2 by this share (Szegedy et al., arXiv:1512.00567).
     frozen_epochs
@@ -199,11 +208,16 @@ def fit(
     for epoch in range(state.epoch + 1, epochs + 1):
         start = time.perf_counter() - state.progress.seconds
         models.freeze_backbone(state.model, frozen=epoch <= frozen_epochs)
-        for _ in _steps(state, train, normalize, label_smoothing, f"{epoch}/{epochs}", progress):
+        # Anew each epoch: it holds on to the parameters that learn.
+        parallel = distributed.wrap(state.model)
+        for _ in _steps(
+            state, parallel, train, normalize, label_smoothing, f"{epoch}/{epochs}", progress
+        ):
             state.progress.seconds = time.perf_counter() - start
             if after_step is not None:
                 after_step()
         trained = state.progress
+        distributed.copy_buffers(state.model)
         figures = evaluate(state, valid, normalize)
         state.progress = _Progress(epoch=epoch)
         yield EpochResult(
@@ -226,7 +240,7 @@ def evaluate(
     probabilities = inference.predict(
         state.model, valid, normalize, device=state.device, dtype=state.dtype
     )
-    figures = metrics.summary(labels, probabilities)
+    figures = metrics.summary(labels, distributed.concatenate(probabilities))
     return {
         "valid_loss": figures["log_loss"],
         "valid_accuracy": figures["accuracy"],
@@ -237,6 +251,7 @@ def evaluate(
 
 def _steps(
     state: TrainingState,
+    parallel: nn.Module,
     loader: DataLoader[Batch],
     normalize: Normalize,
     label_smoothing: float,
@@ -248,9 +263,8 @@ def _steps(
     assert isinstance(sampler, EpochSampler)
     sampler.epoch, sampler.first = state.epoch + 1, state.progress.step
     if state.progress.step == 0:
-        key = np.random.SeedSequence([state.seed, sampler.epoch])
-        torch.manual_seed(int(key.generate_state(1)[0]))
-    state.model.train()
+        _seed(state.seed, sampler.epoch, distributed.rank())
+    parallel.train()
     bar = tqdm(
         loader,
         desc=f"epoch {name}",
@@ -261,7 +275,8 @@ def _steps(
         disable=not progress,
     )
     for images, labels in bar:
-        loss, correct = _step(state, normalize, images, labels, label_smoothing)
+        own_loss, own_correct = _step(state, parallel, normalize, images, labels, label_smoothing)
+        loss, correct = distributed.total(own_loss / distributed.size(), own_correct)
         if not math.isfinite(loss):
             raise NonFiniteLossError(
                 f"the loss of epoch {sampler.epoch}, step {state.progress.step + 1} is {loss}",
@@ -269,12 +284,13 @@ def _steps(
             )
         state.progress.step += 1
         state.progress.loss += loss
-        state.progress.correct += correct
+        state.progress.correct += int(correct)
         yield
 
 
 def _step(
     state: TrainingState,
+    parallel: nn.Module,
     normalize: Normalize,
     images: Tensor,
     labels: Tensor,
@@ -284,7 +300,7 @@ def _step(
     images = images.to(state.device, non_blocking=True)
     labels = labels.to(state.device, non_blocking=True)
     with inference.autocast(state.device, state.dtype):
-        logits = state.model(normalize(images)).squeeze(1)
+        logits = parallel(normalize(images)).squeeze(1)
     smooth = labels.lerp(labels.new_tensor(0.5), label_smoothing) if label_smoothing else labels
     loss = functional.binary_cross_entropy_with_logits(logits.float(), smooth)
     state.optimizer.zero_grad()
@@ -296,6 +312,10 @@ def _step(
     if state.averaged is not None:
         state.averaged.update_parameters(state.model)
     return loss.item(), int(((logits.detach() > 0) == (labels > 0.5)).sum())
+
+
+def _seed(*key: int) -> None:
+    torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
 
 
 def _schedule(optimizer: torch.optim.Optimizer, one_cycle_steps: int | None) -> OneCycleLR | None:

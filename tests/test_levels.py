@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LEVELS = [
     {"errors"},
-    {"files", "competition", "config", "metrics", "tables"},
+    {"files", "competition", "config", "metrics", "tables", "distributed"},
     {
         "store",
         "standin",
@@ -23,7 +23,8 @@ LEVELS = [
     {"inference"},
     {"training"},
     {"runs"},
-    {"study", "plots", "search", "export", "ensemble"},
+    {"sharing", "plots", "export", "ensemble"},
+    {"study", "search"},
     {"momentum", "report"},
     {"pages"},
     {"explore"},
@@ -31,7 +32,7 @@ LEVELS = [
 DOORS = {
     "albumentations": {"transforms"},
     "timm": {"models"},
-    "optuna": {"search"},
+    "optuna": {"search", "sharing"},
     "kaggle": set(),
 }
 

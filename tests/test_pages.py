@@ -42,7 +42,14 @@ def write_comparison(tiles: Store, folder: Path) -> Path:
     }
     verdict = study.verdict(histories, *arms)
     page = pages.compare_page(
-        comparison, histories, tables, verdict, store=tiles, slides=slides, command="compare <b>"
+        comparison,
+        histories,
+        predictions,
+        tables,
+        verdict,
+        store=tiles,
+        slides=slides,
+        command="compare <b>",
     )
     report.write(folder / "report.html", page)
     return folder / "report.html"

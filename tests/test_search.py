@@ -21,7 +21,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from tqdm import tqdm
 
-from kit import config, models, runs, search, store
+from kit import config, models, runs, search, sharing, store
 from kit.config import Recipe
 from kit.errors import KitError, exit_on_error
 from kit.search import SearchOptions, SearchResult
@@ -260,7 +260,7 @@ def test_a_database_gives_up_workers_that_fall_silent(
     (worker,) = start_workers(tiles, out, RECIPE, trials=4, storage=url)
     stop_in_third_trial(worker, out, signal.SIGKILL)
     assert worker.exitcode == -signal.SIGKILL
-    monkeypatch.setattr(search, "_GRACE", 2)
+    monkeypatch.setattr(sharing, "GRACE", 2)
     find(tiles, out, trials=4, storage=url)
     assert sorted(finished(out)["trial"])[:3] == ["0000", "0001", "0002"]
     assert len(finished(out)) == 4
@@ -293,7 +293,7 @@ def test_a_trial_too_many_is_not_trained(tiles: Store, tmp_path: Path) -> None:
     worker = search._Worker(space, tiles, tmp_path, 1, 1, "cpu", 0, tqdm(disable=True))
     study = optuna.create_study(direction="maximize")
     first, second = study.ask(), study.ask()
-    with pytest.raises(search._SurplusTrial):
+    with pytest.raises(sharing.SurplusTrial):
         worker._objective(second)
     assert not (tmp_path / "trials").exists()
     assert 0 <= worker._objective(first) <= 1
@@ -307,7 +307,7 @@ def test_a_trial_that_never_ends_an_epoch_is_given_up(tiles: Store, tmp_path: Pa
     for attempt in range(1, search.ATTEMPTS + 1):
         dead = study.ask()
         assert dead.user_attrs.get("attempt", 1) == attempt
-        search._begin_dead_again(study, out / "trials.lock")
+        sharing.give_up_dead(study, out / "trials.lock", search._begin_again)
     assert [trial.state for trial in study.trials].count(TrialState.WAITING) == 0
     find(tiles, out, trials=2)
     assert finished(out)["trial"].tolist() == ["0000", f"{search.ATTEMPTS + 1:04d}"]
@@ -315,7 +315,7 @@ def test_a_trial_that_never_ends_an_epoch_is_given_up(tiles: Store, tmp_path: Pa
 
 def test_what_stops_a_worker_keeps_its_trial(tiles: Store, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "search"
-    (out / "trials" / "0001").mkdir(parents=True)
+    (out / "trials" / "0001" / "mine").mkdir(parents=True)
     with pytest.raises(KitError, match="0001 exists"):
         find(tiles, out)
     assert finished(out)["trial"].tolist() == ["0000"]

@@ -1,0 +1,194 @@
+"""Studies that several real processes share, some of which are killed."""
+
+import multiprocessing
+import os
+import pwd
+import re
+import runpy
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+from conftest import competition_files, write_zip
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from kit import momentum, runs, sharing, store, study
+from kit.config import Recipe
+from kit.errors import KitError
+from kit.store import Store
+from kit.study import Study
+from kit.training import EpochResult
+
+ROOT = Path(__file__).parents[1]
+RECIPE = Recipe(epochs=12, batch_size=8, widths=(4, 6, 8))
+MOMENTA = (0.99, 0.5)
+CLOCKS = {"seconds": 0.0, "tiles_per_second": 0.0}
+
+# Real processes, that share one import of the libraries.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["kit.pages", "pytest"])
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    data = tmp_path_factory.mktemp("data")
+    write_zip(data, competition_files(train=80, test=8))
+    return store.pack(data)
+
+
+def start(work: Callable[..., None], *arguments: object) -> BaseProcess:
+    process = PROCESSES.Process(target=work, args=arguments)
+    process.start()
+    return process
+
+
+def kill_one_each(workers: list[BaseProcess], out: Path, count: int) -> None:
+    """Kill the first ones, as soon as every worker is within a run."""
+    while len(list(out.glob("runs/*/last.pt"))) < len(workers):
+        assert all(worker.is_alive() for worker in workers)
+        time.sleep(0.002)
+    for worker in workers[:count]:
+        worker.kill()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers[:count]] == [-signal.SIGKILL] * count
+    assert [worker.exitcode for worker in workers[count:]] == [0] * (len(workers) - count)
+
+
+def trained(storage: optuna.storages.BaseStorage, out: Path) -> list[str]:
+    shared = optuna.load_study(study_name=f"{out.name}-runs", storage=storage)
+    trials = shared.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
+    assert not shared.get_trials(states=(optuna.trial.TrialState.RUNNING,))
+    return sorted(trial.user_attrs["run"] for trial in trials)
+
+
+def compare(data: Path, out: Path, printed: Path) -> None:
+    torch.set_num_threads(1)
+    options = ["--data", data, "--out", out, "--device", "cpu", "--seeds", 2, "--epochs", 12]
+    sys.argv = [*map(str, ["compare.py", *options, "--batch-size", 8, "--widths", 4, 6, 8])]
+    with printed.open("w") as sys.stdout:
+        runpy.run_path(str(ROOT / "kernels" / "compare.py"), run_name="__main__")
+
+
+def test_four_workers_of_which_two_die_do_each_run_once(tiles: Store, tmp_path: Path) -> None:
+    out = tmp_path / "shared"
+    printed = [tmp_path / f"printed-{number}.txt" for number in range(4)]
+    workers = [start(compare, tiles.folder.parent, out, file) for file in printed]
+    kill_one_each(workers, out, 2)
+
+    names = sorted(f"{arm}-{seed}" for arm in ("before", "after") for seed in range(2))
+    journal = JournalFileBackend(str(out / "runs.journal"))
+    assert trained(JournalStorage(journal), out) == names
+    assert sorted(path.name for path in (out / "runs").iterdir()) == names
+    assert printed[2].read_text() == printed[3].read_text()
+    assert "Not shown" in printed[2].read_text() or "No conclusion" in printed[2].read_text()
+    arms = {bn: replace(RECIPE, bn=bn) for bn in ("before", "after")}
+    alone = study.train(Study(tmp_path / "alone", arms, (1,)), tiles, device="cpu")
+    for arm, (history,) in alone.items():
+        shared = runs.read_history(out / "runs" / f"{arm}-1")
+        assert without_clocks(shared) == without_clocks(history)
+
+
+def without_clocks(history: list[EpochResult]) -> list[EpochResult]:
+    return [replace(result, **CLOCKS) for result in history]
+
+
+@pytest.fixture
+def postgresql() -> Iterator[str]:
+    """A database of its own, from Debian's package."""
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    if not programs:
+        pytest.skip("PostgreSQL is not on this machine (Debian's package postgresql)")
+    pytest.importorskip("pg8000")
+    # PostgreSQL refuses to run as root.
+    user = "postgres" if os.geteuid() == 0 else None
+    folder = Path(tempfile.mkdtemp())
+    if user is not None:
+        os.chown(folder, pwd.getpwnam(user).pw_uid, -1)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    quiet = {"user": user, "cwd": folder, "stdout": subprocess.DEVNULL}
+    quiet |= {"stderr": subprocess.DEVNULL}
+    make = [programs[-1] / "initdb", "-D", folder / "data", "-A", "trust", "-U", "kit", "-N"]
+    subprocess.run(make, check=True, **quiet)
+    where = ["-h", "127.0.0.1", "-p", str(port), "-k", folder, "-F"]
+    server = subprocess.Popen([programs[-1] / "postgres", "-D", folder / "data", *where], **quiet)
+    try:
+        ready = [programs[-1] / "pg_isready", "-h", "127.0.0.1", "-p", str(port), "-q"]
+        while server.poll() is None and subprocess.run(ready, check=False).returncode:
+            time.sleep(0.05)
+        yield f"postgresql+pg8000://kit@127.0.0.1:{port}/postgres"
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait()
+        shutil.rmtree(folder)
+
+
+def sweep(data: Path, out: Path, url: str) -> None:
+    torch.set_num_threads(1)
+    sharing.HEARTBEAT, sharing.GRACE = 1, 4
+    tiles = store.open_store(data)
+    momentum.sweep(RECIPE, MOMENTA, range(2), tiles, out, device="cpu", storage=url)
+
+
+def test_a_database_hands_the_run_of_a_dead_worker_on(
+    tiles: Store, tmp_path: Path, postgresql: str
+) -> None:
+    out = tmp_path / "shared"
+    workers = [start(sweep, tiles.folder.parent, out, postgresql) for _ in range(2)]
+    kill_one_each(workers, out, 1)
+    assert trained(sharing.open_storage(postgresql, out / "none"), out) == [
+        f"sweep-{seed}" for seed in range(2)
+    ]
+    shared = momentum.sweep(RECIPE, MOMENTA, range(2), tiles, out, storage=postgresql)
+    alone = momentum.sweep(RECIPE, MOMENTA, (0,), tiles, tmp_path / "alone", device="cpu")
+    for name in ("0.99", "0.5", momentum.RECALIBRATED):
+        assert without_clocks(shared[name][0]) == without_clocks(alone[name][0])
+
+
+def test_a_failing_run_is_left_to_the_next_worker(tmp_path: Path) -> None:
+    begun = []
+
+    def fail(name: str) -> Iterator[EpochResult]:
+        begun.append(name)
+        raise KitError("the disk is full")
+        yield
+
+    def run(train_one: Callable[[str], Iterator[EpochResult]]) -> None:
+        sharing.train(["a", "b"], tmp_path, train_one, is_done=lambda name: name in done)
+
+    done: set[str] = set()
+    with pytest.raises(KitError, match="the disk is full"):
+        run(fail)
+    assert begun == ["a"]
+
+    def succeed(name: str) -> Iterator[EpochResult]:
+        begun.append(name)
+        done.add(name)
+        yield from ()
+
+    run(succeed)
+    assert sorted(begun) == ["a", "a", "b"]
+
+
+def test_an_unusable_database_is_named_without_its_password(tiles: Store, tmp_path: Path) -> None:
+    arms = {bn: replace(RECIPE, bn=bn) for bn in ("before", "after")}
+    spec = Study(tmp_path, arms, (0,))
+    url = "postgresql+pg8000://me:secret@127.0.0.1:1/none"
+    with pytest.raises(KitError, match=re.escape("cannot keep the study in 127.0.0.1:1")) as raised:
+        study.train(spec, tiles, device="cpu", storage=url)
+    assert "secret" not in str(raised.value)
+    assert "the same command goes on" in str(raised.value)
