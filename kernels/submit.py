@@ -35,8 +35,8 @@ def main(
     timeout
         Seconds to wait for the score.
     """
-    account = kaggle_client.credential()
     _validate(file, data)
+    account = kaggle_client.credential()
     left = kaggle_client.submissions_left()
     if left == 0:
         raise KitError(

@@ -5,9 +5,9 @@ With no other option this is the study's protocol and network (recipe `notebook`
 
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -16,6 +16,7 @@ from kit.config import RunOptions
 from kit.errors import exit_on_error
 from kit.metrics import Interval
 from kit.runs import Run
+from kit.store import Store
 from kit.training import EpochResult
 
 
@@ -34,11 +35,31 @@ class TrainOptions(RunOptions):
 
 
 def main(options: TrainOptions, argv: list[str]) -> None:
-    """Train, telling each epoch's figures."""
+    """Train one run, or one a fold."""
+    folder = options.out or default_folder(options)
+    tiles = store.open_store(options.data)
+    command = shlex.join(["python", "kernels/train.py", *argv])
+    recipe = options.settings
+    if recipe.folds is None or recipe.fold is not None:
+        train(options, tiles, folder, command)
+        print(conclude(folder, options.data))
+        return
+    for fold in range(recipe.folds):
+        part = folder / f"fold-{fold}"
+        print(f"fold {fold}, {fold + 1} of {recipe.folds}: {part}", flush=True)
+        if not (options.resume and (part / "metrics.json").exists()):
+            one = replace(recipe, fold=fold)
+            resume = options.resume and (part / "config.json").exists()
+            train(replace(options, settings=one, resume=resume), tiles, part, command)
+    print(conclude_folds(runs.pool(folder), folder, options.data))
+
+
+def train(options: TrainOptions, tiles: Store, folder: Path, command: str) -> None:
+    """Train a run, telling each epoch's figures."""
     run = Run(
         options.settings,
-        store.open_store(options.data),
-        options.out or default_folder(options),
+        tiles,
+        folder,
         device=options.device,
         workers=options.workers,
         resume=options.resume,
@@ -48,16 +69,14 @@ def main(options: TrainOptions, argv: list[str]) -> None:
     print(describe(run))
     for result in run.train():
         print(epoch_line(result, run.recipe.epochs), flush=True)
-    plots.curves(run.history, run.folder / "curves.png", title=run.folder.name)
-    command = shlex.join(["python", "kernels/train.py", *argv])
-    report.write(run.folder / "report.html", report.run_page(run.folder, run.store, command))
-    print(conclude(run, options.data))
+    plots.curves(run.history, folder / "curves.png", title=folder.name)
+    report.write(folder / "report.html", report.run_page(folder, tiles, command))
 
 
 def default_folder(options: TrainOptions) -> Path:
     """Name a run by its recipe, its arm and its seed."""
     recipe = options.settings
-    arm = recipe.bn if recipe.model == "small" else recipe.model
+    arm = recipe.model if recipe.is_backbone else recipe.bn
     return Path("runs") / f"{Path(options.recipe).stem}-{arm}-{recipe.seed}"
 
 
@@ -65,7 +84,7 @@ def describe(run: Run) -> str:
     """Say what is about to be trained, on what."""
     recipe = run.recipe
     lines = [models.layer_table(run.state.model, recipe.size)]
-    if recipe.model == "small":
+    if not recipe.is_backbone:
         lines.append(
             f"BatchNorm {recipe.bn} the activation, momentum {recipe.bn_momentum} as Keras "
             f"counts it ({1 - recipe.bn_momentum:.4g} as PyTorch does)"
@@ -92,16 +111,27 @@ def epoch_line(result: EpochResult, epochs: int) -> str:
     )
 
 
-def conclude(run: Run, data: Path) -> str:
+def conclude(folder: Path, data: Path) -> str:
     """Give the final figures and the next command to type."""
-    final = runs.read_metrics(run.folder)
+    final = runs.read_metrics(folder)
     return (
-        f"{run.folder}: AUC {Interval(**final['auc'])} (95 % interval, over tiles), accuracy "
+        f"{folder}: AUC {Interval(**final['auc'])} (95 % interval, over tiles), accuracy "
         f"{final['accuracy']:.4f}, log loss {final['log_loss']:.4f} on {final['tiles']:,} "
         f"held-out tiles\n"
-        f"the whole run: {run.folder}/report.html\n"
-        f"next: python kernels/predict.py --run {run.folder} --data {data} "
-        f"--out {run.folder}/submission.csv"
+        f"the whole run: {folder}/report.html\n"
+        f"next: python kernels/predict.py --run {folder} --data {data} "
+        f"--out {folder}/submission.csv"
+    )
+
+
+def conclude_folds(figures: dict[str, Any], folder: Path, data: Path) -> str:
+    """Give the pooled figures of a cross-validation and the next command to type."""
+    by_fold = ", ".join(f"{auc:.4f}" for auc in figures["auc_by_fold"])
+    return (
+        f"{folder}: out-of-fold AUC {Interval(**figures['auc'])} (95 % interval, over tiles) on "
+        f"{figures['tiles']:,} tiles; by fold {by_fold}, mean {figures['mean_auc_of_folds']:.4f}\n"
+        f"next: python kernels/predict.py --run {folder} --data {data} "
+        f"--out {folder}/submission.csv"
     )
 
 

@@ -19,7 +19,7 @@ from kit.errors import KitError
 Bn = Literal["before", "after"]
 Interpolation = Literal["nearest", "bilinear", "area", "bicubic"]
 Normalization = Literal["unit", "competition", "imagenet"]
-Augmentation = Literal["none", "d4", "stain"]
+Augmentation = Literal["none", "d4", "stain", "colour"]
 Init = Literal["keras", "torch"]
 Schedule = Literal["constant", "one-cycle"]
 Views = Literal[1, 8]
@@ -29,8 +29,8 @@ Count = Annotated[int, Field(gt=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
-# Options that shape the small CNN and mean nothing to a timm backbone.
-SMALL_ONLY = ("bn", "widths", "bn_momentum", "bn_eps", "init")
+# Options that shape the kit's own networks and mean nothing to a timm backbone.
+OWN_ONLY = ("bn", "widths", "bn_momentum", "bn_eps", "init")
 # Options that only a timm backbone takes.
 BACKBONE_ONLY = ("pretrained", "weights", "layer_decay", "frozen_epochs")
 
@@ -49,6 +49,12 @@ class Recipe:
     """CSV of id,slide: no slide stands on both sides of the holdout."""
     validate_on: tuple[str, ...] = ()
     """Slides of --slides to validate on, in place of a random share."""
+    leave_out: tuple[str, ...] = ()
+    """Slides of --slides to leave out altogether."""
+    folds: Annotated[int, Field(ge=2)] | None = None
+    """Cross-validation: train this many runs, each of which holds another part out."""
+    fold: Annotated[int, Field(ge=0)] | None = None
+    """Of --folds: train only the run that holds this part out, from 0."""
 
     crop: Annotated[int, Field(ge=1, le=competition.TILE_SIZE)] = competition.TILE_SIZE
     """Side of the central square that is cut out before resizing, in pixels."""
@@ -59,16 +65,18 @@ class Recipe:
     normalize: Normalization = "unit"
     """unit: inputs / 255; competition, imagenet: those channel statistics as well."""
     augment: Augmentation = "none"
-    """d4: the eight symmetries of the square; stain: those and jittered H&E stains."""
+    """d4: the eight symmetries of the square; stain: jittered H&E stains as well; colour: jittered
+    channels and saturation as well."""
     stain_strength: Annotated[float, Field(gt=0, le=3)] = 1.0
-    """Of --augment stain: a factor on how far the stains' densities are jittered."""
+    """Of stain and colour: a factor on how far the stains' densities are jittered."""
 
     model: str = "small"
-    """small, or the name of any timm model."""
+    """small (the study's network), compact (a deeper one), or the name of any timm model."""
     bn: Bn = "before"
-    """BatchNorm before or after each activation of the small CNN."""
+    """BatchNorm before or after each activation of the kit's own networks."""
     widths: Annotated[tuple[Count, ...], Field(min_length=2)] = (32, 64, 128)
-    """Channels of the small CNN's convolutions, then the units of its dense layer."""
+    """small: channels of the convolutions, then units of the dense layer; compact: channels of
+    the stages."""
     bn_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Keras' sense: the share of a running statistic kept each step (PyTorch's is 1 minus it)."""
     bn_eps: Positive = 1e-3
@@ -107,14 +115,25 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse options that contradict each other."""
-        if self.validate_on and self.slides is None:
-            raise ValueError("validate_on names slides: give their table with slides as well")
+        if (self.validate_on or self.leave_out) and self.slides is None:
+            raise ValueError(
+                "validate_on and leave_out name slides: give their table with slides as well"
+            )
+        if self.validate_on and self.folds:
+            raise ValueError("validate_on and folds exclude each other: choose one holdout")
+        if self.fold is not None and self.fold >= (self.folds or 0):
+            raise ValueError("fold is one of folds, counted from 0")
         if self.pretrained and self.weights is not None:
             raise ValueError("pretrained and weights exclude each other: choose one start")
-        if self.model == "small" and (self.pretrained or self.weights is not None):
+        if not self.is_backbone and (self.pretrained or self.weights is not None):
             raise ValueError("pretrained and weights need a timm model, such as resnet18")
-        if self.model == "small" and (self.frozen_epochs or self.layer_decay < 1):
+        if not self.is_backbone and (self.frozen_epochs or self.layer_decay < 1):
             raise ValueError("frozen_epochs and layer_decay need a timm model, such as resnet18")
+
+    @property
+    def is_backbone(self) -> bool:
+        """Whether the model is timm's, and not one of the kit's own."""
+        return self.model not in ("small", "compact")
 
     @property
     def channel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -133,7 +152,7 @@ class Recipe:
         KitError
             Naming the options and the model.
         """
-        unused = given.intersection(BACKBONE_ONLY if self.model == "small" else SMALL_ONLY)
+        unused = given.intersection(OWN_ONLY if self.is_backbone else BACKBONE_ONLY)
         if unused:
             options = ", ".join("--" + name.replace("_", "-") for name in sorted(unused))
             raise KitError(f"{options} has no meaning for --model {self.model}: leave it out")

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from kit import competition, transforms
 from kit.config import Recipe
 from kit.errors import KitError
-from kit.transforms import PerTile, Pipeline, TileAugmentation
+from kit.transforms import PerTile, Pipeline, Resize, TileAugmentation
 
 Tiles = npt.NDArray[np.uint8]
 Indices = npt.NDArray[np.int64]
@@ -43,7 +43,7 @@ class TileDataset(Dataset[Batch]):
     rows
         Which of `tiles` are in the dataset, in its order; all by default.
     resize
-        Deterministic transforms, applied first.
+        Applied first.
     augment
         Random transforms: the kit's own, or any pipeline of albumentations.
     seed
@@ -63,7 +63,7 @@ class TileDataset(Dataset[Batch]):
         labels: npt.NDArray[np.int64] | None = None,
         *,
         rows: Indices | None = None,
-        resize: Pipeline | None = None,
+        resize: Resize | None = None,
         augment: Pipeline | TileAugmentation | PerTile | None = None,
         seed: int = 0,
     ) -> None:
@@ -94,7 +94,7 @@ class TileDataset(Dataset[Batch]):
         epochs, indices = np.array(draws, np.int64).T
         images = self.tiles[self.rows[indices]]
         if self.resize is not None:
-            images = np.stack([self.resize(image=image)["image"] for image in images])
+            images = np.stack([self.resize(image) for image in images])
         if self.augment is not None:
             images = self.augment(images, transforms.tile_keys(self.seed, epochs, indices))
         return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(self.labels[indices])
@@ -160,17 +160,17 @@ def recipe_dataset(
 
     Tiles that shrink are resized once, into a temporary file; others are read as they are needed.
     """
-    resize = transforms.resize(recipe.crop, recipe.size, recipe.interpolation)
-    if recipe.size < competition.TILE_SIZE:
+    resize = Resize(recipe.crop, recipe.size, recipe.interpolation)
+    shrinks = recipe.size < competition.TILE_SIZE
+    if shrinks:
         rows = np.arange(len(tiles)) if rows is None else rows
         labels = None if labels is None else labels[rows]
-        tiles, rows = _resize_all(tiles, rows, resize, recipe.size), None
-        resize = None
+        tiles, rows = _resize_all(tiles, rows, resize), None
     return TileDataset(
         tiles,
         labels,
         rows=rows,
-        resize=resize,
+        resize=None if shrinks else resize,
         augment=transforms.augmentation(recipe.augment, recipe.stain_strength) if train else None,
         seed=recipe.seed,
     )
@@ -227,13 +227,13 @@ def _init_worker(_: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _resize_all(tiles: Tiles, rows: Indices, resize: Pipeline, size: int) -> Tiles:
+def _resize_all(tiles: Tiles, rows: Indices, resize: Resize) -> Tiles:
     """Resize rows of the store, side by side, to (rows, size, size, 3)."""
-    resized = _scratch((len(rows), size, size, competition.CHANNELS))
+    resized = _scratch((len(rows), resize.size, resize.size, competition.CHANNELS))
 
     def fill(positions: Indices) -> None:
         for position in positions:
-            resized[position] = resize(image=tiles[rows[position]])["image"]
+            resized[position] = resize(tiles[rows[position]])
 
     with ThreadPoolExecutor() as executor:
         list(executor.map(fill, np.array_split(np.arange(len(rows)), 1 + len(rows) // 256)))

@@ -139,7 +139,7 @@ def write_timm(path: Path, folder: Path) -> None:
         If the run's network is not timm's, or the folder exists.
     """
     trained = runs.load(folder, device="cpu")
-    if trained.recipe.model == "small":
+    if not trained.recipe.is_backbone:
         raise KitError(f"{folder} holds the small CNN, which is none of timm's: export it to ONNX")
     if path.exists():
         raise KitError(f"{path} exists: name another folder with --timm")
@@ -193,7 +193,7 @@ def _source_pixels(recipe: Recipe) -> tuple[npt.NDArray[np.int64], npt.NDArray[n
     """
     rows, columns = np.indices((TILE_SIZE, TILE_SIZE), dtype=np.uint8)
     ramp = np.stack([rows, columns, rows], axis=2)
-    taken = transforms.resize(recipe.crop, recipe.size, recipe.interpolation)(image=ramp)["image"]
+    taken = transforms.Resize(recipe.crop, recipe.size, recipe.interpolation)(ramp)
     return taken[:, 0, 0].astype(np.int64), taken[0, :, 1].astype(np.int64)
 
 

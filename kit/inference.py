@@ -1,5 +1,7 @@
 """From tiles to logits: evaluation, the eight views, and the precision it runs in."""
 
+import ctypes
+import functools
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 
@@ -13,6 +15,12 @@ from kit.config import Precision, Views
 from kit.dataset import Batch
 from kit.errors import KitError
 from kit.models import BatchNorm, batch_norms
+
+# Of glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+
+# Tiles evaluated at once on a processor: their activations fit its caches.
+CPU_CHUNK = 32
 
 _DTYPES: dict[str, torch.dtype] = {
     "fp32": torch.float32,
@@ -74,6 +82,21 @@ def choose_precision(precision: Precision, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
+@functools.cache
+def reuse_memory() -> None:
+    """Let the C library keep what a process frees, for its next step.
+
+    The activations of a batch are blocks of some megabytes. By default glibc hands each back
+    to the system and has it mapped and zeroed again a step later, which on a processor costs a
+    fifth to a third of the small CNN's time. Other C libraries are left as they are.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**30)
+        libc.mallopt(_M_TOP_PAD, 64 * 2**20)
+
+
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
     """Return a context in which convolutions and products compute in `dtype`."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
@@ -82,7 +105,8 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 def symmetries(images: Tensor) -> list[Tensor]:
     """Return the eight views of square images: four quarter turns, each also mirrored."""
     turned = [torch.rot90(images, turns, (2, 3)) for turns in range(4)]
-    return turned + [view.flip(3) for view in turned]
+    views = turned + [view.flip(3) for view in turned]
+    return [view.contiguous(memory_format=torch.channels_last) for view in views]
 
 
 @torch.inference_mode()
@@ -116,11 +140,15 @@ def predict(
     model.eval()
     probabilities = []
     for images, _ in tqdm(loader, desc=description, disable=description is None, unit=" batches"):
-        inputs = normalize(images.to(device, non_blocking=True))
-        with autocast(device, dtype):
-            logits = [model(view) for view in (symmetries(inputs) if views == 8 else [inputs])]
-        views_probabilities = torch.stack(logits).double().sigmoid()
-        probabilities.append(views_probabilities.mean(0).squeeze(1).cpu())
+        for chunk in torch.split(images, CPU_CHUNK if device.type == "cpu" else len(images)):
+            inputs = chunk.to(device, non_blocking=True)
+            with autocast(device, dtype):
+                logits = [
+                    model(normalize(view))
+                    for view in (symmetries(inputs) if views == 8 else [inputs])
+                ]
+            seen = torch.stack(logits).double().sigmoid()
+            probabilities.append(seen.mean(0).squeeze(1).cpu())
     return torch.cat(probabilities).numpy()
 
 

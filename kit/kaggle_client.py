@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import re
+import select
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from kit.competition import ARCHIVE, RULES_PAGE, SLUG, TILE_BYTES
 from kit.errors import KitError
@@ -26,7 +27,14 @@ from kit.errors import KitError
 SETTINGS_PAGE = "https://www.kaggle.com/settings"
 SUBMISSIONS_PAGE = f"https://www.kaggle.com/c/{SLUG}/submissions"
 
+PATIENCE = 300.0
+"""Seconds without a word or a byte after which the client is given up: it would wait for ever."""
+
 Status = Literal["PENDING", "COMPLETE", "ERROR"]
+
+
+class _SilenceError(KitError):
+    """Nothing came for `PATIENCE` seconds."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +131,11 @@ def submit(file: Path, message: str, *, patience: float = 30) -> Submission:
         If the upload fails, or Kaggle does not list the submission.
     """
     before = {row.ref for row in submissions()}
-    said = _run("submit", SLUG, f"--file={file}", f"--message={message}", "--quiet")
+    try:
+        said = _run("submit", SLUG, f"--file={file}", f"--message={message}", "--quiet")
+    except _SilenceError as error:
+        # It may have come through all the same.
+        said = str(error)
     if "Could not submit" in said:
         raise KitError(_explain(said))
     for _ in _attempts(patience):
@@ -204,22 +216,28 @@ def _credentials() -> Iterator[str]:
 def _legacy_key() -> str | None:
     """Say where username and key come from: the environment overrides the file key by key."""
     file = _config_folder() / "kaggle.json"
-    try:
-        saved = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError):
-        saved = {}
+    saved = _saved(file)
     sources = []
     for name in ("username", "key"):
         variable = f"KAGGLE_{name.upper()}"
         if os.environ.get(variable):
             sources.append(variable)
-        elif isinstance(saved, dict) and saved.get(name):
+        elif saved.get(name):
             readable = file.stat().st_mode & 0o044
             advice = f" (others on this machine can read it: chmod 600 {file})" if readable else ""
             sources.append(f"{file}{advice}")
     if len(sources) < 2:
         return None
     return f"the username and key in {' and '.join(dict.fromkeys(sources))}"
+
+
+def _saved(file: Path) -> dict[str, Any]:
+    """Read a file of credentials; nothing if there is none in it."""
+    try:
+        saved = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return saved if isinstance(saved, dict) else {}
 
 
 def _config_folder() -> Path:
@@ -331,13 +349,14 @@ def _fetch(partial: Path, lock: int) -> None:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        encoding="utf-8",
-        errors="replace",
         pass_fds=(lock,),
     ) as client:
         try:
             assert client.stdout
-            said = _relay(client.stdout)
+            said = _relay(_lines(client.stdout))
+        except _SilenceError as error:
+            client.terminate()
+            said = str(error)
         except BaseException:
             client.terminate()
             raise
@@ -358,6 +377,25 @@ def _is_whole(archive: Path) -> bool:
     except (OSError, ValueError):
         return archive.exists()
     return bool(noted["size"] == _size(archive))
+
+
+def _lines(pipe: IO[bytes]) -> Iterator[str]:
+    """Yield what a process says by lines, a progress bar's states among them.
+
+    Raises
+    ------
+    _SilenceError
+        When it has said nothing for too long.
+    """
+    begun = b""
+    while select.select([pipe], [], [], PATIENCE)[0]:
+        content = os.read(pipe.fileno(), 65_536)
+        *lines, begun = re.split(rb"[\r\n]", begun + content)
+        yield from (f"{line.decode('utf-8', 'replace')}\n" for line in lines)
+        if not content:
+            yield begun.decode("utf-8", "replace")
+            return
+    raise _SilenceError(_SILENCE.format(PATIENCE))
 
 
 _NEWS = re.compile("Resuming|Retry|Rate limited|Connection error")
@@ -404,14 +442,18 @@ def _run(*arguments: str, group: str = "competitions") -> str:
         If it fails, with the reason and the next step.
     """
     credential()
-    done = subprocess.run(
-        _command(*arguments, group=group),
-        env=_environment(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-    )
+    try:
+        done = subprocess.run(
+            _command(*arguments, group=group),
+            env=_environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=PATIENCE,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise _SilenceError(_explain(_SILENCE.format(PATIENCE))) from error
     if done.returncode:
         raise KitError(_explain(f"{done.stderr}\n{done.stdout}"))
     return done.stdout
@@ -453,11 +495,12 @@ _GATEWAY = (
     "the answer came from some gateway or proxy, not from Kaggle: see whether "
     "https://www.kaggle.com opens on this machine without a sign-in page, then try again"
 )
+_SILENCE = "timed out: nothing came for {:g} s"
 # What the client's own words mean. It prints a status only when the answer has no JSON body,
 # and otherwise the server's message alone, so both are known here. The first match counts.
 _FAILURES = {
     "No module named": "the Kaggle client does not start: pip install 'kaggle>=2.2.4,<3' six",
-    "Max retries|RemoteDisconnected|Connection (aborted|broken|refused|reset)|timed out": (
+    r"Max retries|RemoteDisconnected|Connection (aborted|broken|refused|reset)|timed out|\b408 ": (
         "no connection to Kaggle, or it was cut: see to the network (and to https_proxy, if you "
         "use one), then try again"
     ),
@@ -509,11 +552,18 @@ def _explain(said: str) -> str:
             if re.search(pattern, line, re.I):
                 known = ", which hides ".join(_credentials()) or "the credential"
                 return f"{meaning.replace('{credential}', known)}\n(the client said: {line})"
-    return f"the Kaggle client failed: {lines[-1] if lines else 'it did not say why'}"
+    last = lines[-1] if lines else "it did not say why"
+    return (
+        f"the Kaggle client failed: {last}\nTry again, and see whether "
+        f"https://www.kaggle.com/c/{SLUG} opens in a browser"
+    )
 
 
 def _without_secrets(text: str) -> str:
-    """Drop what a URL may hold beside its address: a signature, a proxy's password."""
+    """Drop credentials, and what a URL holds beside its address: a signature, a password."""
+    for secret in _secrets():
+        text = text.replace(secret, "***")
+    text = re.sub(r"(Basic|Bearer) \S+", r"\1 ***", text)
     return re.sub(r"\?[^\s'\")]+", "", re.sub(r"://[^/\s@]+@", "://", text))
 
 
@@ -596,3 +646,16 @@ def pull_kernel(kernel: str, folder: Path) -> None:
         OWNER/NAME.
     """
     _run("output", kernel, f"--path={folder}", "--force", "--quiet", group="kernels")
+
+
+def _secrets() -> set[str]:
+    """Return the values of all credentials there are: a server may echo what it was sent."""
+    home = Path.home() / ".kaggle"
+    variables = ("KAGGLE_KEY", "KAGGLE_API_TOKEN", "KAGGLE_API_V1_TOKEN")
+    found = [os.environ.get(name, "") for name in variables]
+    for file in (home / "access_token", home / "access_token.txt"):
+        found += [file.read_text("utf-8", "replace").strip()] if _size(file) else []
+    for file in (_config_folder() / "kaggle.json", home / "credentials.json"):
+        entries = _saved(file).items()
+        found += [str(value) for name, value in entries if re.search("key|token", name)]
+    return {value for value in found if value}

@@ -87,6 +87,58 @@ class SmallCNN(nn.Module):
         return logits
 
 
+class CompactCNN(nn.Module):
+    """A small CNN for scores: stages of two convolutions, a mean over the tile, one logit.
+
+    Convolutions are 3x3 with padding; each stage but the first begins with max pooling 2x2.
+    BatchNorm stands before or after each activation, as in `SmallCNN`.
+
+    Parameters
+    ----------
+    widths
+        Channels of each stage.
+
+    Raises
+    ------
+    KitError
+        If the input is too small for that many stages.
+    """
+
+    def __init__(
+        self,
+        bn: Bn = "before",
+        *,
+        momentum: float = 0.9,
+        eps: float = 1e-5,
+        widths: tuple[int, ...] = (32, 64, 128),
+        size: int = 48,
+        init: Init = "torch",
+    ) -> None:
+        super().__init__()
+        if size < 2 ** (len(widths) - 1):
+            raise KitError(
+                f"an input of {size} pixels is too small for {len(widths)} stages: take fewer "
+                "--widths or a larger --size"
+            )
+        self.features = nn.Sequential()
+        inputs = competition.CHANNELS
+        for stage, outputs in enumerate(widths):
+            if stage > 0:
+                self.features.append(nn.MaxPool2d(2))
+            for channels in (inputs, outputs):
+                norm = _norm(nn.BatchNorm2d, outputs, momentum, eps)
+                self.features.append(_block(nn.Conv2d(channels, outputs, 3, padding=1), norm, bn))
+            inputs = outputs
+        self.head = nn.Linear(inputs, 1)
+        if init == "keras":
+            self.apply(_init_keras)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits of shape (batch, 1) for images of shape (batch, 3, size, size)."""
+        logits: Tensor = self.head(self.features(images).mean((2, 3)))
+        return logits
+
+
 def create_model(recipe: Recipe) -> nn.Module:
     """Build a recipe's network with one logit, its weights drawn from the recipe's seed.
 
@@ -99,16 +151,17 @@ def create_model(recipe: Recipe) -> nn.Module:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        if recipe.model == "small":
-            return SmallCNN(
-                recipe.bn,
-                momentum=recipe.bn_momentum,
-                eps=recipe.bn_eps,
-                widths=recipe.widths,
-                size=recipe.size,
-                init=recipe.init,
-            )
-        return _create_backbone(recipe)
+        if recipe.is_backbone:
+            return _create_backbone(recipe)
+        kind = SmallCNN if recipe.model == "small" else CompactCNN
+        return kind(
+            recipe.bn,
+            momentum=recipe.bn_momentum,
+            eps=recipe.bn_eps,
+            widths=recipe.widths,
+            size=recipe.size,
+            init=recipe.init,
+        )
 
 
 def parameter_groups(

@@ -153,7 +153,7 @@ def independent(
     KitError
         For a timm model, which has a momentum of its own.
     """
-    if recipe.model != "small":
+    if recipe.is_backbone:
         raise KitError(f"{recipe.model} has a momentum of its own: leave out --independent")
     arms = {
         f"{momentum:g}": dataclasses.replace(recipe, bn_momentum=momentum) for momentum in momenta

@@ -16,6 +16,8 @@ import pickle
 import platform
 import signal
 import threading
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -31,6 +33,7 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from scipy.special import expit, logit
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -48,6 +51,19 @@ from kit.training import EpochResult, NonFiniteLossError, TrainingState
 
 # What must be the same for a resumed run to be the run that was never interrupted.
 _MUST_MATCH = ("recipe", "data", "kit", "torch", "precision", "device")
+
+
+# What reading a damaged checkpoint raises; zipfile and zlib have errors of their own.
+_NOT_A_CHECKPOINT = (
+    OSError,
+    zipfile.BadZipFile,
+    zlib.error,
+    pickle.UnpicklingError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    EOFError,
+)
 
 
 class Run:
@@ -198,7 +214,7 @@ class Run:
             )
         if changed:
             _write_json(self.folder / "config.json", now | {"resumed_from": then})
-        checkpoint = self.folder / "last.pt"
+        checkpoint = _inside(self.folder, "last.pt")
         if checkpoint.exists():
             state = _load_checkpoint(checkpoint, self.device)
             self._load(state, checkpoint)
@@ -246,7 +262,7 @@ class Run:
             "class_names": CLASS_NAMES,
             # A timm model keeps its own.
             "bn_momentum_in_pytorch": (
-                1 - self.recipe.bn_momentum if self.recipe.model == "small" else None
+                None if self.recipe.is_backbone else 1 - self.recipe.bn_momentum
             ),
             "data": {
                 "fingerprint": self.store.fingerprint,
@@ -313,19 +329,46 @@ class TrainedModel:
     device: torch.device
     dtype: torch.dtype
 
+    temperature: float = 1.0
+    """Of the logits on the run's holdout: above 1 the network was too sure of itself."""
+
     def predict(
-        self, tiles: TileSet, *, views: Views | None = None, progress: bool = True
+        self,
+        tiles: TileSet,
+        *,
+        views: Views | None = None,
+        adapt_bn: bool = False,
+        calibrate: bool = False,
+        progress: bool = True,
     ) -> npt.NDArray[np.float64]:
-        """Return the probability of tumour for each tile, by default over the recipe's views."""
-        return inference.predict(
+        """Return the probability of tumour for each tile of the store's split.
+
+        Parameters
+        ----------
+        views
+            1 or 8; by default those of the recipe.
+        adapt_bn
+            Replace BatchNorm's statistics by those of the tiles themselves, without labels
+            (Li et al., arXiv:1603.04779). The model keeps them.
+        calibrate
+            Divide logits by the holdout's temperature. The order of the tiles stays.
+        """
+        loader = dataset.eval_loader(dataset.recipe_dataset(tiles.tiles, self.recipe))
+        normalize = Normalize(*self.recipe.channel_statistics).to(self.device)
+        if adapt_bn:
+            inference.recalibrate(
+                self.model, loader, normalize, device=self.device, dtype=self.dtype
+            )
+        probabilities = inference.predict(
             self.model,
-            dataset.eval_loader(dataset.recipe_dataset(tiles.tiles, self.recipe)),
-            Normalize(*self.recipe.channel_statistics).to(self.device),
+            loader,
+            normalize,
             views=views or self.recipe.views,
             device=self.device,
             dtype=self.dtype,
             description=f"predicting with {self.name}" if progress else None,
         )
+        return expit(logit(probabilities) / self.temperature) if calibrate else probabilities
 
 
 def load(folder: Path, *, device: str = "auto") -> TrainedModel:
@@ -339,9 +382,10 @@ def load(folder: Path, *, device: str = "auto") -> TrainedModel:
     values = read_config(folder)
     recipe = config.parse_recipe(values["recipe"], source=f"{folder}/config.json")
     _check_preprocessing(folder, values, recipe)
-    weights = folder / "model.safetensors"
+    weights = _inside(folder, "model.safetensors")
     if not weights.is_file():
         raise KitError(f"{folder} is not a finished run: go on with train.py --resume")
+    inference.reuse_memory()
     chosen = inference.choose_device(device)
     # The run's own weights follow: nothing is to be fetched for the ones it began with.
     model = models.create_model(dataclasses.replace(recipe, pretrained=False, weights=None))
@@ -351,7 +395,42 @@ def load(folder: Path, *, device: str = "auto") -> TrainedModel:
         raise KitError(f"{weights} does not fit {folder}/config.json: {error}") from error
     model = model.to(chosen).to(memory_format=torch.channels_last)
     dtype = inference.choose_precision(recipe.precision, chosen)
-    return TrainedModel(folder.name, recipe, model, chosen, dtype)
+    temperature = read_metrics(folder)["temperature"]
+    return TrainedModel(folder.name, recipe, model, chosen, dtype, temperature)
+
+
+def members(folder: Path) -> list[Path]:
+    """Return the runs of a cross-validation's folder, or the one run that a folder is.
+
+    Raises
+    ------
+    KitError
+        If a fold is missing.
+    """
+    folds = sorted(folder.glob("fold-*"))
+    if not folds:
+        return [folder]
+    asked = read_config(folds[0])["recipe"]["folds"]
+    if len(folds) != asked or not (folder / "metrics.json").is_file():
+        raise KitError(
+            f"{folder} is a cross-validation that is not finished: go on with train.py --resume"
+        )
+    return folds
+
+
+def pool(folder: Path) -> dict[str, Any]:
+    """Pool the out-of-fold predictions of a cross-validation; return their figures.
+
+    Writes valid.csv and metrics.json, which make its folder one to predict with.
+    """
+    tables = [read_valid(fold) for fold in sorted(folder.glob("fold-*"))]
+    table = pd.concat(tables).sort_values("id")
+    figures = final_metrics(table["label"].to_numpy(), table["probability"].to_numpy())
+    aucs = [metrics.auc(one["label"], one["probability"]) for one in tables]
+    figures |= {"auc_by_fold": aucs, "mean_auc_of_folds": float(np.mean(aucs))}
+    write_text(folder / "valid.csv", table.to_csv(index=False, lineterminator="\n"))
+    _write_json(folder / "metrics.json", figures)
+    return figures
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -362,7 +441,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     KitError
         If there is none, or it is not one of the kit's.
     """
-    path = folder / "config.json"
+    path = _inside(folder, "config.json")
     try:
         values: dict[str, Any] = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
@@ -382,25 +461,28 @@ def read_valid(folder: Path) -> pd.DataFrame:
     KitError
         If there is none.
     """
-    path = folder / "valid.csv"
+    path = _inside(folder, "valid.csv")
     if not path.is_file():
         raise KitError(f"{folder} is not a finished run: there is no {path}")
-    return pd.read_csv(path, dtype={"id": str})
+    types = {"id": str, "label": np.int64, "probability": np.float64}
+    with _reading(path):
+        return pd.read_csv(path, dtype=types, usecols=list(types))
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
     """Read a finished run's metrics.json."""
-    path = folder / "metrics.json"
+    path = _inside(folder, "metrics.json")
     if not path.is_file():
         raise KitError(f"{folder} is not a finished run: there is no {path}")
-    figures: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    return figures
+    with _reading(path):
+        return dict(json.loads(path.read_text("utf-8")))
 
 
 def read_history(folder: Path) -> list[EpochResult]:
     """Read a run's history.jsonl, one result an epoch."""
-    lines = (folder / "history.jsonl").read_text("utf-8").splitlines()
-    return [EpochResult(**json.loads(line)) for line in lines]
+    path = _inside(folder, "history.jsonl")
+    with _reading(path):
+        return [EpochResult(**json.loads(line)) for line in path.read_text("utf-8").splitlines()]
 
 
 def choose_holdout(recipe: Recipe, store: Store) -> Holdout:
@@ -415,6 +497,9 @@ def choose_holdout(recipe: Recipe, store: Store) -> Holdout:
         seed=recipe.seed,
         slides=slides,
         validate_on=recipe.validate_on,
+        leave_out=recipe.leave_out,
+        folds=recipe.folds,
+        fold=recipe.fold,
     )
 
 
@@ -429,6 +514,8 @@ def final_metrics(
         "auc_of_hard_labels": metrics.auc(labels, hard),
         "accuracy": metrics.accuracy(labels, probabilities),
         "log_loss": metrics.log_loss(labels, probabilities),
+        "expected_calibration_error": metrics.expected_calibration_error(labels, probabilities),
+        "temperature": metrics.temperature(labels, logit(probabilities)),
     }
 
 
@@ -452,6 +539,25 @@ def _is_content(path: Path) -> bool:
     return path.name != LOCK_NAME and path.suffix != ".partial"
 
 
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what a file of other content raises into a message."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise KitError(f"{path} is damaged ({error}): train the run anew") from error
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """Return a file of a run folder that lies in it: a stranger's link may lead to any file."""
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise KitError(
+            f"{path} is a link to {path.resolve()}, out of its run folder: copy it there"
+        )
+    return path
+
+
 def _check_preprocessing(folder: Path, values: dict[str, Any], recipe: Recipe) -> None:
     """Refuse to predict with a preprocessing other than the recorded one."""
     mean, std = recipe.channel_statistics
@@ -471,8 +577,12 @@ def _check_preprocessing(folder: Path, values: dict[str, Any], recipe: Recipe) -
 def _load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
     """Read last.pt, unpickling nothing but tensors and plain values."""
     try:
+        with zipfile.ZipFile(path) as archive:
+            # torch.load itself checks no CRC.
+            if archive.testzip() is not None:
+                raise KitError(f"{path} is damaged: start anew with another --out (CRC mismatch)")
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except _NOT_A_CHECKPOINT as error:
         raise KitError(f"{path} is damaged: start anew with another --out ({error})") from error
     return state
 

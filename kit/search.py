@@ -175,7 +175,7 @@ def search_space(
     """
     model = models.create_model(replace(recipe, pretrained=False, weights=None))
     free = set(SEARCHED) - set(fixed)
-    if recipe.model == "small":
+    if not recipe.is_backbone:
         free |= set(SEARCHED_SMALL) - set(fixed)
     sizes = _sizes(recipe, model, widths_are_free="widths" in free)
     tiles = min(len(runs.choose_holdout(seeded, store).train) for seeded in _seeded(recipe, seeds))
@@ -428,7 +428,7 @@ def _suggest_widths(trial: BaseTrial, size: int) -> tuple[int, ...]:
 
 def _sizes(recipe: Recipe, model: nn.Module, *, widths_are_free: bool) -> range:
     """Return the inputs to try, in pixels, that the model can take."""
-    if recipe.model == "small":
+    if not recipe.is_backbone:
         smallest = 32 if widths_are_free else _smallest_input(len(recipe.widths) - 1)
         return range(max(32, 16 * math.ceil(smallest / 16)), competition.TILE_SIZE + 1, 16)
     if getattr(model, "default_cfg", {}).get("fixed_input_size"):

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from sklearn.model_selection import StratifiedGroupKFold, train_test_split
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 
+from kit import tables
 from kit.errors import KitError
 from kit.files import write_text
 
@@ -35,6 +36,9 @@ def holdout(
     seed: int = 0,
     slides: Sequence[str] | npt.NDArray[np.str_] | None = None,
     validate_on: Sequence[str] = (),
+    leave_out: Sequence[str] = (),
+    folds: int | None = None,
+    fold: int | None = None,
 ) -> Holdout:
     """Choose the tiles to train and to validate on.
 
@@ -55,23 +59,40 @@ def holdout(
         Most tiles of a class to draw; None takes every tile, balanced or not.
     slides
         The slide of each tile.
-    validate_on
-        Values of `slides`.
+    validate_on, leave_out
+        Values of `slides`; the tiles of those left out are on neither side.
+    folds, fold
+        Cross-validation: the tiles, or the slides, fall into `folds` parts, stratified, and the
+        part `fold` (from 0) is held out, in place of `fraction`.
 
     Raises
     ------
     KitError
-        If a side would lack a class, or `validate_on` names a slide that is not there.
+        If a side would lack a class, or a slide is named that is not there.
     """
     _check_labels(labels)
     rng = np.random.default_rng(seed)
     if slides is None:
         chosen = _balance(labels, np.arange(len(labels)), per_class, rng)
-        train, valid = _stratified(labels, chosen, fraction, seed)
+        train, valid = (
+            _stratified(labels, chosen, fraction, seed)
+            if folds is None
+            else _part(labels, chosen, None, folds, fold or 0, seed)
+        )
         _check_sides(labels, train, valid)
     else:
-        on_valid = _on_validation_slides(labels, np.asarray(slides), fraction, validate_on, seed)
-        train, valid = np.flatnonzero(~on_valid), np.flatnonzero(on_valid)
+        slides = np.asarray(slides)
+        _check_slides(slides, [*validate_on, *leave_out])
+        rows = np.flatnonzero(~np.isin(slides, list(leave_out)))
+        if validate_on:
+            on_valid = np.isin(slides[rows], list(validate_on))
+            if on_valid.all():
+                raise KitError("--validate-on names all slides: leave one or more to train on")
+            train, valid = rows[~on_valid], rows[on_valid]
+        elif folds is not None:
+            train, valid = _part(labels, rows, slides, folds, fold or 0, seed)
+        else:
+            train, valid = _share_of_slides(labels, rows, slides, fraction, seed)
         _check_sides(labels, train, valid)
         train = _balance(labels, train, per_class, rng)
     return Holdout(np.sort(train), np.sort(valid))
@@ -80,23 +101,28 @@ def holdout(
 def read_slides(path: Path, ids: npt.NDArray[np.str_]) -> npt.NDArray[np.str_]:
     """Read the slide of each tile from a CSV of id,slide.
 
+    Tiles that are not among `ids` may stand there, too.
+
     Raises
     ------
     KitError
-        If the file is not such a table, or names a tile twice, or leaves one out.
+        If the file is not such a table, or names a tile twice, or leaves one or its slide out.
     """
     try:
-        table = pd.read_csv(path, dtype=str, usecols=["id", "slide"])
-    except (OSError, ValueError) as error:
-        raise KitError(f"cannot read id,slide from {path}: {error}") from error
-    twice = table["id"].duplicated()
-    if twice.any():
-        row = int(np.flatnonzero(twice)[0])
-        raise KitError(f"{path} line {row + 2}: id {table['id'][row]} stands there twice")
-    slides = table.set_index("id")["slide"].reindex(ids)
+        content = path.read_bytes()
+    except OSError as error:
+        raise KitError(f"cannot read id,slide from {path}: {error.strerror}") from error
+    table = tables.read(content, ["id", "slide"], source=str(path))
+    known = tables.require_ids(table["id"], source=str(path))
+    wanted = known.isin(ids)
+    tables.require_values(table["slide"][wanted], source=str(path))
+    slides = table["slide"].set_axis(known)[wanted.to_numpy()].reindex(ids)
     if slides.isna().any():
         missing = slides.index[slides.isna()]
-        raise KitError(f"{path} has no slide for {len(missing)} tiles, first {missing[0]}")
+        raise KitError(
+            f"{path} has no slide for {len(missing)} tiles, first {missing[0]}: "
+            "add their lines, or give a table of all the training tiles"
+        )
     return slides.to_numpy(str)
 
 
@@ -137,43 +163,56 @@ def _stratified(
     return train, valid
 
 
-def _on_validation_slides(
-    labels: Labels,
-    slides: npt.NDArray[np.str_],
-    fraction: float,
-    validate_on: Sequence[str],
-    seed: int,
-) -> npt.NDArray[np.bool_]:
-    """Tell for each tile whether its slide is one to validate on."""
-    unknown = set(validate_on) - set(slides)
+def _check_slides(slides: npt.NDArray[np.str_], named: Sequence[str]) -> None:
+    """Refuse names that are no slide's."""
+    unknown = sorted(set(named) - set(slides))
     if unknown:
         known = ", ".join(sorted(set(slides))[:8])
-        raise KitError(
-            f"no slide {sorted(unknown)[0]} in the table: there are {known}. Name one of these "
-            "with --validate-on"
-        )
-    if len(set(slides)) < 2:
+        raise KitError(f"no slide {unknown[0]} in the table: there are {known}; name one of these")
+
+
+def _share_of_slides(
+    labels: Labels, rows: Indices, slides: npt.NDArray[np.str_], fraction: float, seed: int
+) -> tuple[Indices, Indices]:
+    """Split rows so that about a share of them, whole slides, validates."""
+    count = len(set(slides[rows]))
+    if count < 2:
         raise KitError(
             "all tiles are of one slide: a holdout by slide needs two or more. Without --slides "
             "single tiles are held out"
         )
-    if set(validate_on) == set(slides):
-        raise KitError(
-            f"--validate-on names all {len(set(slides))} slides: leave one or more to train on"
-        )
-    if validate_on:
-        return np.isin(slides, list(validate_on))
-    parts = min(_PARTS, len(set(slides)), np.bincount(labels).max())
-    folds = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
+    # No more parts than the larger class has tiles can be made.
+    parts = min(_PARTS, count, int(np.bincount(labels[rows]).max()))
     taken = max(1, round(fraction * parts))
-    on_valid = np.zeros(len(labels), bool)
-    with warnings.catch_warnings():
-        # A class of fewer tiles than parts: whether both sides have it is checked later.
-        warnings.simplefilter("ignore", UserWarning)
-        chosen = list(folds.split(slides, labels, slides))[:taken]
-    for _, rows in chosen:
-        on_valid[rows] = True
-    return on_valid
+    valid = np.concatenate(
+        [_part(labels, rows, slides, parts, part, seed)[1] for part in range(taken)]
+    )
+    return np.setdiff1d(rows, valid), valid
+
+
+def _part(
+    labels: Labels,
+    rows: Indices,
+    slides: npt.NDArray[np.str_] | None,
+    folds: int,
+    fold: int,
+    seed: int,
+) -> tuple[Indices, Indices]:
+    """Split rows into parts with about the same share of positives, and hold one of them out."""
+    kind = StratifiedKFold if slides is None else StratifiedGroupKFold
+    groups = None if slides is None else slides[rows]
+    parts = kind(folds, shuffle=True, random_state=seed).split(rows, labels[rows], groups)
+    try:
+        with warnings.catch_warnings():
+            # A class of fewer tiles than parts: whether both sides have it is checked later.
+            warnings.simplefilter("ignore", UserWarning)
+            train, valid = list(parts)[fold]
+    except ValueError as error:
+        units, what = (len(rows), "tiles") if groups is None else (len(set(groups)), "slides")
+        raise KitError(
+            f"{units} {what} do not make {folds} folds: ask for fewer --folds"
+        ) from error
+    return rows[train], rows[valid]
 
 
 def _check_labels(labels: Labels) -> None:

@@ -73,7 +73,7 @@ def parse_arms(specifications: Sequence[str], base: Recipe, given: set[str]) -> 
         model has no place of BatchNorm to choose.
     """
     if not specifications:
-        if base.model != "small":
+        if base.is_backbone:
             raise KitError(
                 f"the place of BatchNorm is fixed in {base.model}: name two recipes with --arm"
             )

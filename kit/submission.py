@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from kit import tables
 from kit.errors import KitError
 from kit.files import atomic_path
 
-HEADER = "id,label"
+COLUMNS = ("id", "label")
 MAX_EXAMPLES = 3
 
 
@@ -54,6 +55,9 @@ def write(path: Path, ids: Sequence[str], probabilities: ArrayLike) -> None:
 def validate(path: Path, ids: Sequence[str]) -> Summary:
     """Check a submission against the ids of the sample submission.
 
+    Kaggle gets the file as it is. So a form that only a lenient reader understands (semicolons,
+    a byte order mark, ids in upper case) is refused, though its meaning may be plain.
+
     Raises
     ------
     KitError
@@ -66,7 +70,7 @@ def validate(path: Path, ids: Sequence[str]) -> Summary:
         listed = "\n".join(f"  {problem}" for problem in problems)
         raise KitError(
             f"{path} would not be scored:\n{listed}\n"
-            "Write it anew with `make predict`, or mend these lines"
+            "Write it anew with `python kernels/predict.py`, or mend these lines"
         )
     return Summary(
         rows=len(table),
@@ -78,27 +82,16 @@ def validate(path: Path, ids: Sequence[str]) -> Summary:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    """Read id,label as text, so that what stands there can be named; label i is on line i."""
+    """Read id,label as text by line, in the form that Kaggle's reader is known to take."""
     try:
-        # Not utf-8-sig: whether Kaggle takes a byte order mark for part of the name is unknown.
-        with path.open(encoding="utf-8", newline="") as file:
-            header = file.readline().rstrip("\r\n")
-            if header != HEADER:
-                raise KitError(f"{path} line 1: the header is {header[:60]!r}, not {HEADER!r}")
-            file.seek(0)
-            # The header goes in as a row, or pandas would take a third column for an index.
-            table = pd.read_csv(
-                file, header=None, dtype=str, na_filter=False, skip_blank_lines=False
-            )
+        content = path.read_bytes()
     except FileNotFoundError as error:
-        raise KitError(f"no submission at {path}: write one with `make predict`") from error
+        raise KitError(
+            f"no submission at {path}: write one with `python kernels/predict.py`"
+        ) from error
     except OSError as error:
         raise KitError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise KitError(f"{path} is not a CSV file in UTF-8: {error}".strip()) from error
-    table.columns = pd.Index(HEADER.split(","))
-    table.index += 1
-    return table.iloc[1:]
+    return tables.read(content, COLUMNS, source=str(path), exact=True)
 
 
 def _id_problems(found: pd.Series, ids: Sequence[str]) -> list[str]:

@@ -95,6 +95,7 @@ class TrainingState:
         dtype: torch.dtype = torch.float32,
         seed: int = 0,
     ) -> None:
+        inference.reuse_memory()
         self.device = device or torch.device("cpu")
         self.dtype = dtype
         self.seed = seed

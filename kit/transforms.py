@@ -15,7 +15,6 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from kit import competition
 from kit.config import Augmentation, Interpolation
 
 Pipeline: TypeAlias = A.Compose
@@ -34,8 +33,8 @@ _INTERPOLATIONS: dict[Interpolation, int] = {
 }
 
 
-def resize(crop: int, size: int, interpolation: Interpolation) -> Pipeline:
-    """Cut out the central square and resize it.
+class Resize:
+    """Cut out the central square and resize it; the same as albumentations' transforms.
 
     Parameters
     ----------
@@ -44,12 +43,19 @@ def resize(crop: int, size: int, interpolation: Interpolation) -> Pipeline:
     size
         Side of the result in pixels.
     """
-    steps = []
-    if crop < competition.TILE_SIZE:
-        steps.append(A.CenterCrop(crop, crop))
-    if size != crop:
-        steps.append(A.Resize(size, size, interpolation=_INTERPOLATIONS[interpolation]))
-    return Pipeline(steps, strict=True)
+
+    def __init__(self, crop: int, size: int, interpolation: Interpolation) -> None:
+        self.crop = crop
+        self.size = size
+        self.interpolation = _INTERPOLATIONS[interpolation]
+
+    def __call__(self, image: Image) -> Image:
+        """Return an image of (size, size, 3)."""
+        edge = (len(image) - self.crop) // 2
+        square = image[edge : edge + self.crop, edge : edge + self.crop]
+        if self.size == self.crop:
+            return square
+        return cv2.resize(square, (self.size, self.size), interpolation=self.interpolation)
 
 
 def symmetry(image: Image, element: int) -> Image:
@@ -138,6 +144,25 @@ def stain_draws(uniform: Floats, strength: float) -> tuple[Floats, Floats]:
     return 1 + 0.3 * centred[:, :2], 0.2 * centred[:, 2:]
 
 
+def jitter_colours(images: Images, gains: Floats, grays: Floats) -> Images:
+    """Multiply each channel by a gain, then draw the channels towards their mean.
+
+    Parameters
+    ----------
+    images
+        (images, height, width, 3) uint8, RGB.
+    gains
+        (images, 3).
+    grays
+        (images,) shares of grey: 0 keeps the colours, 1 leaves none.
+    """
+    keep = (1 - grays)[:, None, None] * np.eye(3) + grays[:, None, None] / 3
+    result = np.empty_like(images)
+    for image, matrix, output in zip(images, keep * gains[:, None, :], result, strict=True):
+        cv2.transform(image, matrix, dst=output)
+    return result
+
+
 class TileAugmentation:
     """The kit's own random transforms, drawn for a whole batch and applied tile by tile.
 
@@ -148,23 +173,30 @@ class TileAugmentation:
     ----------
     stains
         Whether to jitter the stains after the symmetry.
+    colours
+        Whether to jitter the colours after the stains.
     strength
-        Of the jitter, see `StainJitter`.
+        Of the stains' jitter, see `StainJitter`.
     """
 
-    def __init__(self, *, stains: bool, strength: float = 1.0) -> None:
+    def __init__(
+        self, *, stains: bool = False, colours: bool = False, strength: float = 1.0
+    ) -> None:
         self.stains = stains
+        self.colours = colours
         self.strength = strength
 
     def __call__(self, images: Images, keys: Keys) -> Images:
         """Return transformed images; the draws follow from each tile's key alone."""
-        uniform = uniforms(keys, 5)
+        uniform = uniforms(keys, 9)
         turned = np.empty_like(images)
         for position, element in enumerate((8 * uniform[:, 0]).astype(int)):
             turned[position] = symmetry(images[position], element)
-        if not self.stains:
-            return turned
-        return jitter_stains(turned, *stain_draws(uniform[:, 1:], self.strength))
+        if self.stains:
+            turned = jitter_stains(turned, *stain_draws(uniform[:, 1:5], self.strength))
+        if self.colours:
+            turned = jitter_colours(turned, 0.85 + 0.3 * uniform[:, 5:8], uniform[:, 8])
+        return turned
 
 
 class PerTile:
@@ -192,11 +224,14 @@ def augmentation(kind: Augmentation, strength: float = 1.0) -> TileAugmentation 
     """Return the random transforms of a kind, or None where there are none.
 
     d4 is one of the eight symmetries of the square, each equally likely; stain is d4 and a
-    jitter of the haematoxylin and eosin densities, see `StainJitter`.
+    jitter of the haematoxylin and eosin densities, see `StainJitter`; colour is stain, a gain of
+    up to 15 % a channel, and any share of grey.
     """
     if kind == "none":
         return None
-    return TileAugmentation(stains=kind == "stain", strength=strength)
+    return TileAugmentation(
+        stains=kind in ("stain", "colour"), colours=kind == "colour", strength=strength
+    )
 
 
 def tile_keys(seed: int, epochs: Indices, indices: Indices) -> Keys:

@@ -4,6 +4,8 @@ import hashlib
 import io
 import os
 import signal
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -20,6 +22,7 @@ torch.set_num_threads(1)
 # A shell that starts the tests in the background lets them, and all that they start, ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+ROOT = Path(__file__).parents[1]
 Files = dict[str, bytes]
 
 
@@ -63,6 +66,14 @@ def write_folder(folder: Path, files: Files) -> None:
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
+
+
+def run_kernel(name: str, *options: str) -> str:
+    """Run a command of kernels/ to its good end; return what it printed."""
+    command = [sys.executable, str(ROOT / "kernels" / name), *options]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
 
 
 @pytest.fixture

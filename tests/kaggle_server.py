@@ -79,6 +79,10 @@ class KaggleServer:
         For how many listings a new submission has no score yet.
     loses_submissions
         Whether it says that it takes a submission, and does not.
+    answers_submission
+        Whether it says anything when it has taken one.
+    client_version
+        The newest client there is, as Kaggle's answers tell in a header; empty for none.
     team_mate_submits
         Whether another submission of the team comes in with each.
     pushed
@@ -96,7 +100,7 @@ class KaggleServer:
     port: int = 0
     archive: bytes = b""
     file_sizes: dict[str, int] | None = None
-    refusals: dict[str, Answer | Cut] = field(default_factory=dict)
+    refusals: dict[str, Answer | Cut | Stall] = field(default_factory=dict)
     transfers: list[Answer | Cut | Stall] = field(default_factory=list)
     upload_status: int = 200
     uploaded: bytes = b""
@@ -111,6 +115,8 @@ class KaggleServer:
         }
     )
     loses_submissions: bool = False
+    answers_submission: bool = True
+    client_version: str = ""
     team_mate_submits: bool = False
     pushed: dict[str, Any] = field(default_factory=dict)
     push_answer: dict[str, Any] = field(default_factory=dict)
@@ -246,7 +252,9 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.kaggle.refusals.get(method, self.kaggle.refusals.get("*"))
         if isinstance(fault, Cut):
             return
-        if fault:
+        if isinstance(fault, Stall):
+            self._hang()
+        elif fault:
             self._answer(fault)
         elif method == "DownloadDataFiles":
             self.send_response(302)
@@ -256,6 +264,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.end_headers()
         else:
             answer = getattr(self.kaggle, method)(request)
+            if method == "CreateSubmission" and not self.kaggle.answers_submission:
+                self._hang()
+                return
             self._answer(Answer(200, json.dumps(answer).encode()))
 
     def do_GET(self) -> None:
@@ -290,6 +301,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, answer: Answer) -> None:
         self.send_response(answer.status)
         self.send_header("Content-Type", answer.kind)
+        if self.kaggle.client_version:
+            self.send_header("X-Kaggle-APIVersion", self.kaggle.client_version)
         self.send_header("Content-Length", str(len(answer.body)))
         self.end_headers()
         self.wfile.write(answer.body)
@@ -308,9 +321,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(whole[start : start + fault.after] if fault else whole[start:])
         if isinstance(fault, Stall):
-            self.wfile.flush()
-            self.connection.settimeout(60)
-            self.connection.recv(1)
+            self._hang()
+
+    def _hang(self) -> None:
+        """Say no more until the client goes away."""
+        self.wfile.flush()
+        self.connection.settimeout(60)
+        self.connection.recv(1)
+        self.close_connection = True
 
 
 def competition_zip(train: int, test: int) -> bytes:

@@ -81,7 +81,7 @@ def test_resizing_once_is_resizing_each_time() -> None:
     recipe = Recipe(size=48, crop=80, interpolation="bilinear")
     rows = np.array([5, 1, 60])
     once = dataset.recipe_dataset(TILES, recipe, labels=LABELS, rows=rows)
-    each = TileDataset(TILES, LABELS, rows=rows, resize=transforms.resize(80, 48, "bilinear"))
+    each = TileDataset(TILES, LABELS, rows=rows, resize=transforms.Resize(80, 48, "bilinear"))
     for index in range(3):
         assert torch.equal(once[index][0], each[index][0])
         assert once[index][1] == each[index][1]

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LEVELS = [
     {"errors"},
-    {"files", "competition", "config", "metrics"},
+    {"files", "competition", "config", "metrics", "tables"},
     {
         "store",
         "standin",
@@ -23,7 +23,7 @@ LEVELS = [
     {"inference"},
     {"training"},
     {"runs"},
-    {"study", "plots", "search", "export"},
+    {"study", "plots", "search", "export", "ensemble"},
     {"momentum", "report"},
     {"pages"},
     {"explore"},

@@ -87,13 +87,19 @@ def test_slides_are_read_in_the_order_of_the_ids(tmp_path: Path) -> None:
     assert split.read_slides(tmp_path / "s.csv", IDS).tolist() == ["A", "B"]
 
 
+def test_a_missing_slide_table_is_told(tmp_path: Path) -> None:
+    with pytest.raises(KitError, match=r"cannot read id,slide from .*none\.csv: No such file"):
+        split.read_slides(tmp_path / "none.csv", IDS)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         (f"id,slide\n{IDS[0]},A\n", f"no slide for 1 tiles, first {IDS[1]}"),
-        (f"id,slide\n{IDS[0]},A\n{IDS[0]},B\n", "line 3: id a+ stands there twice"),
-        (f"id,wsi\n{IDS[0]},A\n", "cannot read id,slide"),
-        ("", "cannot read id,slide"),
+        (f"id,slide\n{IDS[0]},A\n{IDS[0]},B\n", "line 3: id 'a+' stands there twice"),
+        (f"id,wsi\n{IDS[0]},A\n", "line 1: the header is 'id,wsi', not 'id,slide'"),
+        ("", "line 1: the header is '', not 'id,slide'"),
+        (f"id,slide\n{IDS[0]},\n{IDS[1]},A\n", "line 2: slide '' is empty"),
     ],
 )
 def test_bad_slide_table_is_refused(tmp_path: Path, text: str, message: str) -> None:

@@ -59,6 +59,12 @@ def test_a_valid_file_is_described(path: Path) -> None:
     )
 
 
+def test_quotes_will_do(path: Path) -> None:
+    """R quotes all text, the header too."""
+    write_lines(path, '"id","label"', *(f'"{name}",0.5' for name in IDS))
+    assert submission.validate(path, IDS).in_order
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_any_order_and_line_end_will_do(path: Path, end: str) -> None:
     path.write_bytes(end.join(["id,label", *ROWS[::-1]]).encode())
@@ -77,7 +83,7 @@ def test_hard_labels_are_told(path: Path) -> None:
         (ROWS[:-1], f"1 ids are missing: {IDS[4]}"),
         ([], "0 rows instead of 5"),
         ([*ROWS[:-1], "abc,0.5"], "1 unknown ids: line 6: 'abc'"),
-        ([*ROWS, ""], "1 unknown ids: line 7: ''"),
+        ([*ROWS, ""], "line 7: '' has 0 values, not 2"),
         ([ROWS[0], *ROWS], f"1 ids that stand there before: line 3: '{IDS[0]}'"),
         (
             [row.upper() for row in ROWS],
@@ -87,13 +93,13 @@ def test_hard_labels_are_told(path: Path) -> None:
         ([*ROWS[:-1], f"{IDS[4]},nan"], "1 labels that are no finite number: line 6: 'nan'"),
         ([*ROWS[:-1], f"{IDS[4]},-inf"], "1 labels that are no finite number: line 6: '-inf'"),
         ([*ROWS[:-1], f"{IDS[4]},"], "1 labels that are no finite number: line 6: ''"),
-        ([*ROWS[:-1], IDS[4]], "1 labels that are no finite number: line 6: ''"),
+        ([*ROWS[:-1], IDS[4]], f"line 6: '{IDS[4]}' has 1 values, not 2"),
         ([*ROWS[:-1], f"{IDS[4]},tumour"], "line 6: 'tumour'"),
         ([*ROWS[:-1], f"{IDS[4]},1.001"], "1 labels outside [0, 1]: line 6: '1.001'"),
         ([*ROWS[:-1], f"{IDS[4]},-1e-9"], "1 labels outside [0, 1]: line 6: '-1e-9'"),
-        ([*ROWS[:-1], f"{IDS[4]},0,5"], "Expected 2 fields in line 6, saw 3"),
-        ([f"{row},1" for row in ROWS], "Expected 2 fields in line 2, saw 3"),
-        ([*ROWS[:-1], f'"{IDS[4]},0.5'], "is not a CSV file"),
+        ([*ROWS[:-1], f"{IDS[4]},0,5"], f"line 6: '{IDS[4]},0,5' has 3 values, not 2"),
+        ([f"{row},1" for row in ROWS], f"line 2: '{IDS[0]},0.0,1' has 3 values, not 2"),
+        ([*ROWS[:-1], f'"{IDS[4]},0.5'], "line 6 is not CSV"),
     ],
 )
 def test_faults_in_rows_are_refused(path: Path, rows: list[str], problem: str) -> None:
@@ -128,12 +134,12 @@ def test_all_kinds_of_problem_are_told_at_once(path: Path) -> None:
         "labels",
         "labels",
     ]
-    assert "make predict" in next_step
+    assert "kernels/predict.py" in next_step
 
 
 def test_other_encodings_are_refused(path: Path) -> None:
     path.write_text("id,label\n", encoding="utf-16")
-    with pytest.raises(KitError, match="not a CSV file in UTF-8"):
+    with pytest.raises(KitError, match="line 1 is not text in UTF-8"):
         submission.validate(path, IDS)
 
 

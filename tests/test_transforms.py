@@ -3,6 +3,7 @@
 from collections import Counter
 
 import albumentations as A
+import cv2
 import numpy as np
 import pytest
 from albumentations.augmentations.pixel import functional as reference
@@ -26,6 +27,25 @@ def keys(count: int, *, epoch: int = 1, seed: int = 0) -> np.ndarray:
 
 def mean_colours(images: np.ndarray) -> np.ndarray:
     return images.reshape(len(images), -1, 3).mean(1)
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "area", "bicubic"])
+@pytest.mark.parametrize(("crop", "size"), [(24, 24), (24, 9), (20, 20), (17, 31)])
+def test_resize_is_albumentations(
+    crop: int, size: int, interpolation: transforms.Interpolation
+) -> None:
+    codes = {
+        "nearest": cv2.INTER_NEAREST_EXACT,
+        "bilinear": cv2.INTER_LINEAR,
+        "area": cv2.INTER_AREA,
+        "bicubic": cv2.INTER_CUBIC,
+    }
+    theirs = A.Compose(
+        [A.CenterCrop(crop, crop), A.Resize(size, size, interpolation=codes[interpolation])]
+    )
+    ours = transforms.Resize(crop, size, interpolation)
+    for image in TISSUE[:4]:
+        np.testing.assert_array_equal(ours(image), theirs(image=image)["image"])
 
 
 def test_symmetries_are_the_eight_of_the_square() -> None:
@@ -83,6 +103,21 @@ def test_stains_have_the_same_distribution_as_in_albumentations() -> None:
             assert test.pvalue > 0.001
 
 
+def test_colours_are_jittered_by_the_written_out_formula() -> None:
+    gains, grays = RNG.uniform(0.85, 1.15, (64, 3)), RNG.uniform(0, 1, 64)
+    jittered = transforms.jitter_colours(TISSUE, gains, grays)
+    scaled = TISSUE * gains[:, None, None]
+    share = grays[:, None, None, None]
+    expected = (1 - share) * scaled + share * scaled.mean(-1, keepdims=True)
+    # OpenCV multiplies uint8 in fixed point.
+    assert np.abs(jittered - expected.clip(0, 255)).max() <= 1
+
+
+def test_all_grey_leaves_no_colour() -> None:
+    grey = transforms.jitter_colours(TISSUE[:1], np.ones((1, 3)), np.ones(1))
+    assert np.ptp(grey.astype(int), axis=-1).max() == 0
+
+
 def test_strength_widens_the_jitter() -> None:
     spreads = []
     for strength in (0.5, 1.0, 2.0):
@@ -92,7 +127,7 @@ def test_strength_widens_the_jitter() -> None:
     assert spreads == sorted(spreads)
 
 
-@pytest.mark.parametrize("kind", ["d4", "stain"])
+@pytest.mark.parametrize("kind", ["d4", "stain", "colour"])
 def test_a_tile_alone_is_the_tile_in_a_batch(kind: transforms.Augmentation) -> None:
     augment = transforms.augmentation(kind)
     assert augment is not None

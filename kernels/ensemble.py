@@ -1,0 +1,72 @@
+"""Choose a mean of runs by their held-out predictions, and say what it gains.
+
+The runs must have been validated on the same tiles: cross-validated ones (train.py --folds), or
+runs with the same holdout. Runs are added greedily while the AUC rises; the gain over the best
+single run is judged on tiles that the choice has not seen.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+from kit import ensemble, metrics, split
+from kit.ensemble import Ensemble, Gain, Mean
+from kit.errors import KitError, exit_on_error
+
+
+def main(
+    runs: tyro.conf.Positional[tuple[Path, ...]],
+    out: Path = Path("ensembles/all"),
+    mean: Mean = "probability",
+    slides: Path | None = None,
+) -> None:
+    """Choose, judge and write.
+
+    Parameters
+    ----------
+    runs
+        Folders of finished runs, or of cross-validations.
+    out
+        Folder of the ensemble.json to write.
+    mean
+        Of the probabilities, or of the tiles' ranks.
+    slides
+        CSV of id,slide: the gain is judged by slides.
+    """
+    if len(runs) < 2:
+        raise KitError("an ensemble needs two runs or more: ensemble.py runs/ONE runs/OTHER")
+    tiles, predictions = ensemble.read_predictions(runs)
+    labels = tiles["label"].to_numpy()
+    groups = split.read_slides(slides, tiles["id"].to_numpy(str)) if slides else None
+    chosen = ensemble.choose(runs, labels, predictions, mean)
+    judged = ensemble.gain(labels, predictions, mean, slides=groups)
+    path = ensemble.write(out, chosen, asdict(judged))
+    singles = [metrics.auc(labels, one) for one in predictions]
+    print("\n".join(describe(runs, singles, chosen, judged)))
+    print(f"{path}\nnext: python kernels/predict.py --ensemble {path} --out submission.csv")
+
+
+def describe(
+    folders: tuple[Path, ...], singles: list[float], chosen: Ensemble, judged: Gain
+) -> list[str]:
+    """Tell each run's AUC and weight, and what the mean gains."""
+    order = np.argsort(singles)[::-1]
+    lines = [
+        f"{singles[index]:.4f}  weight {chosen.weights.get(str(folders[index]), 0.0):.2f}  "
+        f"{folders[index]}"
+        for index in order
+    ]
+    return [
+        "held-out AUC by run:",
+        *lines,
+        f"chosen and judged on different tiles: the mean {judged.auc}, the best run "
+        f"{judged.best_run}; gain {judged.comparison.difference} "
+        f"(DeLong, p = {judged.comparison.p_value:.3f})",
+    ]
+
+
+if __name__ == "__main__":
+    with exit_on_error():
+        tyro.cli(main, description=__doc__)
