@@ -91,6 +91,8 @@ def holdout(
             )
         if validate_on:
             on_valid = np.isin(slides[rows], list(validate_on))
+            if on_valid.all():
+                raise KitError("--validate-on names all slides: leave one or more to train on")
             train, valid = rows[~on_valid], rows[on_valid]
         elif folds is not None:
             train, valid = _part(labels, rows, slides, folds, fold or 0, seed)
@@ -187,7 +189,8 @@ def _share_of_slides(
             "all tiles are of one slide: a holdout by slide needs two or more. Without --slides "
             "single tiles are held out"
         )
-    parts = min(_PARTS, count, np.bincount(labels[rows]).max())
+    # No more parts than the larger class has tiles can be made.
+    parts = min(_PARTS, count, int(np.bincount(labels[rows]).max()))
     taken = max(1, round(fraction * parts))
     valid = np.concatenate(
         [_part(labels, rows, slides, parts, part, seed)[1] for part in range(taken)]
@@ -206,15 +209,17 @@ def _part(
     """Split rows into parts with about the same share of positives, and hold one of them out."""
     kind = StratifiedKFold if slides is None else StratifiedGroupKFold
     groups = None if slides is None else slides[rows]
-    units = len(rows) if groups is None else len(set(groups))
-    if units < folds:
-        what = "tiles" if groups is None else "slides"
-        raise KitError(f"{units} {what} do not make {folds} folds: ask for fewer --folds")
-    with warnings.catch_warnings():
-        # A class of fewer tiles than parts: whether both sides have it is checked later.
-        warnings.simplefilter("ignore", UserWarning)
-        parts = list(kind(folds, shuffle=True, random_state=seed).split(rows, labels[rows], groups))
-    train, valid = parts[fold]
+    parts = kind(folds, shuffle=True, random_state=seed).split(rows, labels[rows], groups)
+    try:
+        with warnings.catch_warnings():
+            # A class of fewer tiles than parts: whether both sides have it is checked later.
+            warnings.simplefilter("ignore", UserWarning)
+            train, valid = list(parts)[fold]
+    except ValueError as error:
+        units, what = (len(rows), "tiles") if groups is None else (len(set(groups)), "slides")
+        raise KitError(
+            f"{units} {what} do not make {folds} folds: ask for fewer --folds"
+        ) from error
     return rows[train], rows[valid]
 
 

@@ -84,14 +84,16 @@ SHARE = "each side needs a tile of each class. Choose another --holdout"
             EVEN,
             ("--validate-on", "X"),
             "AB" * 12,
-            "no slide X in the table: there are A, B. Name one of these with --validate-on",
+            "no slide X in the table: there are A, B; name one of these",
         ),
         (
             EVEN,
             ("--validate-on", "A", "B"),
             "AB" * 12,
-            "--validate-on names all 2 slides: leave one or more to train on",
+            "--validate-on names all slides: leave one or more to train on",
         ),
+        (EVEN, ("--folds", 30), None, "24 tiles do not make 30 folds: ask for fewer --folds"),
+        (EVEN, ("--folds", 3), "AB" * 12, "2 slides do not make 3 folds: ask for fewer --folds"),
         (EVEN, (), "A" * 24, "all tiles are of one slide: a holdout by slide needs two or more"),
         (
             EVEN,

@@ -251,7 +251,7 @@ def train_in_process(recipe: Recipe, data: Path, folder: Path, workers: int) -> 
 def spawn(*arguments: object) -> "BaseProcess":
     """Start a training in a process of its own, forked from one that has imported torch."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["kit.runs"])
+    context.set_forkserver_preload(["kit.runs", "torch._dynamo"])
     process = context.Process(target=train_in_process, args=arguments)
     process.start()
     return process
@@ -282,6 +282,7 @@ def test_killed_at_any_instant_and_resumed_is_uninterrupted(
         process = spawn(RECIPES[recipe], data, killed, workers)
     process.join()
     assert process.exitcode == 0
+    print(f"{recipe}, {workers} workers: survived {kills} kills")
     assert kills >= 2
     assert contents(killed) == contents(whole)
 
