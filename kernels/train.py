@@ -17,7 +17,7 @@ from pydantic import Field
 
 from kit import config, distributed, models, plots, report, runs, store
 from kit.config import RunOptions
-from kit.errors import exit_on_error
+from kit.errors import KitError, exit_on_error
 from kit.metrics import Interval
 from kit.runs import Run
 from kit.store import Store
@@ -44,12 +44,18 @@ def main(options: TrainOptions, argv: list[str]) -> None:
     with distributed.first():
         tiles = store.open_store(options.data)
     command = shlex.join(["python", "kernels/train.py", *argv])
-    recipe = options.settings
-    if recipe.folds is None or recipe.fold is not None:
+    if options.settings.folds is None or options.settings.fold is not None:
         train(options, tiles, folder, command)
-        if distributed.rank() == 0:
-            print(conclude(folder, options.data))
-        return
+    elif distributed.size() > 1:
+        raise KitError("--folds under torchrun: start one fold at a time, with --fold 0, 1, ...")
+    else:
+        train_folds(options, tiles, folder, command)
+
+
+def train_folds(options: TrainOptions, tiles: Store, folder: Path, command: str) -> None:
+    """Train a run a fold, those apart that are finished, and pool their predictions."""
+    recipe = options.settings
+    assert recipe.folds is not None
     for fold in range(recipe.folds):
         part = folder / f"fold-{fold}"
         print(f"fold {fold}, {fold + 1} of {recipe.folds}: {part}", flush=True)
@@ -57,8 +63,7 @@ def main(options: TrainOptions, argv: list[str]) -> None:
             one = replace(recipe, fold=fold)
             resume = options.resume and (part / "config.json").exists()
             train(replace(options, settings=one, resume=resume), tiles, part, command)
-    if distributed.rank() == 0:
-        print(conclude_folds(runs.pool(folder), folder, options.data))
+    print(conclude_folds(runs.pool(folder), folder, options.data))
 
 
 def train(options: TrainOptions, tiles: Store, folder: Path, command: str) -> None:
@@ -80,6 +85,7 @@ def train(options: TrainOptions, tiles: Store, folder: Path, command: str) -> No
         return
     plots.curves(run.history, folder / "curves.png", title=folder.name)
     report.write(folder / "report.html", report.run_page(folder, tiles, command))
+    print(conclude(folder, options.data))
 
 
 def default_folder(options: TrainOptions) -> Path:

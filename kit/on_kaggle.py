@@ -19,7 +19,7 @@ from typing import Literal
 
 from kit import competition
 from kit.errors import KitError
-from kit.files import atomic_path, write_text
+from kit.files import LOCK_NAME, atomic_path, write_text
 
 Command = Literal["train", "compare", "tune"]
 """The commands that are worth a GPU."""
@@ -155,7 +155,9 @@ def checksums(folder: Path, names: Iterable[str]) -> dict[str, str]:
 def write_checksums(job: Job, working: Path) -> None:
     """Write the checksums of what a job leaves: Kaggle's client checks nothing that it fetches."""
     paths = [*(working / job.folder).rglob("*"), working / SUBMISSION]
-    names = [path.relative_to(working).as_posix() for path in sorted(paths)]
+    names = [
+        path.relative_to(working).as_posix() for path in sorted(paths) if path.name != LOCK_NAME
+    ]
     write_text(working / CHECKSUMS, json.dumps(checksums(working, names), indent=2) + "\n")
 
 

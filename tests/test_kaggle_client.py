@@ -35,6 +35,7 @@ from kaggle_server import (
 from kit import competition, kaggle_client, store, submission
 from kit.competition import ARCHIVE, RULES_PAGE
 from kit.errors import KitError
+from kit.files import LOCK_NAME
 
 KERNELS = Path(__file__).parents[1] / "kernels"
 CLIENT = tuple(map(int, version("kaggle").split(".")[:3]))
@@ -108,7 +109,8 @@ def assert_discreet(output: str) -> None:
 
 def files(folder: Path) -> set[str]:
     """Return what lies in a folder, by name."""
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    found = (path for path in folder.rglob("*") if path.is_file() and path.name != LOCK_NAME)
+    return {str(path.relative_to(folder)) for path in found}
 
 
 def last_start(server: KaggleServer) -> int:

@@ -20,6 +20,7 @@ from kaggle_server import KEY, KaggleServer, refusal, serve
 
 from kit import bundle, config, kaggle_client, on_kaggle, runs, store
 from kit.errors import KitError
+from kit.files import LOCK_NAME
 from kit.on_kaggle import CHECKSUMS, Job
 
 ROOT = Path(__file__).parents[1]
@@ -306,7 +307,8 @@ class TestPush:
 
 def output(run: Path) -> dict[str, bytes]:
     """Return what a kernel leaves that has made a run."""
-    files = {f"{RUN}/{path.name}": path.read_bytes() for path in run.iterdir()}
+    kept = [path for path in run.iterdir() if path.name != LOCK_NAME]
+    files = {f"{RUN}/{path.name}": path.read_bytes() for path in kept}
     files["submission.csv"] = b"id,label\n"
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     # More than a page of the client's listing.

@@ -352,4 +352,5 @@ def test_the_kit_writes_no_file_in_its_place() -> None:
     sources = [*(ROOT / "kit").glob("*.py"), *(ROOT / "kernels").glob("*.py")]
     lines = [line.strip() for path in sources for line in writing.findall(path.read_text())]
     assert len(lines) > 5
-    assert not [line for line in lines if "partial" not in line and "buffer" not in line]
+    harmless = ("partial", "buffer", "os.devnull")
+    assert not [line for line in lines if not any(word in line for word in harmless)]
