@@ -1,5 +1,6 @@
 """The one exception that a user is meant to read, and the way a command ends on it."""
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ class StoppedError(KitError):
 def exit_on_error() -> Iterator[None]:
     """Turn a `KitError` into its message on stderr and its exit status, Ctrl-C into 130.
 
+    Where nobody reads the output any more, the command ends silently.
+
     Any other exception passes through: a traceback there is a bug to report.
     """
     try:
@@ -35,3 +38,7 @@ def exit_on_error() -> Iterator[None]:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read the output has gone, as `head` does; what is still to be written goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)

@@ -1,3 +1,6 @@
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,3 +39,20 @@ def test_a_full_disk_is_a_message_and_keeps_the_old_file(tmp_path: Path) -> None
         full.write("new")
         full.flush()
     assert (tmp_path / "a.txt").read_text() == "old"
+
+
+def test_a_reader_that_goes_away_ends_a_command_silently() -> None:
+    code = (
+        "from kit.errors import exit_on_error\n"
+        "with exit_on_error():\n"
+        "    for line in range(10**6):\n"
+        "        print(line)\n"
+    )
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait() == 128 + signal.SIGPIPE
+        assert process.stderr.read() == b""
