@@ -39,6 +39,6 @@ def exit_on_error() -> Iterator[None]:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
-        # Whoever read the output has gone, as `head` does; what is still to be written goes nowhere.
+        # Whoever read the output has gone, as `head` does; the rest of it goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
