@@ -73,7 +73,7 @@ pull: $(VENV)/installed ## bring back what that kernel has left, as a run folder
 	$(BIN)/python kernels/pull.py --name $(NAME)
 
 test: $(VENV)/installed ## run the tests
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 soak: $(VENV)/installed ## run the long forms: more kills, 10,000 mutations, 2,000 epochs (see docs/reliability.md)
 	KIT_KILLS=20 $(BIN)/python -m pytest -m 'soak or not soak' -k 'soak or any_instant'

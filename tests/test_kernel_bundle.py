@@ -82,7 +82,8 @@ class Container:
 
 
 def listing(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+    found = (path for path in folder.rglob("*") if path.name != LOCK_NAME)
+    return {str(path.relative_to(folder)) for path in found}
 
 
 def job(**changes: object) -> Job:
