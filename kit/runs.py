@@ -348,8 +348,9 @@ class TrainedModel:
     device: torch.device
     dtype: torch.dtype
 
-    temperature: float = 1.0
-    """Of the logits on the run's holdout: above 1 the network was too sure of itself."""
+    temperature: float | None = None
+    """Of the logits on the run's holdout: above 1 the network was too sure of itself. Runs of the
+    kit's version 0.1.0 recorded none."""
 
     def predict(
         self,
@@ -371,7 +372,16 @@ class TrainedModel:
             (Li et al., arXiv:1603.04779). The model keeps them.
         calibrate
             Divide logits by the holdout's temperature. The order of the tiles stays.
+
+        Raises
+        ------
+        KitError
+            If the run recorded no temperature to calibrate with.
         """
+        if calibrate and self.temperature is None:
+            raise KitError(
+                f"{self.name} recorded no temperature: predict without --calibrate, or train it anew"
+            )
         loader = dataset.eval_loader(dataset.recipe_dataset(tiles.tiles, self.recipe))
         normalize = Normalize(*self.recipe.channel_statistics).to(self.device)
         if adapt_bn:
@@ -414,7 +424,7 @@ def load(folder: Path, *, device: str = "auto") -> TrainedModel:
         raise KitError(f"{weights} does not fit {folder}/config.json: {error}") from error
     model = model.to(chosen).to(memory_format=torch.channels_last)
     dtype = inference.choose_precision(recipe.precision, chosen)
-    temperature = read_metrics(folder)["temperature"]
+    temperature = read_metrics(folder).get("temperature")
     return TrainedModel(folder.name, recipe, model, chosen, dtype, temperature)
 
 

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
+import pytest
 
 from kit import competition
 
@@ -347,6 +348,17 @@ def competition_zip(train: int, test: int) -> bytes:
         archive.writestr(competition.LABELS_FILE, tables["train"])
         archive.writestr(competition.SAMPLE_FILE, tables["test"])
     return buffer.getvalue()
+
+
+def move_in(kaggle: KaggleServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have this process and its children, in `folder`, take a server for Kaggle."""
+    environment = kaggle.environment(folder / "home")
+    (folder / "home").mkdir()
+    for name in set(os.environ) - set(environment):
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(folder)
 
 
 def tiff(pixels: np.ndarray) -> bytes:

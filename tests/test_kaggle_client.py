@@ -26,6 +26,7 @@ from kaggle_server import (
     KaggleServer,
     Stall,
     competition_zip,
+    move_in,
     page,
     refusal,
     serve,
@@ -67,13 +68,7 @@ def server(
 ) -> Iterator[KaggleServer]:
     """Return a server that this process and its children take for Kaggle."""
     with serve(archive) as kaggle:
-        environment = kaggle.environment(tmp_path / "home")
-        (tmp_path / "home").mkdir()
-        for name in set(os.environ) - set(environment):
-            monkeypatch.delenv(name)
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.chdir(tmp_path)
+        move_in(kaggle, tmp_path, monkeypatch)
         yield kaggle
 
 

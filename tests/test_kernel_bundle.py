@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import competition_files, write_folder
-from kaggle_server import KEY, KaggleServer, refusal, serve
+from kaggle_server import KEY, KaggleServer, move_in, refusal, serve
 
 from kit import bundle, config, kaggle_client, on_kaggle, runs, store
 from kit.errors import KitError
@@ -203,13 +203,7 @@ def test_what_cannot_be_pushed_is_refused(
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KaggleServer]:
     """Return a server that this process and its children take for Kaggle."""
     with serve() as kaggle:
-        environment = kaggle.environment(tmp_path / "home")
-        (tmp_path / "home").mkdir()
-        for name in set(os.environ) - set(environment):
-            monkeypatch.delenv(name)
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.chdir(tmp_path)
+        move_in(kaggle, tmp_path, monkeypatch)
         yield kaggle
 
 

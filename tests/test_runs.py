@@ -464,3 +464,17 @@ def test_calibrated_probabilities_keep_their_order_and_lower_the_log_loss(
     plain, labels = valid["probability"].to_numpy(), valid["label"].to_numpy()
     assert metrics.auc(labels, calibrated) == pytest.approx(metrics.auc(labels, plain))
     assert metrics.log_loss(labels, calibrated) <= metrics.log_loss(labels, plain)
+
+
+def test_a_run_without_a_temperature_predicts_and_says_that_it_cannot_calibrate(
+    tiles: Store, tmp_path: Path
+) -> None:
+    """As runs of version 0.1.0 are."""
+    run = train(RECIPE, tiles, tmp_path / "run")
+    final = runs.read_metrics(run.folder)
+    del final["temperature"]
+    (run.folder / "metrics.json").write_text(json.dumps(final))
+    model = runs.load(run.folder, device="cpu")
+    assert len(model.predict(tiles.test, progress=False)) == len(tiles.test)
+    with pytest.raises(KitError, match="recorded no temperature: predict without --calibrate"):
+        model.predict(tiles.test, calibrate=True, progress=False)
