@@ -380,7 +380,8 @@ class TrainedModel:
         """
         if calibrate and self.temperature is None:
             raise KitError(
-                f"{self.name} recorded no temperature: predict without --calibrate, or train it anew"
+                f"{self.name} recorded no temperature: predict without --calibrate, or train it "
+                "anew"
             )
         loader = dataset.eval_loader(dataset.recipe_dataset(tiles.tiles, self.recipe))
         normalize = Normalize(*self.recipe.channel_statistics).to(self.device)
