@@ -4,7 +4,6 @@ import copy
 import difflib
 import pickle
 import zipfile
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from kit import competition
 from kit.config import Bn, Init, Recipe
 from kit.errors import KitError
+from kit.layers import BatchNorm2d, Block
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 
@@ -67,8 +67,8 @@ class SmallCNN(nn.Module):
         self.features = nn.Sequential()
         inputs, side = competition.CHANNELS, size
         for outputs in channels:
-            norm = _norm(nn.BatchNorm2d, outputs, momentum, eps)
-            self.features.append(_block(nn.Conv2d(inputs, outputs, 3), norm, bn, pool=3))
+            norm = _norm(BatchNorm2d, outputs, momentum, eps)
+            self.features.append(Block(nn.Conv2d(inputs, outputs, 3), norm, bn, pool=3))
             inputs, side = outputs, (side - 2) // 3
         if side < 1:
             raise KitError(
@@ -77,7 +77,7 @@ class SmallCNN(nn.Module):
             )
         norm = _norm(nn.BatchNorm1d, hidden, momentum, eps)
         self.flatten = nn.Flatten()
-        self.dense = _block(nn.Linear(inputs * side**2, hidden), norm, bn)
+        self.dense = Block(nn.Linear(inputs * side**2, hidden), norm, bn)
         self.head = nn.Linear(hidden, 1)
         if init == "keras":
             self.apply(_init_keras)
@@ -128,8 +128,8 @@ class CompactCNN(nn.Module):
             if stage > 0:
                 self.features.append(nn.MaxPool2d(2))
             for channels in (inputs, outputs):
-                norm = _norm(nn.BatchNorm2d, outputs, momentum, eps)
-                self.features.append(_block(nn.Conv2d(channels, outputs, 3, padding=1), norm, bn))
+                norm = _norm(BatchNorm2d, outputs, momentum, eps)
+                self.features.append(Block(nn.Conv2d(channels, outputs, 3, padding=1), norm, bn))
             inputs = outputs
         self.head = nn.Linear(inputs, 1)
         if init == "keras":
@@ -210,7 +210,7 @@ def fold_norms(model: nn.Module) -> nn.Module:
     """
     folded = copy.deepcopy(model).eval()
     for block in folded.modules():
-        if isinstance(block, nn.Sequential) and list(block._modules)[:2] == ["layer", "norm"]:
+        if isinstance(block, Block) and block.bn == "before":
             layer: Any = block.layer
             fold = fuse_conv_bn_eval if isinstance(layer, nn.Conv2d) else fuse_linear_bn_eval
             block.layer = fold(layer, block.norm)  # type: ignore[arg-type]
@@ -280,14 +280,6 @@ def layer_table(model: nn.Module, size: int) -> str:
             f"{running:,} running statistics",
         ]
     )
-
-
-def _block(layer: nn.Module, norm: nn.Module, bn: Bn, *, pool: int | None = None) -> nn.Sequential:
-    """Chain layer, norm and activation in the order of the arm, under the same names in both."""
-    norm_act = [("norm", norm), ("act", nn.ReLU())]
-    order = norm_act if bn == "before" else norm_act[::-1]
-    tail = [("pool", nn.MaxPool2d(pool))] if pool else []
-    return nn.Sequential(OrderedDict([("layer", layer), *order, *tail]))
 
 
 def _norm(kind: type[Any], channels: int, momentum: float, eps: float) -> nn.Module:

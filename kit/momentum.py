@@ -59,7 +59,7 @@ class StatisticsBank:
     def __init__(self, model: nn.Module, momenta: Sequence[float]) -> None:
         self.model = model
         self.norms = models.batch_norms(model)
-        self.sets = {momentum: self._copy() for momentum in momenta}
+        self.sets = {one: self._copy() for one in momenta if not self.is_own(one)}
         for name, norm in self.norms.items():
             norm.register_forward_pre_hook(partial(self._update, name))
 
@@ -71,8 +71,12 @@ class StatisticsBank:
     def use(self, momentum: float) -> Iterator[None]:
         """Let the model evaluate with the statistics of a momentum."""
         with self.preserve():
-            self._write(self.sets[momentum])
+            self._write(self.statistics(momentum))
             yield
+
+    def statistics(self, momentum: float) -> Statistics:
+        """Return the statistics of a momentum."""
+        return self._copy() if self.is_own(momentum) else self.sets[momentum]
 
     @contextmanager
     def preserve(self) -> Iterator[None]:
@@ -267,7 +271,7 @@ def _sweep_one(run: Run, momenta: Sequence[float]) -> Iterator[EpochResult]:
         for name, own in _evaluate_all(run, bank, momenta, result):
             histories.setdefault(name, []).append(own)
         yield result
-    _write_statistics(run.folder, bank)
+    _write_statistics(run.folder, bank, momenta)
     plain = {name: [asdict(one) for one in history] for name, history in histories.items()}
     write_text(run.folder / "histories.json", json.dumps(plain) + "\n")
 
@@ -298,12 +302,12 @@ def _read_histories(folder: Path) -> dict[str, list[EpochResult]]:
     return {name: [EpochResult(**one) for one in history] for name, history in plain.items()}
 
 
-def _write_statistics(folder: Path, bank: StatisticsBank) -> None:
+def _write_statistics(folder: Path, bank: StatisticsBank, momenta: Sequence[float]) -> None:
     """Keep every momentum's running statistics under the names that the model gives its own."""
     tensors = {
         f"{momentum:g}/{name}.{kind}": tensor
-        for momentum, statistics in bank.sets.items()
-        for name, pair in statistics.items()
+        for momentum in momenta
+        for name, pair in bank.statistics(momentum).items()
         for kind, tensor in zip(("running_mean", "running_var"), pair, strict=True)
     }
     with atomic_path(folder / "statistics.safetensors") as partial:

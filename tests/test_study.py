@@ -248,11 +248,12 @@ def test_recalibrated_statistics_are_those_of_all_inputs(tiles: Store, tmp_path:
     model = run.state.model
     inputs = model.features[0].layer(run.normalize(images)).double()
     norm = model.features[0].norm
+    # PyTorch sums the 50,000 values of a channel one after another in single precision.
     torch.testing.assert_close(
-        norm.running_mean.double(), inputs.mean((0, 2, 3)), atol=1e-6, rtol=0
+        norm.running_mean.double(), inputs.mean((0, 2, 3)), atol=1e-5, rtol=0
     )
     torch.testing.assert_close(
-        norm.running_var.double(), inputs.var((0, 2, 3)), atol=1e-6, rtol=1e-5
+        norm.running_var.double(), inputs.var((0, 2, 3)), atol=1e-5, rtol=1e-5
     )
     assert norm.momentum == pytest.approx(0.01)
 

@@ -1,0 +1,92 @@
+"""Tests of the block and of the norm that pools first."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kit.config import Bn
+from kit.layers import BatchNorm2d, Block
+
+BNS: tuple[Bn, ...] = ("before", "after")
+
+
+def create_block(bn: Bn, *, pool: int | None = 3) -> Block:
+    """Return a block in double precision whose norm is not the identity."""
+    torch.manual_seed(0)
+    norm = BatchNorm2d(5, momentum=0.3)
+    nn.init.uniform_(norm.weight, 0.5, 1.5)
+    nn.init.uniform_(norm.bias, -1, 1)
+    return Block(nn.Conv2d(3, 5, 3), norm, bn, pool=pool).double()
+
+
+def step(function: Callable[[Tensor], Tensor], block: Block, images: Tensor) -> dict[str, Tensor]:
+    """Return outputs, gradients and buffers after one pass there and back."""
+    images = images.clone().requires_grad_()
+    outputs = function(images)
+    (outputs * torch.linspace(-1, 2, outputs.numel()).view_as(outputs)).sum().backward()
+    gradients = {name: weight.grad for name, weight in block.named_parameters()}
+    return {
+        "outputs": outputs.detach(),
+        "images": images.grad,
+        **gradients,
+        **dict(block.named_buffers()),
+    }
+
+
+def tiles(side: int = 14) -> Tensor:
+    torch.manual_seed(1)
+    return torch.randn(4, 3, side, side, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("bn", BNS)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_block_that_pools_first_is_the_chain_of_its_parts(
+    bn: Bn, layout: torch.memory_format
+) -> None:
+    block = create_block(bn)
+    chain = copy.deepcopy(block)
+    images = tiles().contiguous(memory_format=layout)
+    assert block.norm.can_pool(images)
+    expected = step(lambda inputs: nn.Sequential.forward(chain, inputs), chain, images)
+    for name, tensor in step(block, block, images).items():
+        torch.testing.assert_close(tensor, expected[name], msg=name)
+
+
+@pytest.mark.parametrize("bn", BNS)
+def test_gradients_are_those_of_finite_differences(bn: Bn) -> None:
+    block = create_block(bn, pool=2)
+    assert torch.autograd.gradcheck(block, tiles(6).requires_grad_())
+
+
+@pytest.mark.parametrize("pool", [2, 3])
+def test_norm_with_pooling_gives_the_maxima_of_what_it_gives_without(pool: int) -> None:
+    norm, other = BatchNorm2d(3).double(), BatchNorm2d(3).double()
+    images = tiles()
+    expected = nn.functional.max_pool2d(other(images), pool)
+    torch.testing.assert_close(norm(images, pool=pool), expected)
+    assert norm.num_batches_tracked == other.num_batches_tracked == 1
+
+
+def test_a_weight_that_turns_maxima_into_minima_keeps_the_chain() -> None:
+    block = create_block("before")
+    with torch.no_grad():
+        block.norm.weight[2] = -1.0
+    assert not block.norm.can_pool(tiles())
+    expected = step(
+        lambda inputs: nn.Sequential.forward(block, inputs), copy.deepcopy(block), tiles()
+    )
+    torch.testing.assert_close(block(tiles()), expected["outputs"])
+
+
+def test_evaluation_and_autocast_keep_the_chain() -> None:
+    block = create_block("before").float()
+    images = tiles().float()
+    assert block.norm.can_pool(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not block.norm.can_pool(images)
+    block.eval()
+    assert not block.norm.can_pool(images)
+    torch.testing.assert_close(block(images), nn.Sequential.forward(block, images))
