@@ -258,12 +258,14 @@ def _init_worker(_: int) -> None:
 def _resize_all(tiles: Tiles, rows: Indices, resize: Resize) -> Tiles:
     """Resize rows of the store, side by side, to (rows, size, size, 3)."""
     resized = _scratch((len(rows), resize.size, resize.size, competition.CHANNELS))
+    # An item of a memory-mapped array takes longer to make than most tiles to resize.
+    tiles = np.asarray(tiles)
 
     def fill(positions: Indices) -> None:
         for position in positions:
-            resized[position] = resize(tiles[rows[position]])
+            resize(tiles[rows[position]], out=resized[position])
 
-    with ThreadPoolExecutor() as executor:
+    with ThreadPoolExecutor(torch.get_num_threads()) as executor:
         list(executor.map(fill, np.array_split(np.arange(len(rows)), 1 + len(rows) // 256)))
     return resized
 
@@ -279,4 +281,4 @@ def _scratch(shape: tuple[int, ...]) -> Tiles:
                 f"no room for {math.prod(shape):,} bytes of resized tiles in "
                 f"{tempfile.gettempdir()}: set TMPDIR to a folder with room ({error.strerror})"
             ) from error
-        return np.memmap(file, np.uint8, shape=shape)
+        return np.asarray(np.memmap(file, np.uint8, shape=shape))

@@ -20,7 +20,7 @@ from kit.models import BatchNorm, batch_norms, fold_norms
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 # Tiles evaluated at once on a processor: their activations fit its caches.
-CPU_CHUNK = 32
+CPU_CHUNK = 64
 
 _DTYPES: dict[str, torch.dtype] = {
     "fp32": torch.float32,
@@ -37,12 +37,16 @@ class Normalize(nn.Module):
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
-        self.register_buffer("scale", 1 / (255 * torch.tensor(std).view(1, -1, 1, 1)))
-        self.register_buffer("offset", -(torch.tensor(mean) / torch.tensor(std)).view(1, -1, 1, 1))
+        self.register_buffer("scale", 1 / (255 * torch.tensor(std)))
+        self.register_buffer("offset", -torch.tensor(mean) / torch.tensor(std))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return float images of the same shape and memory format."""
-        return images.float() * self.scale + self.offset
+        """Return float images of the same shape, channels last in memory."""
+        # By whole rows of pixels: a loop over three channels is several times slower.
+        pixels = images.permute(0, 2, 3, 1)
+        scale, offset = (part.repeat(images.shape[3]) for part in (self.scale, self.offset))
+        normalized = torch.addcmul(offset, pixels.flatten(2).float(), scale)
+        return normalized.view(pixels.shape).permute(0, 3, 1, 2)
 
 
 def choose_device(name: str) -> torch.device:

@@ -59,14 +59,14 @@ class BatchNorm2d(nn.BatchNorm2d):
     maxima is the statistics' alone, is written in one go. Values agree within rounding.
     """
 
+    def is_increasing(self) -> bool:
+        """Whether all weights are positive, so that a larger input gives a larger output."""
+        return bool((self.weight > 0).all())
+
     def can_pool(self, inputs: Tensor) -> bool:
-        """Whether this is training, and where and with weights for which pooling first is right."""
-        return (
-            self.training
-            and inputs.device.type == "cpu"
-            and not torch.is_autocast_enabled("cpu")
-            and bool((self.weight > 0).all())
-        )
+        """Whether pooling first is right here, and pays: training in full precision, no GPU."""
+        is_plain = inputs.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+        return self.training and is_plain and self.is_increasing()
 
     def forward(self, inputs: Tensor, pool: int | None = None) -> Tensor:
         """Return normalised images; with `pool`, their maxima over squares of that side."""

@@ -203,19 +203,28 @@ def freeze_backbone(model: nn.Module, *, frozen: bool) -> None:
 
 
 def fold_norms(model: nn.Module) -> nn.Module:
-    """Return a copy for evaluation with BatchNorms folded into the layers that they follow.
+    """Return a copy for evaluation that does less: norms in front of ReLU are folded away.
 
-    Only the kit's own networks have blocks to fold, and only where the norm stands before the
-    activation; logits agree within rounding.
+    Only the kit's own networks have blocks to fold. Their maxima are pooled first, where that is
+    the same; logits agree within rounding.
     """
     folded = copy.deepcopy(model).eval()
-    for block in folded.modules():
-        if isinstance(block, Block) and block.bn == "before":
-            layer: Any = block.layer
-            fold = fuse_conv_bn_eval if isinstance(layer, nn.Conv2d) else fuse_linear_bn_eval
-            block.layer = fold(layer, block.norm)  # type: ignore[arg-type]
-            block.norm = nn.Identity()
+    for name, block in folded.named_modules():
+        if isinstance(block, Block):
+            folded.set_submodule(name, _fold(block))
     return folded
+
+
+def _fold(block: Block) -> nn.Module:
+    layer: Any = block.layer
+    norm: Any = block.norm
+    pool = [nn.MaxPool2d(block.pooling)] if block.pooling else []
+    if block.bn == "before":
+        fuse = fuse_conv_bn_eval if isinstance(layer, nn.Conv2d) else fuse_linear_bn_eval
+        return nn.Sequential(fuse(layer, norm), *pool, nn.ReLU())
+    if isinstance(norm, BatchNorm2d) and norm.is_increasing():
+        return nn.Sequential(layer, *pool, nn.ReLU(), norm)
+    return block
 
 
 def batch_norms(model: nn.Module) -> dict[str, BatchNorm]:

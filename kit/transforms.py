@@ -49,13 +49,14 @@ class Resize:
         self.size = size
         self.interpolation = _INTERPOLATIONS[interpolation]
 
-    def __call__(self, image: Image) -> Image:
-        """Return an image of (size, size, 3)."""
+    def __call__(self, image: Image, out: Image | None = None) -> Image:
+        """Return an image of (size, size, 3), written to `out` where it is given."""
         edge = (len(image) - self.crop) // 2
         square = image[edge : edge + self.crop, edge : edge + self.crop]
-        if self.size == self.crop:
+        if self.size == self.crop and out is None:
             return square
-        return cv2.resize(square, (self.size, self.size), interpolation=self.interpolation)
+        # To the same size OpenCV copies.
+        return cv2.resize(square, (self.size, self.size), out, interpolation=self.interpolation)
 
 
 def symmetry(image: Image, element: int) -> Image:
