@@ -186,6 +186,7 @@ def parse_options(kind: type[Options], description: str, argv: Sequence[str]) ->
     KitError
         If the recipe cannot be read, a value is out of range, or options contradict each other.
     """
+    _check_repeated(argv)
     named = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     named.add_argument("--recipe", default="notebook")
     name = named.parse_known_args(argv)[0].recipe
@@ -267,8 +268,21 @@ def _describe_one(problem: dict[str, Any]) -> str:
 
 def given(argv: Sequence[str]) -> set[str]:
     """Return the names of the options on a command line, as a recipe spells them."""
-    flags = {word.partition("=")[0] for word in argv if word.startswith("--")}
-    return {flag[2:].removeprefix("no-").replace("-", "_") for flag in flags}
+    return set(_names(argv))
+
+
+def _names(argv: Sequence[str]) -> list[str]:
+    flags = [word.partition("=")[0] for word in argv if word.startswith("--")]
+    return [flag[2:].removeprefix("no-").replace("-", "_") for flag in flags]
+
+
+def _check_repeated(argv: Sequence[str]) -> None:
+    """Refuse two lists of slides, of which only the last would count."""
+    names = _names(argv)
+    for name in ("validate_on", "leave_out"):
+        if names.count(name) > 1:
+            flag = f"--{name.replace('_', '-')}"
+            raise KitError(f"{flag} is given {names.count(name)} times: name all slides after one")
 
 
 def _recipe_text(name: str) -> str:

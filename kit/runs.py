@@ -475,6 +475,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         values: dict[str, Any] = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
+        folds = sorted(fold.name for fold in folder.glob("fold-*"))
+        if folds:
+            raise KitError(
+                f"{folder} is a cross-validation: name one of its runs, {', '.join(folds)}"
+            ) from error
         raise KitError(f"{folder} holds no run: there is no {path}") from error
     except ValueError as error:
         raise KitError(f"{path} is not a run's configuration: {error}") from error

@@ -83,3 +83,10 @@ def test_unknown_option_or_value_ends_with_status_2(argv: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         parse(*argv)
     assert caught.value.code == 2
+
+
+@pytest.mark.parametrize("option", ["validate-on", "leave-out"])
+def test_a_second_list_of_slides_is_refused(option: str) -> None:
+    argv = ["--slides", "slides.csv", f"--{option}", "A", f"--{option}=B"]
+    with pytest.raises(KitError, match=f"--{option} is given 2 times: name all slides after one"):
+        parse(*argv)

@@ -126,6 +126,13 @@ def test_resuming_on_other_data_is_refused(tiles: Store, tmp_path: Path) -> None
         Run(RECIPE, other, tmp_path / "run", resume=True)
 
 
+def test_a_cross_validation_is_no_run_but_names_its_runs(tmp_path: Path) -> None:
+    for fold in ("fold-1", "fold-2"):
+        (tmp_path / "cv" / fold).mkdir(parents=True)
+    with pytest.raises(KitError, match="cross-validation: name one of its runs, fold-1, fold-2"):
+        runs.read_config(tmp_path / "cv")
+
+
 def test_resuming_nothing_is_refused(tiles: Store, tmp_path: Path) -> None:
     with pytest.raises(KitError, match="holds no run"):
         Run(RECIPE, tiles, tmp_path / "run", resume=True)
