@@ -20,8 +20,8 @@ from kit.config import Recipe
 from kit.inference import Normalize
 from kit.training import TrainingState
 
-# So few that evaluating them costs next to nothing: the round is the training.
-VALID_TILES = 64
+# Of training tiles to one that is evaluated, which then costs next to nothing.
+TRAIN_TO_VALID = 48
 
 
 def create_recipe(options: Options) -> Recipe:
@@ -68,7 +68,7 @@ def prepare_kit(options: Options) -> Task:
         )
         for rows, is_train in (
             (np.arange(options["tiles"]), True),
-            (np.arange(len(tiles.train))[-VALID_TILES:], False),
+            (_last_of_each_class(tiles.labels, options["tiles"] // TRAIN_TO_VALID), False),
         )
     )
     count = options["tiles"] // recipe.batch_size * recipe.batch_size
@@ -121,6 +121,10 @@ def prepare_eager(options: Options) -> Task:
     steps = options["tiles"] // options["batch"]
     settings = f"fp32, NCHW, {torch.get_num_threads()} threads"
     return Task(lambda: trainer.train(repeat(batch, steps)), settings, ("torch",))
+
+
+def _last_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
+    return np.concatenate([np.flatnonzero(labels == one)[-(count // 2) :] for one in (0, 1)])
 
 
 KINDS = {"kit": prepare_kit, "ceiling": prepare_ceiling, "eager": prepare_eager}
