@@ -2,11 +2,15 @@
 
 import hashlib
 import io
+import multiprocessing
 import os
+import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import zipfile
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +27,9 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parents[1]
+FORKSERVER = multiprocessing.get_context("forkserver")
+FORKSERVER.set_forkserver_preload(["kit.pages", "kit.search", "captum.attr", "torch._dynamo"])
+STREAMS = ("stdout", "stderr")
 Files = dict[str, bytes]
 
 
@@ -68,12 +75,44 @@ def write_folder(folder: Path, files: Files) -> None:
         (folder / name).write_bytes(content)
 
 
-def run_kernel(name: str, *options: str) -> str:
+def start_kernel(name: str, *options: object, log: Path, cwd: Path | None = None) -> BaseProcess:
+    """Start a command of kernels/ in a process forked from one that has imported the libraries.
+
+    Importing them takes seconds, which is most of what a command on a few tiles takes. What the
+    command says is kept in `log`.
+    """
+    argv = [str(ROOT / "kernels" / f"{name}.py"), *map(str, options)]
+    process = FORKSERVER.Process(target=_run_script, args=(argv, cwd or Path.cwd(), log))
+    process.start()
+    return process
+
+
+def kernel(
+    name: str, *options: object, cwd: Path | None = None
+) -> "subprocess.CompletedProcess[str]":
+    """Run a command of kernels/ to its end, see `start_kernel`."""
+    with tempfile.TemporaryDirectory() as folder:
+        process = start_kernel(name, *options, log=Path(folder), cwd=cwd)
+        process.join()
+        said = [(Path(folder) / stream).read_text("utf-8") for stream in STREAMS]
+    assert process.exitcode is not None
+    return subprocess.CompletedProcess([name, *options], process.exitcode, *said)
+
+
+def run_kernel(name: str, *options: object) -> str:
     """Run a command of kernels/ to its good end; return what it printed."""
-    command = [sys.executable, str(ROOT / "kernels" / name), *options]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    finished = kernel(name, *options)
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
+
+
+def _run_script(argv: list[str], cwd: Path, log: Path) -> None:
+    for number, stream in enumerate(STREAMS, start=1):
+        with (log / stream).open("wb") as file:
+            os.dup2(file.fileno(), number)
+    os.chdir(cwd)
+    sys.argv = argv
+    runpy.run_path(argv[0], run_name="__main__")
 
 
 @pytest.fixture

@@ -92,7 +92,7 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def test_cross_validation_ensemble_and_prediction(tiles: Store, tmp_path: Path) -> None:
     """From --folds to a submission, as a user would type it."""
     data, one, two = str(tiles.folder.parent), str(tmp_path / "one"), str(tmp_path / "two")
-    train = ("train.py", "--data", data, "--epochs", "1", "--batch-size", "8", "--folds", "3")
+    train = ("train", "--data", data, "--epochs", "1", "--batch-size", "8", "--folds", "3")
     said = run_kernel(*train, "--out", one)
     assert "fold 2, 3 of 3" in said
     assert "out-of-fold AUC" in said
@@ -110,10 +110,10 @@ def test_cross_validation_ensemble_and_prediction(tiles: Store, tmp_path: Path) 
     run_kernel(*train, "--out", one, "--resume")
     assert runs.read_valid(Path(one))["probability"].tolist() == before
 
-    said = run_kernel("ensemble.py", one, two, "--out", str(tmp_path / "both"))
+    said = run_kernel("ensemble", one, two, "--out", str(tmp_path / "both"))
     assert "chosen and judged on different tiles" in said
     file, out = tmp_path / "both" / "ensemble.json", tmp_path / "submission.csv"
-    run_kernel("predict.py", "--ensemble", str(file), "--data", data, "--out", str(out))
+    run_kernel("predict", "--ensemble", str(file), "--data", data, "--out", str(out))
     submitted = pd.read_csv(out)["label"].to_numpy()
     chosen = ensemble.read(file)
     expected = [

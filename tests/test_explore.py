@@ -3,7 +3,6 @@
 import hashlib
 import json
 import runpy
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from browser import DESKTOP, PHONE, needs_chromium, visit
-from conftest import competition_files, tiff, write_zip
+from conftest import competition_files, kernel, tiff, write_zip
 
 from kit import explore, store
 from kit.competition import CHANNEL_MEAN
@@ -114,8 +113,7 @@ def test_balancing_is_what_the_notebook_draws(tiles: Store) -> None:
 
 @pytest.fixture(scope="module")
 def explored(data: Path) -> Path:
-    command = [sys.executable, str(ROOT / "kernels" / "explore.py"), "--data", "data"]
-    ended = subprocess.run(command, cwd=data.parent, capture_output=True, text=True, check=False)
+    ended = kernel("explore", "--data", "data", cwd=data.parent)
     assert ended.returncode == 0, ended.stderr
     assert "42 training tiles: 22 negative, 20 positive (47.6 %); 13 test tiles" in ended.stdout
     assert "blank tiles: 2; exact duplicates: 0" in ended.stdout

@@ -6,14 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import Files, competition_files, write_zip
+from conftest import Files, competition_files, kernel, write_zip
 
 ROOT = Path(__file__).parents[1]
-
-
-def kernel(name: str, *options: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "kernels" / f"{name}.py"), *map(str, options)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +25,10 @@ def sample_ids(files: Files) -> list[str]:
 
 def test_pack_train_predict(place: Path) -> None:
     """The whole way: the first command packs, the last writes what the competition takes."""
-    trained = kernel("train", "--bn", "after", "--epochs", 2, "--batch-size", 16, cwd=place)
+    # This one from nothing, as a shell starts it.
+    command = [sys.executable, str(ROOT / "kernels" / "train.py"), "--bn", "after"]
+    command += ["--epochs", "2", "--batch-size", "16"]
+    trained = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
     assert trained.returncode == 0, trained.stderr
     assert "data is not packed yet: packing it now" in trained.stderr
     assert "53,313 parameters: 52,865 trainable, 448 running statistics" in trained.stdout

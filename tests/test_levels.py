@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[1]
 LEVELS = [
     {"errors"},
     {"files", "competition", "config", "metrics", "tables", "distributed"},
+    {"layers"},
     {
         "store",
         "standin",

@@ -1,5 +1,4 @@
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from conftest import competition_files, write_zip
+from conftest import FORKSERVER, competition_files, write_zip
 from safetensors.torch import load_file, save_file
 
 from kit import config, dataset, metrics, models, runs, store
@@ -257,9 +256,7 @@ def train_in_process(recipe: Recipe, data: Path, folder: Path, workers: int) -> 
 
 def spawn(*arguments: object) -> "BaseProcess":
     """Start a training in a process of its own, forked from one that has imported torch."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["kit.runs", "torch._dynamo"])
-    process = context.Process(target=train_in_process, args=arguments)
+    process = FORKSERVER.Process(target=train_in_process, args=arguments)
     process.start()
     return process
 

@@ -1,9 +1,6 @@
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import competition_files, write_zip
+from conftest import competition_files, run_kernel, start_kernel, write_zip
 from safetensors.torch import load_file
 
 from kit import metrics, momentum, runs, store, study
@@ -260,19 +257,17 @@ def test_recalibrated_statistics_are_those_of_all_inputs(tiles: Store, tmp_path:
 
 def test_killed_study_ends_with_the_same_tables(tiles: Store, tmp_path: Path) -> None:
     options = ["--data", tiles.folder.parent, "--device", "cpu", "--seeds", 6, "--epochs", 3]
-    command = [sys.executable, ROOT / "kernels" / "compare.py", *options, "--batch-size", 8]
-    command = [*map(str, command), "--widths", "4", "6", "8", "--out"]
-    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": one_thread}
-    subprocess.run([*command, str(tmp_path / "whole")], check=True, **quiet)
+    options += ["--batch-size", 8, "--widths", 4, 6, 8, "--out"]
+    run_kernel("compare", *options, tmp_path / "whole")
     killed = tmp_path / "killed"
-    process = subprocess.Popen([*command, str(killed)], **quiet)
-    while process.poll() is None and not list(killed.glob("runs/after-2/last.pt")):
+    process = start_kernel("compare", *options, killed, log=tmp_path)
+    while process.is_alive() and not list(killed.glob("runs/after-2/last.pt")):
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert not (killed / "table1.csv").exists()
-    subprocess.run([*command, str(killed)], check=True, **quiet)
+    run_kernel("compare", *options, killed)
     for name in ("table1.csv", "delong.csv", "pooled.csv", "verdict.txt"):
         assert (killed / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert pd.read_csv(killed / "table1.csv")["n"].eq(6).all()

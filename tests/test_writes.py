@@ -1,7 +1,6 @@
 """Full disks, kills and second processes: each file is there whole, or as it was."""
 
 import json
-import multiprocessing
 import os
 import re
 import resource
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import competition_files, write_zip
+from conftest import FORKSERVER, competition_files, write_zip
 from test_runs import contents
 
 from kit import competition, files, store
@@ -85,9 +84,7 @@ def run_kernel(
 
 def spawn(work: Callable[..., None], *arguments: object) -> BaseProcess:
     """Start a process, forked from one that has imported torch."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["kit.report", "captum.attr", "torch._dynamo"])
-    process = context.Process(target=work, args=arguments)
+    process = FORKSERVER.Process(target=work, args=arguments)
     process.start()
     return process
 
