@@ -19,7 +19,8 @@ from kit.errors import KitError
 Bn = Literal["before", "after"]
 Interpolation = Literal["nearest", "bilinear", "area", "bicubic"]
 Normalization = Literal["unit", "competition", "imagenet"]
-Augmentation = Literal["none", "d4", "stain", "colour"]
+Augmentation = Literal["none", "d4", "stain", "colour", "full"]
+Orientations = Literal[1, 8]
 Init = Literal["keras", "torch"]
 Schedule = Literal["constant", "one-cycle"]
 Views = Literal[1, 8]
@@ -30,7 +31,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 # Options that shape the kit's own networks and mean nothing to a timm backbone.
-OWN_ONLY = ("bn", "widths", "bn_momentum", "bn_eps", "init")
+OWN_ONLY = ("bn", "widths", "orientations", "bn_momentum", "bn_eps", "init")
 # Options that only a timm backbone takes.
 BACKBONE_ONLY = ("pretrained", "weights", "layer_decay", "frozen_epochs")
 
@@ -66,7 +67,7 @@ class Recipe:
     """unit: inputs / 255; competition, imagenet: those channel statistics as well."""
     augment: Augmentation = "none"
     """d4: the eight symmetries of the square; stain: jittered H&E stains as well; colour: jittered
-    channels and saturation as well."""
+    channels and saturation as well; full: any angle, zoom and blur as well."""
     stain_strength: Annotated[float, Field(gt=0, le=3)] = 1.0
     """Of stain and colour: a factor on how far the stains' densities are jittered."""
 
@@ -76,7 +77,10 @@ class Recipe:
     """BatchNorm before or after each activation of the kit's own networks."""
     widths: Annotated[tuple[Count, ...], Field(min_length=2)] = (32, 64, 128)
     """small: channels of the convolutions, then units of the dense layer; compact: channels of
-    the stages."""
+    the stages, in each orientation."""
+    orientations: Orientations = 1
+    """Of compact: 8 holds each filter in all orientations of the square (p4m), so that all eight
+    views have one answer; 1 is a plain network."""
     bn_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Keras' sense: the share of a running statistic kept each step (PyTorch's is 1 minus it)."""
     bn_eps: Positive = 1e-3
@@ -127,6 +131,8 @@ class Recipe:
             raise ValueError("pretrained and weights exclude each other: choose one start")
         if not self.is_backbone and (self.pretrained or self.weights is not None):
             raise ValueError("pretrained and weights need a timm model, such as resnet18")
+        if self.orientations > 1 and self.model != "compact":
+            raise ValueError("orientations needs the model compact")
         if not self.is_backbone and (self.frozen_epochs or self.layer_decay < 1):
             raise ValueError("frozen_epochs and layer_decay need a timm model, such as resnet18")
 

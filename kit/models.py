@@ -5,7 +5,7 @@ import difflib
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -14,11 +14,16 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from kit import competition
-from kit.config import Bn, Init, Recipe
+from kit.config import Bn, Init, Orientations, Recipe
+from kit.equivariance import GroupBatchNorm2d, GroupConv2d
 from kit.errors import KitError
 from kit.layers import BatchNorm2d, Block
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
+Norm = TypeVar("Norm", bound=BatchNorm)
+
+# Sides of an input, in pixels, from which on CompactCNN's first convolution halves it.
+HALVED_SIZE = 64
 
 
 class SmallCNN(nn.Module):
@@ -75,9 +80,9 @@ class SmallCNN(nn.Module):
                 f"an input of {size} pixels is too small for {len(channels)} convolutions with "
                 "pooling: take fewer --widths or a larger --size"
             )
-        norm = _norm(nn.BatchNorm1d, hidden, momentum, eps)
+        dense_norm = _norm(nn.BatchNorm1d, hidden, momentum, eps)
         self.flatten = nn.Flatten()
-        self.dense = Block(nn.Linear(inputs * side**2, hidden), norm, bn)
+        self.dense = Block(nn.Linear(inputs * side**2, hidden), dense_norm, bn)
         self.head = nn.Linear(hidden, 1)
         if init == "keras":
             self.apply(_init_keras)
@@ -90,15 +95,20 @@ class SmallCNN(nn.Module):
 
 
 class CompactCNN(nn.Module):
-    """A small CNN for scores: stages of two convolutions, a mean over the tile, one logit.
+    """A small CNN for scores, whose answer need not depend on how a tile is turned.
 
-    Convolutions are 3x3 with padding; each stage but the first begins with max pooling 2x2.
-    BatchNorm stands before or after each activation, as in `SmallCNN`.
+    Stages of two 3x3 convolutions with padding, with max pooling 2x2 in between; an input of 64
+    pixels or more is halved by the first convolution, which is 4x4 then. BatchNorm stands before
+    or after each activation, as in `SmallCNN`. The logit is a linear function of what
+    `tile_statistics` says of each stage: fine textures count as much as what lies deep.
 
     Parameters
     ----------
     widths
-        Channels of each stage.
+        Channels of each stage, in each orientation.
+    orientations
+        8: filters stand in all orientations of the square, see `GroupConv2d`. Where the input
+        halves without a rest, all eight views of a tile have one logit, within rounding.
 
     Raises
     ------
@@ -112,8 +122,9 @@ class CompactCNN(nn.Module):
         *,
         momentum: float = 0.9,
         eps: float = 1e-5,
-        widths: tuple[int, ...] = (32, 64, 128),
-        size: int = 48,
+        widths: tuple[int, ...] = (6, 12, 24),
+        orientations: Orientations = 8,
+        size: int = 96,
         init: Init = "torch",
     ) -> None:
         super().__init__()
@@ -122,23 +133,68 @@ class CompactCNN(nn.Module):
                 f"an input of {size} pixels is too small for {len(widths)} stages: take fewer "
                 "--widths or a larger --size"
             )
-        self.features = nn.Sequential()
+        self.orientations = orientations
+        self.stages = nn.ModuleList()
         inputs = competition.CHANNELS
-        for stage, outputs in enumerate(widths):
-            if stage > 0:
-                self.features.append(nn.MaxPool2d(2))
-            for channels in (inputs, outputs):
-                norm = _norm(BatchNorm2d, outputs, momentum, eps)
-                self.features.append(Block(nn.Conv2d(channels, outputs, 3, padding=1), norm, bn))
+        for number, outputs in enumerate(widths):
+            lift = number == 0
+            halve = lift and size >= HALVED_SIZE
+            first = GroupConv2d(
+                inputs,
+                outputs,
+                4 if halve else 3,
+                orientations=orientations,
+                lift=lift,
+                stride=2 if halve else 1,
+                padding=1,
+            )
+            second = GroupConv2d(outputs, outputs, 3, orientations=orientations, padding=1)
+            norms = [
+                GroupBatchNorm2d(_norm(nn.BatchNorm1d, outputs, momentum, eps)) for _ in range(2)
+            ]
+            pool = 2 if number + 1 < len(widths) else None
+            blocks = Block(first, norms[0], bn), Block(second, norms[1], bn, pool=pool)
+            self.stages.append(nn.Sequential(*blocks))
             inputs = outputs
-        self.head = nn.Linear(inputs, 1)
+        self.norm = _norm(nn.BatchNorm1d, 3 * sum(widths), momentum, eps)
+        self.head = nn.Linear(3 * sum(widths), 1)
         if init == "keras":
             self.apply(_init_keras)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits of shape (batch, 1) for images of shape (batch, 3, size, size)."""
-        logits: Tensor = self.head(self.features(images).mean((2, 3)))
+        statistics = []
+        for stage in self.stages:
+            images = stage(images)
+            statistics.append(tile_statistics(images, self.orientations))
+        logits: Tensor = self.head(self.norm(torch.cat(statistics, 1)))
         return logits
+
+
+def tile_statistics(maps: Tensor, orientations: int) -> Tensor:
+    """Return each channel's mean and standard deviation over a tile, and its mean in the centre.
+
+    Parameters
+    ----------
+    maps
+        (batch, orientations * channels, height, width).
+
+    Returns
+    -------
+    Tensor
+        (batch, 3 * channels); the centre is the middle third of height and width.
+    """
+    # Sums of many pixels in half precision would be worth little.
+    maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
+    batch, _, height, width = maps.shape
+    pixels = maps.permute(0, 2, 3, 1).reshape(batch, height * width * orientations, -1)
+    mean = pixels.mean(1)
+    variance = (pixels.square().mean(1) - mean.square()).clamp_min(0)
+    rows, columns = height // 3, width // 3
+    centre = maps[:, :, rows : height - rows, columns : width - columns].mean((2, 3))
+    centre = centre.view(batch, orientations, -1).mean(1)
+    # Its gradient is without bound at 0.
+    return torch.cat([mean, (variance + 1e-4).sqrt(), centre], 1)
 
 
 def create_model(recipe: Recipe) -> nn.Module:
@@ -155,15 +211,16 @@ def create_model(recipe: Recipe) -> nn.Module:
         torch.manual_seed(recipe.seed)
         if recipe.is_backbone:
             return _create_backbone(recipe)
-        kind = SmallCNN if recipe.model == "small" else CompactCNN
-        return kind(
-            recipe.bn,
-            momentum=recipe.bn_momentum,
-            eps=recipe.bn_eps,
-            widths=recipe.widths,
-            size=recipe.size,
-            init=recipe.init,
-        )
+        options: dict[str, Any] = {
+            "momentum": recipe.bn_momentum,
+            "eps": recipe.bn_eps,
+            "widths": recipe.widths,
+            "size": recipe.size,
+            "init": recipe.init,
+        }
+        if recipe.model == "small":
+            return SmallCNN(recipe.bn, **options)
+        return CompactCNN(recipe.bn, orientations=recipe.orientations, **options)
 
 
 def parameter_groups(
@@ -218,6 +275,8 @@ def fold_norms(model: nn.Module) -> nn.Module:
 def _fold(block: Block) -> nn.Module:
     layer: Any = block.layer
     norm: Any = block.norm
+    if isinstance(layer, GroupConv2d):
+        layer, norm = layer.as_conv2d(), norm.as_batch_norm2d(layer.orientations)
     pool = [nn.MaxPool2d(block.pooling)] if block.pooling else []
     if block.bn == "before":
         fuse = fuse_conv_bn_eval if isinstance(layer, nn.Conv2d) else fuse_linear_bn_eval
@@ -291,10 +350,9 @@ def layer_table(model: nn.Module, size: int) -> str:
     )
 
 
-def _norm(kind: type[Any], channels: int, momentum: float, eps: float) -> nn.Module:
+def _norm(kind: type[Norm], channels: int, momentum: float, eps: float) -> Norm:
     """Build a BatchNorm whose momentum is given in Keras' sense."""
-    norm: nn.Module = kind(channels, eps=eps, momentum=1 - momentum)
-    return norm
+    return kind(channels, eps=eps, momentum=1 - momentum)
 
 
 def _init_keras(module: nn.Module) -> None:

@@ -73,6 +73,39 @@ def symmetry(image: Image, element: int) -> Image:
     return image if flip is None else cv2.flip(image, flip)
 
 
+def turn_and_zoom(images: Images, angles: Floats, zooms: Floats) -> Images:
+    """Turn images about their centre and enlarge them; edges are mirrored into what is bare.
+
+    The centre stays in place, and with it what the label is about.
+
+    Parameters
+    ----------
+    images
+        (images, height, width, 3) uint8.
+    angles
+        (images,) in degrees, anticlockwise.
+    zooms
+        (images,) factors; above 1 enlarges.
+    """
+    height, width = images.shape[1:3]
+    centre = ((width - 1) / 2, (height - 1) / 2)
+    result = np.empty_like(images)
+    for image, angle, zoom, output in zip(images, angles, zooms, result, strict=True):
+        matrix = cv2.getRotationMatrix2D(centre, angle, zoom)
+        border = cv2.BORDER_REFLECT_101
+        cv2.warpAffine(image, matrix, (width, height), output, cv2.INTER_LINEAR, border)
+    return result
+
+
+def blur(images: Images, sigmas: Floats) -> Images:
+    """Blur images by Gaussians of (images,) sigmas in pixels; 0 leaves an image as it is."""
+    result = images.copy()
+    for image, sigma, output in zip(images, sigmas, result, strict=True):
+        if sigma > 0:
+            cv2.GaussianBlur(image, (0, 0), sigma, output)
+    return result
+
+
 def jitter_stains(images: Images, scales: Floats, shifts: Floats) -> Images:
     """Scale and shift the haematoxylin and eosin densities of the tissue in images.
 
@@ -174,29 +207,49 @@ class TileAugmentation:
     ----------
     stains
         Whether to jitter the stains after the symmetry.
-    colours
-        Whether to jitter the colours after the stains.
+    gain, gray
+        How far each channel's gain may be from 1, and the largest share of grey.
     strength
         Of the stains' jitter, see `StainJitter`.
+    zoom, blur
+        Tiles are turned by up to 45 degrees, zoomed by up to a factor of `exp(zoom)` either way,
+        and every second one is blurred by 0.2 to 0.2 + `blur` pixels; 0 does neither.
     """
 
     def __init__(
-        self, *, stains: bool = False, colours: bool = False, strength: float = 1.0
+        self,
+        *,
+        stains: bool = False,
+        gain: float = 0.0,
+        gray: float = 0.0,
+        strength: float = 1.0,
+        zoom: float = 0.0,
+        blur: float = 0.0,
     ) -> None:
         self.stains = stains
-        self.colours = colours
+        self.gain = gain
+        self.gray = gray
         self.strength = strength
+        self.zoom = zoom
+        self.blur = blur
 
     def __call__(self, images: Images, keys: Keys) -> Images:
         """Return transformed images; the draws follow from each tile's key alone."""
-        uniform = uniforms(keys, 9)
+        uniform = uniforms(keys, 13)
+        if self.zoom:
+            zooms = np.exp(self.zoom * (2 * uniform[:, 10] - 1))
+            images = turn_and_zoom(images, 90 * uniform[:, 9] - 45, zooms)
+        if self.blur:
+            sigmas = np.where(uniform[:, 11] < 0.5, 0.2 + self.blur * uniform[:, 12], 0)
+            images = blur(images, sigmas)
         turned = np.empty_like(images)
         for position, element in enumerate((8 * uniform[:, 0]).astype(int)):
             turned[position] = symmetry(images[position], element)
         if self.stains:
             turned = jitter_stains(turned, *stain_draws(uniform[:, 1:5], self.strength))
-        if self.colours:
-            turned = jitter_colours(turned, 0.85 + 0.3 * uniform[:, 5:8], uniform[:, 8])
+        if self.gain:
+            gains = 1 - self.gain + 2 * self.gain * uniform[:, 5:8]
+            turned = jitter_colours(turned, gains, self.gray * uniform[:, 8])
         return turned
 
 
@@ -226,13 +279,16 @@ def augmentation(kind: Augmentation, strength: float = 1.0) -> TileAugmentation 
 
     d4 is one of the eight symmetries of the square, each equally likely; stain is d4 and a
     jitter of the haematoxylin and eosin densities, see `StainJitter`; colour is stain, a gain of
-    up to 15 % a channel, and any share of grey.
+    up to 15 % a channel, and any share of grey; full is stain, gains of up to 10 %, up to 30 %
+    of grey, any angle, a zoom of up to 22 %, and a blur of every second tile.
     """
-    if kind == "none":
-        return None
-    return TileAugmentation(
-        stains=kind in ("stain", "colour"), colours=kind == "colour", strength=strength
-    )
+    options: dict[Augmentation, dict[str, Any]] = {
+        "d4": {},
+        "stain": {"stains": True},
+        "colour": {"stains": True, "gain": 0.15, "gray": 1.0},
+        "full": {"stains": True, "gain": 0.1, "gray": 0.3, "zoom": 0.2, "blur": 0.8},
+    }
+    return TileAugmentation(strength=strength, **options[kind]) if kind in options else None
 
 
 def tile_keys(seed: int, epochs: Indices, indices: Indices) -> Keys:

@@ -10,6 +10,7 @@ LEVELS = [
     {"errors"},
     {"files", "competition", "config", "metrics", "tables", "distributed"},
     {"layers"},
+    {"equivariance"},
     {
         "store",
         "standin",

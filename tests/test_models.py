@@ -1,4 +1,5 @@
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kit import models
+from kit import inference, models
 from kit.config import Bn, Recipe
 from kit.errors import KitError
 from kit.models import SmallCNN
@@ -205,28 +206,64 @@ def test_folded_norms_give_the_same_logits(model: str, bn: Bn) -> None:
         network(images)
     folded = models.fold_norms(network)
     torch.testing.assert_close(folded(images), network.eval()(images), atol=1e-5, rtol=1e-4)
+    # The norm of the tile statistics follows no layer.
+    alone = 1 if model == "compact" else 0
     left = len(models.batch_norms(folded))
-    assert left == (0 if bn == "before" else len(models.batch_norms(network)))
+    assert left == (alone if bn == "before" else len(models.batch_norms(network)))
+
+
+def normalise(features: Tensor) -> Tensor:
+    dims = [0, *range(2, features.ndim)]
+    centred = features - features.mean(dims, keepdim=True)
+    return centred / (centred.square().mean(dims, keepdim=True) + 1e-5).sqrt()
+
+
+@pytest.mark.parametrize("size", [8, 64])
+@pytest.mark.parametrize("bn", ["before", "after"])
+def test_compact_network_is_the_written_out_one(bn: Bn, size: int) -> None:
+    """Two padded convolutions a stage, pooled in between; statistics of each stage, one logit."""
+    network = models.CompactCNN(bn, widths=(4, 6), orientations=1, size=size).double()
+    images = torch.randn(3, 3, size, size, dtype=torch.float64)
+    logits = network(images)
+    features, statistics = images, []
+    for stage in network.stages:
+        for block in stage:
+            layer, stride = block.layer, 2 if block.layer.weight.shape[2] == 4 else 1
+            features = functional.conv2d(features, layer.weight, layer.bias, stride, padding=1)
+            if bn == "after":
+                features = features.relu()
+            features = normalise(features)
+            if bn == "before":
+                features = features.relu()
+        if stage is network.stages[0]:
+            features = functional.max_pool2d(features, 2)
+        edge = features.shape[2] // 3
+        centre = features[:, :, edge:-edge, edge:-edge]
+        spread = (features.var((2, 3), correction=0) + 1e-4).sqrt()
+        statistics += [features.mean((2, 3)), spread, centre.mean((2, 3))]
+    assert (size == 64) == (network.stages[0][0].layer.weight.shape[2] == 4)
+    torch.testing.assert_close(logits, network.head(normalise(torch.cat(statistics, 1))))
 
 
 @pytest.mark.parametrize("bn", ["before", "after"])
-def test_compact_network_is_the_written_out_one(bn: Bn) -> None:
-    """Stages of two padded convolutions, pooled in between, a mean over the tile, one logit."""
-    network = models.CompactCNN(bn, widths=(4, 6), size=8).double()
-    images = torch.randn(3, 3, 8, 8, dtype=torch.float64)
-    logits = network(images)
-    features = images
-    for index, block in enumerate(b for b in network.features if isinstance(b, nn.Sequential)):
-        if index == 2:
-            features = functional.max_pool2d(features, 2)
-        features = functional.conv2d(features, block.layer.weight, block.layer.bias, padding=1)
-        if bn == "after":
-            features = features.relu()
-        centred = features - features.mean((0, 2, 3), keepdim=True)
-        features = centred / (centred.square().mean((0, 2, 3), keepdim=True) + 1e-5).sqrt()
-        if bn == "before":
-            features = features.relu()
-    torch.testing.assert_close(logits, network.head(features.mean((2, 3))))
+@pytest.mark.parametrize("size", [32, 96])
+def test_compact_network_gives_all_eight_views_one_answer(bn: Bn, size: int) -> None:
+    network = models.CompactCNN(bn, widths=(2, 3, 4), size=size).double()
+    network(torch.randn(8, 3, size, size, dtype=torch.float64))
+    images = torch.randn(4, 3, size, size, dtype=torch.float64)
+    network.eval()
+    logits = [network(view) for view in inference.symmetries(images)]
+    assert logits[0].std() > 0
+    for one in logits[1:]:
+        torch.testing.assert_close(one, logits[0])
+
+
+def test_compact_arms_start_from_the_same_tensors() -> None:
+    recipe = Recipe(model="compact", orientations=8, size=64)
+    before, after = (models.create_model(replace(recipe, bn=bn)) for bn in ("before", "after"))
+    assert before.state_dict().keys() == after.state_dict().keys()
+    for name, tensor in before.state_dict().items():
+        assert torch.equal(tensor, after.state_dict()[name])
 
 
 def test_compact_network_needs_room_for_its_stages() -> None:

@@ -155,3 +155,34 @@ def test_uniforms_are_uniform_and_uncorrelated_over_tiles_and_epochs() -> None:
 def test_keys_differ_by_seed_epoch_and_index() -> None:
     drawn = [keys(500, epoch=epoch, seed=seed) for epoch in (1, 2) for seed in (0, 1)]
     assert len(np.unique(drawn)) == 2000
+
+
+def test_turning_by_a_quarter_is_that_of_the_square() -> None:
+    images = TISSUE[:4]
+    turned = transforms.turn_and_zoom(images, np.full(4, 90.0), np.ones(4))
+    np.testing.assert_array_equal(turned, np.rot90(images, 1, (1, 2)))
+
+
+def test_zooming_enlarges_about_the_centre_that_stays_in_place() -> None:
+    ramp = np.repeat(np.arange(0, 240, 10, dtype=np.uint8)[None, :, None], 24, 0).repeat(3, 2)
+    zoomed, shrunk = transforms.turn_and_zoom(
+        np.stack([ramp, ramp]), np.zeros(2), np.array([2.0, 0.8])
+    )
+    # Beside the centre, half a pixel either way: 115 less or more half a step times the scale.
+    np.testing.assert_allclose(zoomed[12, 11:13, 0], [112.5, 117.5], atol=1)
+    np.testing.assert_allclose(shrunk[12, 11:13, 0], [108.75, 121.25], atol=1)
+
+
+def test_blurring_is_opencvs_and_spares_what_it_should() -> None:
+    blurred = transforms.blur(TISSUE[:2], np.array([0.0, 0.9]))
+    np.testing.assert_array_equal(blurred[0], TISSUE[0])
+    np.testing.assert_array_equal(blurred[1], cv2.GaussianBlur(TISSUE[1], (0, 0), 0.9))
+
+
+def test_the_full_augmentation_follows_from_the_keys_alone() -> None:
+    augment = transforms.augmentation("full")
+    assert augment is not None
+    together = augment(TISSUE, keys(len(TISSUE)))
+    one_by_one = [augment(TISSUE[i : i + 1], keys(len(TISSUE))[i : i + 1]) for i in range(8)]
+    np.testing.assert_array_equal(together[:8], np.concatenate(one_by_one))
+    assert not np.array_equal(together, augment(TISSUE, keys(len(TISSUE), epoch=2)))
