@@ -43,15 +43,17 @@ def main(
     chosen = ensemble.choose(runs, labels, predictions, mean)
     judged = ensemble.gain(labels, predictions, mean, slides=groups)
     path = ensemble.write(out, chosen, asdict(judged))
-    singles = [metrics.auc(labels, one) for one in predictions]
-    print("\n".join(describe(runs, singles, chosen, judged)))
+    everything = Ensemble({str(run): 1 / len(runs) for run in runs}, mean)
+    aucs = [metrics.auc(labels, one) for one in [*predictions, everything.combine(predictions)]]
+    print("\n".join(describe(runs, aucs, chosen, judged)))
     print(f"{path}\nnext: python kernels/predict.py --ensemble {path} --out submission.csv")
 
 
 def describe(
-    folders: tuple[Path, ...], singles: list[float], chosen: Ensemble, judged: Gain
+    folders: tuple[Path, ...], aucs: list[float], chosen: Ensemble, judged: Gain
 ) -> list[str]:
-    """Tell each run's AUC and weight, and what the mean gains."""
+    """Tell each run's AUC and weight, that of the mean of all, and what choosing gains."""
+    *singles, everything = aucs
     order = np.argsort(singles)[::-1]
     lines = [
         f"{singles[index]:.4f}  weight {chosen.weights.get(str(folders[index]), 0.0):.2f}  "
@@ -61,6 +63,7 @@ def describe(
     return [
         "held-out AUC by run:",
         *lines,
+        f"{everything:.4f}  all {len(folders)}, weighted alike",
         f"chosen and judged on different tiles: the mean {judged.auc}, the best run "
         f"{judged.best_run}; gain {judged.comparison.difference} "
         f"(DeLong, p = {judged.comparison.p_value:.3f})",

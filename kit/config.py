@@ -86,7 +86,7 @@ class Recipe:
     bn_eps: Positive = 1e-3
     """Added to BatchNorm's variance."""
     init: Init = "keras"
-    """keras: Glorot-uniform weights, zero biases; torch: PyTorch's own."""
+    """keras: Glorot-uniform weights, zero biases; torch: PyTorch's own, and He's for compact."""
     pretrained: bool = False
     """Start a timm model from its published weights."""
     weights: Path | None = None

@@ -356,7 +356,7 @@ def _norm(kind: type[Norm], channels: int, momentum: float, eps: float) -> Norm:
 
 
 def _init_keras(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d | nn.Linear):
+    if isinstance(module, nn.Conv2d | nn.Linear | GroupConv2d):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

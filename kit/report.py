@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from kit import __version__, dataset, metrics, plots, runs, split
 from kit.competition import CLASS_NAMES, SLIDES_FILE, TILE_SIZE
+from kit.equivariance import GroupConv2d
 from kit.errors import KitError
 from kit.files import write_text
 from kit.inference import Normalize
@@ -355,7 +356,7 @@ def _last_map(model: nn.Module, image: Tensor) -> nn.Module | None:
     maps = [
         size
         for module, size in outputs
-        if isinstance(module, nn.Conv2d) and min(size, default=0) > 1
+        if isinstance(module, nn.Conv2d | GroupConv2d) and min(size, default=0) > 1
     ]
     return next((module for module, size in reversed(outputs) if maps and size == maps[-1]), None)
 

@@ -112,6 +112,9 @@ def test_cross_validation_ensemble_and_prediction(tiles: Store, tmp_path: Path) 
 
     said = run_kernel("ensemble", one, two, "--out", str(tmp_path / "both"))
     assert "chosen and judged on different tiles" in said
+    tables = [runs.read_valid(Path(folder)).sort_values("id") for folder in (one, two)]
+    together = np.mean([table["probability"] for table in tables], axis=0)
+    assert f"{metrics.auc(tables[0]['label'], together):.4f}  all 2, weighted alike" in said
     file, out = tmp_path / "both" / "ensemble.json", tmp_path / "submission.csv"
     run_kernel("predict", "--ensemble", str(file), "--data", data, "--out", str(out))
     submitted = pd.read_csv(out)["label"].to_numpy()
