@@ -77,6 +77,37 @@ class BatchNorm2d(nn.BatchNorm2d):
         return outputs
 
 
+class FrozenNorm(nn.Module):
+    """What a norm does in evaluation, with the statistics that it has now."""
+
+    def __init__(self, norm: BatchNorm2d) -> None:
+        super().__init__()
+        self.parts = norm.running_mean, norm.running_var, norm.weight, norm.bias
+        self.eps = norm.eps
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return normalised images."""
+        return functional.batch_norm(inputs, *self.parts, eps=self.eps)
+
+
+class Remember(nn.Module):
+    """A part that several models begin with: they get what it made for the first of them.
+
+    Only for what stays the same, in evaluation; the last inputs and outputs are kept.
+    """
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+        self.last: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the part's outputs; for the same tensor as the last time, those of then."""
+        if self.last is None or self.last[0] is not inputs:
+            self.last = inputs, self.part(inputs)
+        return self.last[1]
+
+
 class _PoolNorm(torch.autograd.Function):
     """A norm in training and max pooling, with the gradient of arXiv:1502.03167, section 3."""
 
