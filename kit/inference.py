@@ -43,10 +43,13 @@ class Normalize(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return float images of the same shape, channels last in memory."""
         # By whole rows of pixels: a loop over three channels is several times slower.
+        scale, offset = (
+            part.expand(images.shape[3], -1).flatten() for part in (self.scale, self.offset)
+        )
         pixels = images.permute(0, 2, 3, 1)
-        scale, offset = (part.repeat(images.shape[3]) for part in (self.scale, self.offset))
-        normalized = torch.addcmul(offset, pixels.flatten(2).float(), scale)
-        return normalized.view(pixels.shape).permute(0, 3, 1, 2)
+        rows = pixels.flatten(2).to(scale.dtype, copy=True)
+        torch.addcmul(offset, rows, scale, out=rows)
+        return rows.view(pixels.shape).permute(0, 3, 1, 2)
 
 
 def choose_device(name: str) -> torch.device:
