@@ -20,7 +20,7 @@ from kit.models import BatchNorm, batch_norms, fold_norms, share_stem
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 # Tiles evaluated at once on a processor: their activations fit its caches.
-CPU_CHUNK = 64
+CPU_CHUNK = 128
 
 _DTYPES: dict[str, torch.dtype] = {
     "fp32": torch.float32,

@@ -206,8 +206,8 @@ def freeze_backbone(model: nn.Module, *, frozen: bool) -> None:
 def fold_norms(model: nn.Module) -> nn.Module:
     """Return a copy for evaluation that does less: norms in front of ReLU are folded away.
 
-    Only the kit's own networks have blocks to fold. Their maxima are pooled first, where that is
-    the same; logits agree within rounding.
+    Only the kit's own networks have blocks to fold. Where it is the same, maxima are pooled first
+    and they alone normalised; logits agree within rounding.
     """
     folded = copy.deepcopy(model).eval()
     for name, block in folded.named_modules():
