@@ -2,7 +2,7 @@
 
 import ctypes
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 
 import numpy as np
@@ -14,13 +14,13 @@ from tqdm import tqdm
 from kit.config import Precision, Views
 from kit.dataset import Batch
 from kit.errors import KitError
-from kit.models import BatchNorm, batch_norms, fold_norms
+from kit.models import BatchNorm, batch_norms, fold_norms, share_stem
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 # Tiles evaluated at once on a processor: their activations fit its caches.
-CPU_CHUNK = 64
+CPU_CHUNK = 128
 
 _DTYPES: dict[str, torch.dtype] = {
     "fp32": torch.float32,
@@ -43,10 +43,13 @@ class Normalize(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return float images of the same shape, channels last in memory."""
         # By whole rows of pixels: a loop over three channels is several times slower.
+        scale, offset = (
+            part.expand(images.shape[3], -1).flatten() for part in (self.scale, self.offset)
+        )
         pixels = images.permute(0, 2, 3, 1)
-        scale, offset = (part.repeat(images.shape[3]) for part in (self.scale, self.offset))
-        normalized = torch.addcmul(offset, pixels.flatten(2).float(), scale)
-        return normalized.view(pixels.shape).permute(0, 3, 1, 2)
+        rows = pixels.flatten(2).to(scale.dtype, copy=True)
+        torch.addcmul(offset, rows, scale, out=rows)
+        return rows.view(pixels.shape).permute(0, 3, 1, 2)
 
 
 def choose_device(name: str) -> torch.device:
@@ -113,7 +116,6 @@ def symmetries(images: Tensor) -> list[Tensor]:
     return [view.contiguous(memory_format=torch.channels_last) for view in views]
 
 
-@torch.inference_mode()
 def predict(
     model: nn.Module,
     loader: Iterable[Batch],
@@ -140,20 +142,52 @@ def predict(
     ndarray
         (tiles,), in [0, 1].
     """
+    bar = tqdm(loader, desc=description, disable=description is None, unit=" batches")
+    probabilities: npt.NDArray[np.float64]
+    (probabilities,) = predict_each(
+        [fold_norms(model.eval())], bar, normalize, views=views, device=device, dtype=dtype
+    )
+    return probabilities
+
+
+@torch.inference_mode()
+def predict_each(
+    folded: Sequence[nn.Module],
+    loader: Iterable[Batch],
+    normalize: Normalize,
+    *,
+    views: Views = 1,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> npt.NDArray[np.float64]:
+    """Return what `predict` does for each of several models, with less work.
+
+    Parameters
+    ----------
+    folded
+        From `fold_norms`, of models that differ in their running statistics alone.
+
+    Returns
+    -------
+    ndarray
+        (models, tiles), in [0, 1].
+    """
     device = device or torch.device("cpu")
-    model = fold_norms(model.eval())
-    probabilities = []
-    for images, _ in tqdm(loader, desc=description, disable=description is None, unit=" batches"):
+    share_stem(folded)
+    probabilities: list[list[Tensor]] = [[] for _ in folded]
+    for images, _ in loader:
         for chunk in torch.split(images, CPU_CHUNK if device.type == "cpu" else len(images)):
             inputs = chunk.to(device, non_blocking=True)
             with autocast(device, dtype):
                 logits = [
-                    model(normalize(view))
+                    [model(normalized) for model in folded]
                     for view in (symmetries(inputs) if views == 8 else [inputs])
+                    for normalized in [normalize(view)]
                 ]
-            seen = torch.stack(logits).double().sigmoid()
-            probabilities.append(seen.mean(0).squeeze(1).cpu())
-    return torch.cat(probabilities).numpy()
+            # One by one: PyTorch's sigmoid rounds by where in memory a value stands.
+            for seen, own in zip(probabilities, zip(*logits, strict=True), strict=True):
+                seen.append(torch.stack(own).double().sigmoid().mean(0).squeeze(1).cpu())
+    return np.stack([torch.cat(seen).numpy() for seen in probabilities])
 
 
 @torch.no_grad()

@@ -64,9 +64,8 @@ class BatchNorm2d(nn.BatchNorm2d):
         return bool((self.weight > 0).all())
 
     def can_pool(self, inputs: Tensor) -> bool:
-        """Whether pooling first is right here, and pays: training in full precision, no GPU."""
-        is_plain = inputs.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-        return self.training and is_plain and self.is_increasing()
+        """Whether pooling first is right here, and pays: training on a processor."""
+        return self.training and inputs.device.type == "cpu" and self.is_increasing()
 
     def forward(self, inputs: Tensor, pool: int | None = None) -> Tensor:
         """Return normalised images; with `pool`, their maxima over squares of that side."""
@@ -76,6 +75,37 @@ class BatchNorm2d(nn.BatchNorm2d):
         self.num_batches_tracked.add_(1)
         outputs: Tensor = _PoolNorm.apply(inputs, self.weight, self.bias, self, pool)
         return outputs
+
+
+class FrozenNorm(nn.Module):
+    """What a norm does in evaluation, with the statistics that it has now."""
+
+    def __init__(self, norm: BatchNorm2d) -> None:
+        super().__init__()
+        self.parts = norm.running_mean, norm.running_var, norm.weight, norm.bias
+        self.eps = norm.eps
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return normalised images."""
+        return functional.batch_norm(inputs, *self.parts, eps=self.eps)
+
+
+class Remember(nn.Module):
+    """A part that several models begin with: they get what it made for the first of them.
+
+    Only for what stays the same, in evaluation; the last inputs and outputs are kept.
+    """
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+        self.last: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the part's outputs; for the same tensor as the last time, those of then."""
+        if self.last is None or self.last[0] is not inputs:
+            self.last = inputs, self.part(inputs)
+        return self.last[1]
 
 
 class _PoolNorm(torch.autograd.Function):
@@ -89,27 +119,25 @@ class _PoolNorm(torch.autograd.Function):
         mean, var = torch.batch_norm_update_stats(
             inputs, norm.running_mean, norm.running_var, norm.momentum
         )
-        inverse_std = (var + norm.eps).rsqrt()
-        scale = weight * inverse_std
         maxima, indices = functional.max_pool2d(inputs, pool, return_indices=True)
-        ctx.save_for_backward(inputs, maxima, indices, mean, inverse_std, scale)
-        return torch.addcmul(_column(bias - mean * scale), maxima, _column(scale))
+        ctx.save_for_backward(inputs, maxima, indices, mean, var, weight)
+        ctx.eps, ctx.pool = norm.eps, pool
+        return functional.batch_norm(maxima, mean, var, weight, bias, eps=norm.eps)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, maxima, indices, mean, inverse_std, scale = ctx.saved_tensors
-        of_bias = gradient.sum((0, 2, 3))
-        of_weight = ((gradient * maxima).sum((0, 2, 3)) - mean * of_bias) * inverse_std
-        count = inputs.numel() // len(mean)
-        slope = -scale * inverse_std * of_weight / count
-        constant = -scale * of_bias / count - slope * mean
-        of_inputs = torch.addcmul(_column(constant), inputs, _column(slope))
-        of_maxima = gradient * _column(scale)
-        of_inputs.flatten(2).scatter_add_(2, indices.flatten(2), of_maxima.flatten(2))
+        inputs, maxima, indices, mean, var, weight = ctx.saved_tensors
+        # As if mean and variance were constants,
+        of_maxima, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            gradient, maxima, weight, mean, var, None, None, False, ctx.eps, [True, True, True]
+        )
+        # and what goes through them to each of the inputs.
+        share = weight * (var + ctx.eps).rsqrt() * (-len(mean) / inputs.numel())
+        slope, constant = share * of_weight, share * of_bias
+        of_inputs = functional.batch_norm(inputs, mean, var, slope, constant, eps=ctx.eps)
+        # Scattered over zeros and then added: several times faster than one by one.
+        of_inputs += functional.max_unpool2d(
+            of_maxima, indices, ctx.pool, output_size=inputs.shape[2:]
+        )
         return of_inputs, of_weight, of_bias, None, None
-
-
-def _column(channels: Tensor) -> Tensor:
-    """Shape a value a channel to go with images."""
-    return channels.view(-1, 1, 1)

@@ -4,6 +4,7 @@ import copy
 import difflib
 import pickle
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ from kit import competition
 from kit.config import Bn, Init, Orientations, Recipe
 from kit.equivariance import GroupBatchNorm2d, GroupConv2d
 from kit.errors import KitError
-from kit.layers import BatchNorm2d, Block
+from kit.layers import BatchNorm2d, Block, FrozenNorm, Remember
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 Norm = TypeVar("Norm", bound=BatchNorm)
@@ -262,8 +263,8 @@ def freeze_backbone(model: nn.Module, *, frozen: bool) -> None:
 def fold_norms(model: nn.Module) -> nn.Module:
     """Return a copy for evaluation that does less: norms in front of ReLU are folded away.
 
-    Only the kit's own networks have blocks to fold. Their maxima are pooled first, where that is
-    the same; logits agree within rounding.
+    Only the kit's own networks have blocks to fold. Where it is the same, maxima are pooled first
+    and they alone normalised; logits agree within rounding.
     """
     folded = copy.deepcopy(model).eval()
     for name, block in folded.named_modules():
@@ -277,13 +278,40 @@ def _fold(block: Block) -> nn.Module:
     norm: Any = block.norm
     if isinstance(layer, GroupConv2d):
         layer, norm = layer.as_conv2d(), norm.as_batch_norm2d(layer.orientations)
+    act = nn.ReLU()
     pool = [nn.MaxPool2d(block.pooling)] if block.pooling else []
-    if block.bn == "before":
-        fuse = fuse_conv_bn_eval if isinstance(layer, nn.Conv2d) else fuse_linear_bn_eval
-        return nn.Sequential(fuse(layer, norm), *pool, nn.ReLU())
-    if isinstance(norm, BatchNorm2d) and norm.is_increasing():
-        return nn.Sequential(layer, *pool, nn.ReLU(), norm)
-    return block
+    increases = isinstance(norm, BatchNorm2d) and norm.is_increasing()
+    if block.bn == "after":
+        return nn.Sequential(layer, *pool, act, norm) if increases else block
+    if pool and increases:
+        # On the maxima it costs next to nothing, and the layer is the same for all statistics.
+        return nn.Sequential(layer, *pool, FrozenNorm(norm), act)
+    fuse = fuse_conv_bn_eval if isinstance(layer, nn.Conv2d) else fuse_linear_bn_eval
+    return nn.Sequential(fuse(layer, norm), *pool, act)
+
+
+def share_stem(folded: Sequence[nn.Module]) -> None:
+    """Let networks compute but once what comes before their first norm.
+
+    Parameters
+    ----------
+    folded
+        From `fold_norms`, of models that differ in their running statistics alone.
+    """
+    first = [_first_block(model) for model in folded]
+    is_norm = [isinstance(part, FrozenNorm | BatchNorm2d) for part in first[0]]
+    if any(is_norm):
+        stop = is_norm.index(True)
+        stem = Remember(first[0][:stop])
+        for model, block in zip(folded, first, strict=True):
+            model.set_submodule("features.0", nn.Sequential(stem, *block[stop:]))
+
+
+def _first_block(folded: nn.Module) -> nn.Sequential:
+    """Return what a folded network of the kit begins with; of others nothing."""
+    features = getattr(folded, "features", None)
+    first = features[0] if isinstance(features, nn.Sequential) else None
+    return first if isinstance(first, nn.Sequential) else nn.Sequential()
 
 
 def batch_norms(model: nn.Module) -> dict[str, BatchNorm]:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -51,58 +52,79 @@ class StatisticsBank:
     Parameters
     ----------
     model
-        Its BatchNorm layers' own statistics are left alone.
+        Its BatchNorm layers' own statistics follow their own momentum, as without a bank.
     momenta
         In Keras' sense.
     """
 
     def __init__(self, model: nn.Module, momenta: Sequence[float]) -> None:
         self.model = model
-        self.norms = models.batch_norms(model)
-        self.sets = {one: self._copy() for one in momenta if not self.is_own(one)}
-        for name, norm in self.norms.items():
-            norm.register_forward_pre_hook(partial(self._update, name))
+        self.momenta = list(momenta)
+        norms = models.batch_norms(model)
+        self._own = {norm.momentum for norm in norms.values()}
+        self._sets = {name: _Sets(norm, momenta) for name, norm in norms.items()}
+        for name, norm in norms.items():
+            norm.register_forward_hook(partial(self._follow, name))
 
     def is_own(self, momentum: float) -> bool:
         """Whether a momentum is the model's own, and so are its statistics."""
-        return all(norm.momentum == 1 - momentum for norm in self.norms.values())
+        return self._own <= {1 - momentum}
 
     @contextmanager
     def use(self, momentum: float) -> Iterator[None]:
         """Let the model evaluate with the statistics of a momentum."""
         with self.preserve():
-            self._write(self.statistics(momentum))
+            for name, (mean, var) in self.statistics(momentum).items():
+                self._sets[name].write(mean, var)
             yield
 
     def statistics(self, momentum: float) -> Statistics:
         """Return the statistics of a momentum."""
-        return self._copy() if self.is_own(momentum) else self.sets[momentum]
+        row = 1 + self.momenta.index(momentum)
+        return {name: (*sets.rows[row].clone(),) for name, sets in self._sets.items()}
 
     @contextmanager
     def preserve(self) -> Iterator[None]:
         """Give the model its own statistics back at the end."""
-        own = self._copy()
         try:
             yield
         finally:
-            self._write(own)
+            for sets in self._sets.values():
+                sets.write(*sets.rows[0])
 
-    def _update(self, name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        """Follow a training batch, by the very operation that the layer itself uses."""
+    def _follow(self, name: str, *_: object) -> None:
         # Recalibrating puts the norms alone into training mode, and is no training.
         if self.model.training:
-            for momentum, statistics in self.sets.items():
-                torch.batch_norm_update_stats(inputs[0], *statistics[name], 1 - momentum)
+            self._sets[name].follow()
 
-    def _copy(self) -> Statistics:
-        return {
-            name: (_mean(norm).clone(), _var(norm).clone()) for name, norm in self.norms.items()
-        }
 
-    def _write(self, statistics: Statistics) -> None:
-        for name, norm in self.norms.items():
-            _mean(norm).copy_(statistics[name][0])
-            _var(norm).copy_(statistics[name][1])
+class _Sets:
+    """The running statistics of one norm, a row a set: its own, then one a momentum.
+
+    The norm itself is left to take in the whole of a batch's statistics, which are computed only
+    once; from there each set follows as in PyTorch, whose momentum is the share that is new.
+    """
+
+    def __init__(self, norm: models.BatchNorm, momenta: Sequence[float]) -> None:
+        assert norm.momentum is not None
+        # In training the gradient does not read them, though autograd would think so.
+        self.mean, self.var = _mean(norm).data, _var(norm).data
+        new = [norm.momentum, *(1 - momentum for momentum in momenta)]
+        self.new = self.mean.new_tensor(new).view(-1, 1, 1)
+        self.old = self.mean.new_tensor([1 - share for share in new]).view(-1, 1, 1)
+        self.rows = torch.stack([self.mean, self.var]).repeat(len(new), 1, 1)
+        norm.momentum = 1.0
+
+    def follow(self) -> None:
+        """Let all sets follow a batch, and give the norm its own again."""
+        batch = torch.stack([self.mean, self.var])
+        self.rows.mul_(self.old).add_(batch * self.new)
+        self.write(*self.rows[0])
+
+    def write(self, mean: Tensor, var: Tensor) -> None:
+        """Give the norm these statistics."""
+        self.mean.copy_(mean)
+        self.var.copy_(var)
 
 
 def sweep(
@@ -266,35 +288,34 @@ def verdict(histories: Histories) -> str:
 def _sweep_one(run: Run, momenta: Sequence[float]) -> Iterator[EpochResult]:
     """Train one seed, keeping every momentum's history and its last statistics."""
     bank = StatisticsBank(run.state.model, momenta)
+    others = [momentum for momentum in momenta if not bank.is_own(momentum)]
+    latest: dict[str, dict[str, Any]] = {}
+
+    def evaluate(*data: Any) -> dict[str, Any]:
+        own, *found = training.evaluate_each(_candidates(run, bank, others), *data)
+        latest.update({f"{momentum:g}": own for momentum in momenta})
+        latest.update(zip([*(f"{one:g}" for one in others), RECALIBRATED], found, strict=True))
+        return own
+
     histories: dict[str, list[EpochResult]] = {}
-    for result in run.train(progress=False):
-        for name, own in _evaluate_all(run, bank, momenta, result):
-            histories.setdefault(name, []).append(own)
+    for result in run.train(progress=False, evaluate=evaluate):
+        for name, figures in latest.items():
+            histories.setdefault(name, []).append(dataclasses.replace(result, **figures))
         yield result
     _write_statistics(run.folder, bank, momenta)
     plain = {name: [asdict(one) for one in history] for name, history in histories.items()}
     write_text(run.folder / "histories.json", json.dumps(plain) + "\n")
 
 
-def _evaluate_all(
-    run: Run, bank: StatisticsBank, momenta: Sequence[float], result: EpochResult
-) -> Iterator[tuple[str, EpochResult]]:
-    """Yield an epoch's result by each momentum's statistics, then by the recalibrated ones."""
+def _candidates(run: Run, bank: StatisticsBank, momenta: Sequence[float]) -> Iterator[nn.Module]:
+    """Yield the run's model with its own statistics, those of momenta, and recalibrated ones."""
+    yield run.state.model
     for momentum in momenta:
-        if bank.is_own(momentum):
-            # Training has evaluated with them already.
-            yield f"{momentum:g}", result
-            continue
         with bank.use(momentum):
-            yield f"{momentum:g}", _evaluate(run, result)
+            yield run.state.model
     with bank.preserve():
         run.recalibrate()
-        yield RECALIBRATED, _evaluate(run, result)
-
-
-def _evaluate(run: Run, result: EpochResult) -> EpochResult:
-    figures = training.evaluate(run.state, run.valid_loader, run.normalize)
-    return dataclasses.replace(result, **figures)
+        yield run.state.model
 
 
 def _read_histories(folder: Path) -> dict[str, list[EpochResult]]:

@@ -9,6 +9,7 @@ valid.csv          id,label,probability on the holdout
 metrics.json       the final figures, with intervals
 """
 
+import copy
 import dataclasses
 import io
 import json
@@ -47,7 +48,7 @@ from kit.files import LOCK_NAME, FolderLock, atomic_path, write_text
 from kit.inference import Normalize
 from kit.split import Holdout
 from kit.store import Store, TileSet
-from kit.training import EpochResult, NonFiniteLossError, TrainingState
+from kit.training import EpochResult, Evaluate, NonFiniteLossError, TrainingState
 
 # What must be the same for a resumed run to be the run that was never interrupted.
 _MUST_MATCH = ("recipe", "data", "kit", "torch", "precision", "device")
@@ -134,11 +135,18 @@ class Run:
         if self.rank == 0:
             split.write(folder / "split.csv", store.train.ids, self.holdout)
 
-    def train(self, *, progress: bool = True) -> Iterator[EpochResult]:
+    def train(
+        self, *, evaluate: Evaluate = training.evaluate, progress: bool = True
+    ) -> Iterator[EpochResult]:
         """Train to the last epoch, keeping checkpoints, and yield each epoch's result.
 
         After the last one the folder holds the weights, the holdout's probabilities and the
         final figures.
+
+        Parameters
+        ----------
+        evaluate, progress
+            See `training.fit`.
 
         Raises
         ------
@@ -147,7 +155,6 @@ class Run:
         KitError
             If the loss stops being a number; the batch's tiles and the checkpoint are named.
         """
-        train = self._dataset(self.holdout.train, train=True)
         valid = self.valid_loader.dataset
         assert isinstance(valid, TileDataset)
         with _sigterm_flag() as sigterm:
@@ -155,7 +162,9 @@ class Run:
                 for result in training.fit(
                     self.state,
                     dataset.train_loader(
-                        train, batch_size=self.recipe.batch_size, workers=self.workers
+                        self._train_dataset,
+                        batch_size=self.recipe.batch_size,
+                        workers=self.workers,
                     ),
                     dataset.eval_loader(valid, rank=self.rank, processes=distributed.size()),
                     self.normalize,
@@ -163,6 +172,7 @@ class Run:
                     label_smoothing=self.recipe.label_smoothing,
                     frozen_epochs=self.recipe.frozen_epochs,
                     after_step=lambda: self._after_step(sigterm),
+                    evaluate=evaluate,
                     progress=progress and self.rank == 0,
                 ):
                     self.history.append(result)
@@ -193,7 +203,13 @@ class Run:
     @cached_property
     def plain_train_loader(self) -> DataLoader[Batch]:
         """The training tiles, each once, without augmentation."""
-        return dataset.eval_loader(self._dataset(self.holdout.train))
+        plain = copy.copy(self._train_dataset)
+        plain.augment = None
+        return dataset.eval_loader(plain)
+
+    @cached_property
+    def _train_dataset(self) -> TileDataset:
+        return self._dataset(self.holdout.train, train=True)
 
     def _dataset(self, rows: npt.NDArray[np.int64], *, train: bool = False) -> TileDataset:
         return dataset.recipe_dataset(

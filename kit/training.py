@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -163,6 +163,53 @@ class _Progress:
     seconds: float = 0.0
 
 
+def evaluate(
+    state: TrainingState, valid: DataLoader[Batch], normalize: Normalize
+) -> dict[str, Any]:
+    """Return the figures of an epoch's result that its weights and running statistics give."""
+    (figures,) = evaluate_each([state.model], state, valid, normalize)
+    return figures
+
+
+def evaluate_each(
+    candidates: Iterable[nn.Module],
+    state: TrainingState,
+    valid: DataLoader[Batch],
+    normalize: Normalize,
+) -> list[dict[str, Any]]:
+    """Return what `evaluate` does for each of several models in place of the state's own.
+
+    Parameters
+    ----------
+    candidates
+        They differ in their running statistics alone. Each is copied before the next is asked
+        for, so that they may be one model that changes.
+    """
+    dataset = valid.dataset
+    assert isinstance(dataset, TileDataset)
+    labels = dataset.labels.astype(np.int64)
+    folded, lowest = [], []
+    for model in candidates:
+        folded.append(models.fold_norms(model.eval()))
+        lowest.append(models.min_running_var(model))
+    probabilities = inference.predict_each(
+        folded, valid, normalize, device=state.device, dtype=state.dtype
+    )
+    found = [metrics.summary(labels, distributed.concatenate(own)) for own in probabilities]
+    return [
+        {
+            "valid_loss": figures["log_loss"],
+            "valid_accuracy": figures["accuracy"],
+            "valid_auc": figures["auc"],
+            "min_running_var": low,
+        }
+        for figures, low in zip(found, lowest, strict=True)
+    ]
+
+
+Evaluate = Callable[[TrainingState, DataLoader[Batch], Normalize], dict[str, Any]]
+
+
 def fit(
     state: TrainingState,
     train: DataLoader[Batch],
@@ -173,6 +220,7 @@ def fit(
     label_smoothing: float = 0.0,
     frozen_epochs: int = 0,
     after_step: Callable[[], None] | None = None,
+    evaluate: Evaluate = evaluate,
     progress: bool = True,
 ) -> Iterator[EpochResult]:
     """Train up to `epochs`, from where `state` stands, and yield one result an epoch.
@@ -196,6 +244,8 @@ def fit(
         First epochs that train the classifier alone.
     after_step
         Called after each step of the optimiser.
+    evaluate
+        Called after each epoch; it returns what the module's own does.
     progress
         Whether to draw a bar of the epoch's steps on stderr.
 
@@ -228,25 +278,6 @@ def fit(
             tiles_per_second=_tiles(train) / trained.seconds,
             **figures,
         )
-
-
-def evaluate(
-    state: TrainingState, valid: DataLoader[Batch], normalize: Normalize
-) -> dict[str, Any]:
-    """Return the figures of an epoch's result that its weights and running statistics give."""
-    dataset = valid.dataset
-    assert isinstance(dataset, TileDataset)
-    labels = dataset.labels.astype(np.int64)
-    probabilities = inference.predict(
-        state.model, valid, normalize, device=state.device, dtype=state.dtype
-    )
-    figures = metrics.summary(labels, distributed.concatenate(probabilities))
-    return {
-        "valid_loss": figures["log_loss"],
-        "valid_accuracy": figures["accuracy"],
-        "valid_auc": figures["auc"],
-        "min_running_var": models.min_running_var(state.model),
-    }
 
 
 def _steps(

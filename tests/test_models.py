@@ -245,6 +245,37 @@ def test_compact_network_is_the_written_out_one(bn: Bn, size: int) -> None:
     torch.testing.assert_close(logits, network.head(normalise(torch.cat(statistics, 1))))
 
 
+@pytest.mark.parametrize("name", ["small", "compact", "test_resnet"])
+@pytest.mark.parametrize("bn", ["before", "after"])
+def test_networks_that_share_their_stem_are_the_same_bit_for_bit(name: str, bn: Bn) -> None:
+    network = models.create_model(Recipe(model=name, bn=bn, widths=(4, 6, 8)))
+    folded = []
+    for _ in range(3):
+        network.train()(torch.randn(8, 3, 32, 32))
+        folded.append(models.fold_norms(network))
+    images = torch.randn(16, 3, 32, 32)
+    expected = [one(images) for one in folded]
+    models.share_stem(folded)
+    for _ in range(2):
+        for one, logits in zip(folded, expected, strict=True):
+            assert torch.equal(one(images), logits)
+        assert not torch.equal(folded[0](images.flip(0)), expected[0])
+
+
+def test_a_shared_stem_is_computed_once() -> None:
+    network = models.create_model(Recipe())
+    folded = [models.fold_norms(network) for _ in range(4)]
+    models.share_stem(folded)
+    seen: list[Tensor] = []
+    for one in folded:
+        one.features[0][0].part[0].register_forward_hook(lambda *hooked: seen.append(hooked[2]))
+    images = torch.randn(2, 3, 32, 32)
+    for one in folded:
+        one(images)
+    # All four hooks are of the one convolution, which has run once.
+    assert len(seen) == 4
+
+
 @pytest.mark.parametrize("bn", ["before", "after"])
 @pytest.mark.parametrize("size", [32, 96])
 def test_compact_network_gives_all_eight_views_one_answer(bn: Bn, size: int) -> None:

@@ -236,9 +236,30 @@ def test_bank_leaves_the_models_own_statistics_alone(tiles: Store, tmp_path: Pat
         assert torch.equal(tensor, own[name])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(7, 3), (5, 3, 4, 6)])
+def test_bank_follows_as_pytorch_does_bit_for_bit(
+    dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    """Held against PyTorch's own update, called once for each momentum and batch."""
+    norm = (torch.nn.BatchNorm1d if len(shape) == 2 else torch.nn.BatchNorm2d)(3, momentum=0.01)
+    bank = StatisticsBank(torch.nn.Sequential(norm), MOMENTA)
+    alone = {share: (torch.zeros(3), torch.ones(3)) for share in (0.01, 0.25, 0.5)}
+    torch.manual_seed(0)
+    for _ in range(20):
+        batch = (3 * torch.randn(shape) + 1).to(dtype)
+        bank.model(batch)
+        for share, pair in alone.items():
+            torch.batch_norm_update_stats(batch, *pair, share)
+    for one, pair in zip(MOMENTA, alone.values(), strict=True):
+        assert all(map(torch.equal, bank.statistics(one)["0"], pair))
+    assert all(map(torch.equal, (norm.running_mean, norm.running_var), alone[0.01]))
+
+
 def test_recalibrated_statistics_are_those_of_all_inputs(tiles: Store, tmp_path: Path) -> None:
     """The first norm's input depends on no other norm: mean and variance over all tiles at once."""
-    run = Run(RECIPE, tiles, tmp_path / "run", device="cpu")
+    recipe = replace(RECIPE, precision="fp32")
+    run = Run(recipe, tiles, tmp_path / "run", device="cpu")
     list(run.train(progress=False))
     run.recalibrate()
     images = torch.cat([images for images, _ in run.plain_train_loader])
