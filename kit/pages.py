@@ -112,8 +112,9 @@ def momentum_page(
                 text=[
                     "Momentum is the share of a running statistic that is kept at each step, as "
                     "Keras counts it; PyTorch's is 1 minus it. It never touches training, so the "
-                    f"training figures are one; {momentum.RECALIBRATED} statistics are computed "
-                    "over the whole training side after each epoch and know no momentum."
+                    f"training figures are one; {momentum.RECALIBRATED} statistics, which know no "
+                    "momentum, are computed over the whole training side after the last epoch and "
+                    "over about 1,000 of its tiles after each other one."
                 ],
                 tables=[_table(tables["table2"], "Table 2: the last epoch, means over the seeds.")],
             ),

@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -185,11 +186,17 @@ class Run:
         if self.rank == 0:
             self._finish()
 
-    def recalibrate(self) -> None:
-        """Replace BatchNorm's running statistics by those of all training tiles."""
+    def recalibrate(self, batches: int | None = None) -> None:
+        """Replace BatchNorm's running statistics by those of the training tiles.
+
+        Parameters
+        ----------
+        batches
+            Only the first ones, of `dataset.EVAL_BATCH_SIZE` tiles at most; None takes all.
+        """
         inference.recalibrate(
             self.state.model,
-            self.plain_train_loader,
+            islice(self.plain_train_loader, batches),
             self.normalize,
             device=self.device,
             dtype=self.dtype,

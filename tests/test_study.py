@@ -12,7 +12,7 @@ import torch
 from conftest import competition_files, run_kernel, start_kernel, write_zip
 from safetensors.torch import load_file
 
-from kit import metrics, momentum, runs, store, study
+from kit import dataset, metrics, momentum, runs, store, study
 from kit.config import Recipe
 from kit.errors import KitError
 from kit.momentum import StatisticsBank
@@ -256,13 +256,19 @@ def test_bank_follows_as_pytorch_does_bit_for_bit(
     assert all(map(torch.equal, (norm.running_mean, norm.running_var), alone[0.01]))
 
 
-def test_recalibrated_statistics_are_those_of_all_inputs(tiles: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize("batches", [None, 2])
+def test_recalibrated_statistics_are_those_of_all_inputs(
+    tiles: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: int | None
+) -> None:
     """The first norm's input depends on no other norm: mean and variance over all tiles at once."""
+    monkeypatch.setattr(dataset, "EVAL_BATCH_SIZE", 8)
     recipe = replace(RECIPE, precision="fp32")
     run = Run(recipe, tiles, tmp_path / "run", device="cpu")
     list(run.train(progress=False))
-    run.recalibrate()
-    images = torch.cat([images for images, _ in run.plain_train_loader])
+    run.recalibrate(batches)
+    loaded = [images for images, _ in run.plain_train_loader]
+    assert len(loaded) > 2
+    images = torch.cat(loaded[:batches])
     model = run.state.model
     inputs = model.features[0].layer(run.normalize(images)).double()
     norm = model.features[0].norm
