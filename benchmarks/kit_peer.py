@@ -62,9 +62,15 @@ def prepare_kit(options: Options) -> Task:
     recipe = create_recipe(options)
     tiles = store.open_store(Path(options["data"]))
     state = create_state(recipe, options["device"])
+    held = dataset.can_hold(recipe, len(tiles.train), state.device)
     train, valid = (
         dataset.recipe_dataset(
-            tiles.train.tiles, recipe, labels=tiles.labels, rows=rows, train=is_train
+            tiles.train.tiles,
+            recipe,
+            labels=tiles.labels,
+            rows=rows,
+            train=is_train,
+            device=state.device if held else None,
         )
         for rows, is_train in (
             (np.arange(options["tiles"]), True),

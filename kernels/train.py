@@ -106,7 +106,8 @@ def describe(run: Run) -> str:
         )
     lines.append(
         f"{len(run.holdout.train):,} tiles to train on, {len(run.holdout.valid):,} held out; "
-        f"{str(run.dtype).removeprefix('torch.')} on {run.device}; into {run.folder}"
+        f"{str(run.dtype).removeprefix('torch.')} on {run.device}"
+        f"{', which holds the tiles' if run.holds_tiles else ''}; into {run.folder}"
     )
     if recipe.slides is None:
         lines.append(

@@ -176,7 +176,8 @@ class RunOptions:
     device: str = "auto"
     """auto takes a GPU where there is one."""
     workers: Annotated[int, Field(ge=0, le=64)] = 0
-    """Processes that load and augment tiles; 0 does it in this one."""
+    """Processes that load and augment tiles; 0 does it in this one, or in a GPU's memory where the
+    tiles fit."""
 
 
 Options = TypeVar("Options", bound=RunOptions)

@@ -6,6 +6,7 @@ import signal
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import cv2
 import numpy as np
@@ -14,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from kit import competition, distributed, transforms
+from kit import competition, distributed, tensor_transforms, transforms
 from kit.config import Recipe
 from kit.errors import KitError
-from kit.transforms import PerTile, Pipeline, Resize, TileAugmentation
+from kit.transforms import Keys, PerTile, Pipeline, Resize, TileAugmentation
 
 Tiles = npt.NDArray[np.uint8]
 Indices = npt.NDArray[np.int64]
@@ -25,6 +26,8 @@ Draw = tuple[int, int]
 Batch = tuple[Tensor, Tensor]
 
 EVAL_BATCH_SIZE = 256
+# Of a GPU's memory, for tiles.
+HELD_SHARE = 1 / 2
 
 
 class TileDataset(Dataset[Batch]):
@@ -92,12 +95,62 @@ class TileDataset(Dataset[Batch]):
 
     def _batch(self, draws: Sequence[Draw]) -> Batch:
         epochs, indices = np.array(draws, np.int64).T
+        images = self._images(indices, transforms.tile_keys(self.seed, epochs, indices))
+        return images.permute(0, 3, 1, 2), torch.from_numpy(self.labels[indices])
+
+    def _images(self, indices: Indices, keys: Keys) -> Tensor:
+        """Return resized and augmented images of shape (batch, height, width, 3)."""
         images = self.tiles[self.rows[indices]]
         if self.resize is not None:
             images = np.stack([self.resize(image) for image in images])
         if self.augment is not None:
-            images = self.augment(images, transforms.tile_keys(self.seed, epochs, indices))
-        return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(self.labels[indices])
+            images = self.augment(images, keys)
+        return torch.from_numpy(images)
+
+
+class HeldDataset(TileDataset):
+    """A dataset whose tiles lie in a GPU's memory, where they are enlarged and augmented.
+
+    Its images are those of `TileDataset` within rounding, on that device. It is read by the
+    process that made it, without workers.
+
+    Parameters
+    ----------
+    device
+        Any; others as for `TileDataset`.
+    resize
+        Keeps the size or enlarges, as `tensor_transforms.ENLARGEMENTS` can.
+    augment
+        The kit's own.
+    """
+
+    def __init__(
+        self,
+        tiles: Tiles,
+        labels: npt.NDArray[np.int64] | None = None,
+        *,
+        device: torch.device,
+        rows: Indices | None = None,
+        resize: Resize | None = None,
+        augment: TileAugmentation | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(tiles, labels, rows=rows, resize=resize, augment=augment, seed=seed)
+        # In parts, and the host's tiles are let go: they may be as large as its memory.
+        self.tiles = tiles[:0]
+        self.held = torch.empty((len(self), *tiles.shape[1:]), dtype=torch.uint8, device=device)
+        parts = np.array_split(np.arange(len(self)), 1 + len(self) // 4096)
+        for part in parts:
+            self.held[part[0] : part[-1] + 1] = torch.from_numpy(tiles[self.rows[part]])
+
+    def _images(self, indices: Indices, keys: Keys) -> Tensor:
+        images = self.held[torch.from_numpy(indices).to(self.held.device)]
+        if self.resize is not None:
+            images = tensor_transforms.enlarge(images, self.resize)
+        if self.augment is None:
+            return images
+        assert isinstance(self.augment, TileAugmentation)
+        return tensor_transforms.augment(images, self.augment.draw(keys))
 
 
 class EpochSampler(Sampler[list[Draw]]):
@@ -161,10 +214,16 @@ def recipe_dataset(
     labels: npt.NDArray[np.int64] | None = None,
     rows: Indices | None = None,
     train: bool = False,
+    device: torch.device | None = None,
 ) -> TileDataset:
     """Return rows of the store as a recipe wants them, augmented where it is to train.
 
     Tiles that shrink are resized once, into a temporary file; others are read as they are needed.
+
+    Parameters
+    ----------
+    device
+        Hold the tiles in the memory of this GPU, see `can_hold`.
     """
     resize = Resize(recipe.crop, recipe.size, recipe.interpolation)
     shrinks = recipe.size < competition.TILE_SIZE
@@ -172,7 +231,8 @@ def recipe_dataset(
         rows = np.arange(len(tiles)) if rows is None else rows
         labels = None if labels is None else labels[rows]
         tiles, rows = _resize_all(tiles, rows, resize), None
-    return TileDataset(
+    kind = TileDataset if device is None else partial(HeldDataset, device=device)
+    return kind(
         tiles,
         labels,
         rows=rows,
@@ -180,6 +240,18 @@ def recipe_dataset(
         augment=transforms.augmentation(recipe.augment, recipe.stain_strength) if train else None,
         seed=recipe.seed,
     )
+
+
+def can_hold(recipe: Recipe, tiles: int, device: torch.device) -> bool:
+    """Return whether a GPU has room for a recipe's tiles, and can do what it asks of them."""
+    if device.type != "cuda":
+        return False
+    side = min(recipe.size, competition.TILE_SIZE)
+    enlarges = side == competition.TILE_SIZE and recipe.size != recipe.crop
+    if enlarges and recipe.interpolation not in tensor_transforms.ENLARGEMENTS:
+        return False
+    memory: int = torch.cuda.get_device_properties(device).total_memory
+    return tiles * side**2 * competition.CHANNELS <= HELD_SHARE * memory
 
 
 def train_loader(dataset: TileDataset, *, batch_size: int, workers: int) -> DataLoader[Batch]:

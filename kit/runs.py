@@ -80,7 +80,8 @@ class Run:
     device
         `auto`, `cpu`, `cuda`, ...
     workers
-        Processes that load the training tiles; 0 loads them in this one.
+        Processes that load the training tiles; 0 loads them in this one, or holds them in a
+        GPU's memory where they fit.
     force
         Resume although options, data or versions have changed.
     checkpoint_steps
@@ -116,6 +117,7 @@ class Run:
         self.holdout = choose_holdout(recipe, store)
         # Before the folder is made, which a run of other options could not be resumed in.
         dataset.check_batch(len(self.holdout.train), recipe.batch_size)
+        self.holds_tiles = not workers and dataset.can_hold(recipe, len(store.train), self.device)
         self.state = TrainingState(
             models.create_model(recipe),
             lr=recipe.lr,
@@ -154,7 +156,8 @@ class Run:
         StoppedError
             After SIGTERM, when a checkpoint has been written.
         KitError
-            If the loss stops being a number; the batch's tiles and the checkpoint are named.
+            If the loss stops being a number, when the batch's tiles and the checkpoint are named;
+            or if a GPU's memory is full.
         """
         valid = self.valid_loader.dataset
         assert isinstance(valid, TileDataset)
@@ -181,6 +184,11 @@ class Run:
                     yield result
             except NonFiniteLossError as error:
                 raise self._explain(error) from error
+            except torch.OutOfMemoryError as error:
+                raise KitError(
+                    f"the memory of {self.device} is full: choose a smaller --batch-size"
+                    f"{', or --workers 1, which holds no tiles in it' if self.holds_tiles else ''}"
+                ) from error
         # What is left is rank 0's, which needs no one for it.
         distributed.leave()
         if self.rank == 0:
@@ -220,7 +228,12 @@ class Run:
 
     def _dataset(self, rows: npt.NDArray[np.int64], *, train: bool = False) -> TileDataset:
         return dataset.recipe_dataset(
-            self.store.train.tiles, self.recipe, labels=self.store.labels, rows=rows, train=train
+            self.store.train.tiles,
+            self.recipe,
+            labels=self.store.labels,
+            rows=rows,
+            train=train,
+            device=self.device if self.holds_tiles else None,
         )
 
     def _steps(self) -> int:
@@ -310,6 +323,7 @@ class Run:
             "precision": str(self.dtype).removeprefix("torch."),
             "device": str(self.device),
             "workers": self.workers,
+            "holds_tiles": self.holds_tiles,
             "processes": distributed.size(),
             # Sums are rounded in another order by another number of threads.
             "threads": torch.get_num_threads(),

@@ -5,6 +5,7 @@ would move or hide what the label is about.
 """
 
 import os
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 # Without this albumentations asks the network for its newest version when it is imported.
@@ -47,7 +48,7 @@ class Resize:
     def __init__(self, crop: int, size: int, interpolation: Interpolation) -> None:
         self.crop = crop
         self.size = size
-        self.interpolation = _INTERPOLATIONS[interpolation]
+        self.interpolation = interpolation
 
     def __call__(self, image: Image, out: Image | None = None) -> Image:
         """Return an image of (size, size, 3), written to `out` where it is given."""
@@ -56,7 +57,8 @@ class Resize:
         if self.size == self.crop and out is None:
             return square
         # To the same size OpenCV copies.
-        return cv2.resize(square, (self.size, self.size), out, interpolation=self.interpolation)
+        code = _INTERPOLATIONS[self.interpolation]
+        return cv2.resize(square, (self.size, self.size), out, interpolation=code)
 
 
 def symmetry(image: Image, element: int) -> Image:
@@ -128,17 +130,21 @@ def jitter_stains(images: Images, scales: Floats, shifts: Floats) -> Images:
     tall = images.reshape(-1, images.shape[2], 3)
     densities = cv2.LUT(tall, _OPTICAL_DENSITY)
     result = np.empty(images.shape, np.float32)
-    mixes = np.einsum("sc,ns,sd->ncd", _STAINS, scales, _UNMIX)
-    matrices = np.concatenate([mixes, (shifts @ _STAINS)[:, :, None]], axis=2)
     for matrix, density, output in zip(
-        matrices, densities.reshape(images.shape), result, strict=True
+        stain_matrices(scales, shifts), densities.reshape(images.shape), result, strict=True
     ):
         cv2.transform(density, matrix, dst=output)
-    background = cv2.transform(densities, _STAINS.T @ _UNMIX)
+    background = cv2.transform(densities, KEEP_STAINS)
     cv2.copyTo(background, cv2.transform(tall, _IS_BACKGROUND), dst=result.reshape(tall.shape))
     np.negative(result, out=result)
     jittered: Images = cv2.convertScaleAbs(cv2.exp(result.reshape(tall.shape)), alpha=255)
     return jittered.reshape(images.shape)
+
+
+def stain_matrices(scales: Floats, shifts: Floats) -> Floats:
+    """Return what `jitter_stains` does to optical densities: (images, 3, 4), offsets last."""
+    mixes = np.einsum("sc,ns,sd->ncd", _STAINS, scales, _UNMIX)
+    return np.concatenate([mixes, (shifts @ _STAINS)[:, :, None]], axis=2)
 
 
 class StainJitter(A.ImageOnlyTransform):  # type: ignore[misc]
@@ -190,11 +196,42 @@ def jitter_colours(images: Images, gains: Floats, grays: Floats) -> Images:
     grays
         (images,) shares of grey: 0 keeps the colours, 1 leaves none.
     """
-    keep = (1 - grays)[:, None, None] * np.eye(3) + grays[:, None, None] / 3
     result = np.empty_like(images)
-    for image, matrix, output in zip(images, keep * gains[:, None, :], result, strict=True):
+    for image, matrix, output in zip(images, colour_matrices(gains, grays), result, strict=True):
         cv2.transform(image, matrix, dst=output)
     return result
+
+
+def colour_matrices(gains: Floats, grays: Floats) -> Floats:
+    """Return what `jitter_colours` does to colours: (images, 3, 3)."""
+    keep = (1 - grays)[:, None, None] * np.eye(3) + grays[:, None, None] / 3
+    matrices: Floats = keep * gains[:, None, :]
+    return matrices
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What is drawn for the tiles of a batch; None for what an augmentation leaves out.
+
+    Attributes
+    ----------
+    elements
+        (tiles,) of D4, see `symmetry`.
+    turns
+        Angles and zooms, (tiles,) each, see `turn_and_zoom`.
+    sigmas
+        (tiles,), see `blur`.
+    stains
+        Scales and shifts, (tiles, 2) each, see `jitter_stains`.
+    colours
+        Gains, (tiles, 3), and shares of grey, (tiles,), see `jitter_colours`.
+    """
+
+    elements: Indices
+    turns: tuple[Floats, Floats] | None
+    sigmas: Floats | None
+    stains: tuple[Floats, Floats] | None
+    colours: tuple[Floats, Floats] | None
 
 
 class TileAugmentation:
@@ -235,22 +272,33 @@ class TileAugmentation:
 
     def __call__(self, images: Images, keys: Keys) -> Images:
         """Return transformed images; the draws follow from each tile's key alone."""
-        uniform = uniforms(keys, 13)
-        if self.zoom:
-            zooms = np.exp(self.zoom * (2 * uniform[:, 10] - 1))
-            images = turn_and_zoom(images, 90 * uniform[:, 9] - 45, zooms)
-        if self.blur:
-            sigmas = np.where(uniform[:, 11] < 0.5, 0.2 + self.blur * uniform[:, 12], 0)
-            images = blur(images, sigmas)
+        draws = self.draw(keys)
+        if draws.turns is not None:
+            images = turn_and_zoom(images, *draws.turns)
+        if draws.sigmas is not None:
+            images = blur(images, draws.sigmas)
         turned = np.empty_like(images)
-        for position, element in enumerate((8 * uniform[:, 0]).astype(int)):
+        for position, element in enumerate(draws.elements):
             turned[position] = symmetry(images[position], element)
-        if self.stains:
-            turned = jitter_stains(turned, *stain_draws(uniform[:, 1:5], self.strength))
-        if self.gain:
-            gains = 1 - self.gain + 2 * self.gain * uniform[:, 5:8]
-            turned = jitter_colours(turned, gains, self.gray * uniform[:, 8])
+        if draws.stains is not None:
+            turned = jitter_stains(turned, *draws.stains)
+        if draws.colours is not None:
+            turned = jitter_colours(turned, *draws.colours)
         return turned
+
+    def draw(self, keys: Keys) -> Draws:
+        """Return what the tiles of these keys are given."""
+        uniform = uniforms(keys, 13)
+        zooms = np.exp(self.zoom * (2 * uniform[:, 10] - 1))
+        sigmas = np.where(uniform[:, 11] < 0.5, 0.2 + self.blur * uniform[:, 12], 0)
+        gains = 1 - self.gain + 2 * self.gain * uniform[:, 5:8]
+        return Draws(
+            elements=(8 * uniform[:, 0]).astype(int),
+            turns=(90 * uniform[:, 9] - 45, zooms) if self.zoom else None,
+            sigmas=sigmas if self.blur else None,
+            stains=stain_draws(uniform[:, 1:5], self.strength) if self.stains else None,
+            colours=(gains, self.gray * uniform[:, 8]) if self.gain else None,
+        )
 
 
 class PerTile:
@@ -326,6 +374,8 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 # Haematoxylin and eosin in red, green and blue, as albumentations has them.
 _STAINS = np.array([[0.644211, 0.716556, 0.266844], [0.092789, 0.954111, 0.283111]])
 _UNMIX = np.linalg.pinv(_STAINS.T)
+# Densities as the two stains explain them.
+KEEP_STAINS = _STAINS.T @ _UNMIX
 _OPTICAL_DENSITY = -np.log(np.maximum(np.arange(256, dtype=np.float32) / 255, 1e-6))
 # Luminosity less 85 % of white, a hundredfold: what rounds to 0 or saturates there is tissue.
 _IS_BACKGROUND = np.array([[29.9, 58.7, 11.4, -85 * 255 + 0.5]])

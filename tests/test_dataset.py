@@ -1,16 +1,18 @@
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import albumentations as A
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.data import DataLoader
 
 from kit import dataset, transforms
 from kit.config import Recipe
-from kit.dataset import EpochSampler, TileDataset
+from kit.dataset import EpochSampler, HeldDataset, TileDataset
 
 TILES = np.random.default_rng(0).integers(0, 256, (64, 96, 96, 3), dtype=np.uint8)
 LABELS = np.arange(64) % 2
@@ -147,3 +149,59 @@ def test_centre_stays_in_the_centre(kind: str) -> None:
         image = data[(epoch, 0)][0]
         assert len(image[:, 32:64, 32:64].flatten(1).unique(dim=1)[0]) == 1
         assert not torch.equal(image[:, 32, 32], image[:, 31, 32])
+
+
+@pytest.mark.parametrize("size", [32, 96])
+def test_held_tiles_give_the_same_batches(size: int) -> None:
+    recipe = Recipe(size=size, augment="d4", interpolation="area")
+    rows = np.array([5, 0, 7, 2])
+    plain, held = (
+        dataset.recipe_dataset(TILES, recipe, labels=LABELS, rows=rows, train=True, device=device)
+        for device in (None, torch.device("cpu"))
+    )
+    assert isinstance(held, HeldDataset)
+    for draws in ([(1, 3), (1, 0)], [(2, 2), (2, 1)]):
+        for expected, found in zip(plain[draws], held[draws], strict=True):
+            assert torch.equal(expected, found)
+            assert expected.stride() == found.stride()
+
+
+def test_held_tiles_are_enlarged_as_others_within_a_level() -> None:
+    recipe = Recipe(size=112, crop=90, interpolation="bicubic")
+    plain, held = (
+        dataset.recipe_dataset(TILES, recipe, device=device)[[0, 1]][0].int()
+        for device in (None, torch.device("cpu"))
+    )
+    assert (plain - held).abs().max() <= 1
+
+
+def test_held_tiles_stay_on_their_device() -> None:
+    """With tensors that have a device but no data: what mixes devices raises."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        held = HeldDataset(
+            TILES,
+            LABELS,
+            device=torch.device("cuda"),
+            resize=transforms.Resize(96, 112, "bicubic"),
+            augment=transforms.augmentation("full"),
+        )
+        images, _ = held[[(1, 0), (1, 2)]]
+        assert images.device.type == "cuda"
+        assert images.shape == (2, 3, 112, 112)
+
+
+def test_tiles_are_held_where_half_of_the_memory_is_enough(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    needed = 1000 * 96 * 96 * 3
+    card = SimpleNamespace(total_memory=2 * needed)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
+    cuda = torch.device("cuda")
+    assert dataset.can_hold(Recipe(size=96), 1000, cuda)
+    assert dataset.can_hold(Recipe(size=224, interpolation="bicubic"), 1000, cuda)
+    assert dataset.can_hold(Recipe(size=32), 9000, cuda)
+    assert not dataset.can_hold(Recipe(size=96), 1001, cuda)
+    assert not dataset.can_hold(Recipe(size=32), 9001, cuda)
+    # What OpenCV does by area where it enlarges.
+    assert not dataset.can_hold(Recipe(size=224, interpolation="area"), 1000, cuda)
+    assert not dataset.can_hold(Recipe(size=32), 10, torch.device("cpu"))

@@ -482,3 +482,31 @@ def test_a_run_without_a_temperature_predicts_and_says_that_it_cannot_calibrate(
     assert len(model.predict(tiles.test, progress=False)) == len(tiles.test)
     with pytest.raises(KitError, match="recorded no temperature: predict without --calibrate"):
         model.predict(tiles.test, calibrate=True, progress=False)
+
+
+def test_held_tiles_give_the_same_run(
+    tiles: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(RECIPE, augment="d4")
+    plain = train(recipe, tiles, tmp_path / "plain")
+    # As on a GPU with room; symmetries alone are not rounded.
+    monkeypatch.setattr(dataset, "can_hold", lambda *_: True)
+    held = train(recipe, tiles, tmp_path / "held")
+    assert contents(held.folder) == contents(plain.folder)
+    with_workers = Run(recipe, tiles, tmp_path / "workers", device="cpu", workers=1)
+    flags = [run.holds_tiles for run in (plain, held, with_workers)]
+    assert flags == [False, True, False]
+    assert runs.read_config(held.folder)["holds_tiles"]
+
+
+def test_full_memory_is_an_error_that_says_what_to_do(
+    tiles: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> dict[str, float]:
+        raise torch.OutOfMemoryError("no room")
+
+    with pytest.raises(KitError, match=r"memory of cpu is full: choose a smaller --batch-size$"):
+        next(Run(RECIPE, tiles, tmp_path / "a", device="cpu").train(evaluate=fail, progress=False))
+    monkeypatch.setattr(dataset, "can_hold", lambda *_: True)
+    with pytest.raises(KitError, match="or --workers 1, which holds no tiles"):
+        next(Run(RECIPE, tiles, tmp_path / "b", device="cpu").train(evaluate=fail, progress=False))

@@ -1,0 +1,81 @@
+"""Transforms of tensors are those of OpenCV, within rounding."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from kit import tensor_transforms, transforms
+from kit.config import Augmentation, Interpolation
+from kit.transforms import Resize
+
+RNG = np.random.default_rng(0)
+# Soft shapes, as a microscope shows them: neighbours differ by a few levels.
+SOFT = transforms.blur(
+    RNG.normal((150, 90, 140), 60, (64, 24, 24, 3)).clip(0, 255).astype(np.uint8), np.full(64, 1.5)
+)
+
+
+def keys(count: int = 64) -> np.ndarray:
+    return transforms.tile_keys(0, np.ones(count, int), np.arange(count))
+
+
+def both(augmentation: transforms.TileAugmentation) -> tuple[np.ndarray, np.ndarray]:
+    """Return a batch by OpenCV and by tensors, as integers that can be subtracted."""
+    draws = augmentation.draw(keys())
+    tensors = tensor_transforms.augment(torch.from_numpy(SOFT), draws)
+    assert tensors.dtype == torch.uint8
+    return augmentation(SOFT, keys()).astype(int), tensors.numpy().astype(int)
+
+
+def test_symmetries_are_the_same() -> None:
+    np.testing.assert_array_equal(*both(transforms.TileAugmentation()))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"stains": True}, {"gain": 0.15, "gray": 1.0}, {"blur": 0.8}],
+    ids=["stains", "colours", "blur"],
+)
+def test_each_transform_is_the_same_within_a_level(options: dict[str, float]) -> None:
+    augmentation = transforms.TileAugmentation(**options)  # type: ignore[arg-type]
+    by_opencv, by_tensors = both(augmentation)
+    assert np.abs(by_opencv - by_tensors).max() <= 1
+    assert np.abs(by_opencv - SOFT).max() > 10
+
+
+def test_turns_and_zooms_are_the_same_within_opencvs_grid() -> None:
+    """OpenCV takes the nearest of 32 places between two pixels."""
+    by_opencv, by_tensors = both(transforms.TileAugmentation(zoom=0.2))
+    steepest = max(np.abs(np.diff(SOFT.astype(int), axis=axis)).max() for axis in (1, 2))
+    assert np.abs(by_opencv - by_tensors).max() <= 1 + 2 * steepest / 64
+    assert np.abs(by_opencv - by_tensors).mean() < 0.5
+
+
+@pytest.mark.parametrize("kind", ["d4", "stain", "colour", "full"])
+def test_each_kind_is_the_same_but_for_a_few_levels(kind: Augmentation) -> None:
+    augmentation = transforms.augmentation(kind)
+    assert augmentation is not None
+    by_opencv, by_tensors = both(augmentation)
+    assert np.abs(by_opencv - by_tensors).mean() < 1
+
+
+def test_background_keeps_its_densities() -> None:
+    white = torch.full((1, 8, 8, 3), 255, dtype=torch.uint8)
+    draws = replace(
+        transforms.TileAugmentation().draw(keys(1)),
+        stains=(np.full((1, 2), 1.3), np.full((1, 2), 0.2)),
+    )
+    assert torch.equal(tensor_transforms.augment(white, draws), white)
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
+@pytest.mark.parametrize(("crop", "size"), [(24, 24), (20, 20), (24, 56), (18, 31)])
+def test_enlarging_is_opencvs_within_a_level(
+    crop: int, size: int, interpolation: Interpolation
+) -> None:
+    resize = Resize(crop, size, interpolation)
+    expected = np.stack([resize(image) for image in SOFT[:8]]).astype(int)
+    enlarged = tensor_transforms.enlarge(torch.from_numpy(SOFT[:8]), resize)
+    assert np.abs(enlarged.numpy() - expected).max() <= 1
