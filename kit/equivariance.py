@@ -1,11 +1,10 @@
-"""Layers that turn with a tile: filters held in the orientations of the square, and their norm."""
+"""Convolutions that turn with a tile: filters held in the orientations of the square."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from kit.config import Orientations
-from kit.layers import BatchNorm2d
 
 
 class GroupConv2d(nn.Module):
@@ -73,33 +72,6 @@ class GroupConv2d(nn.Module):
         conv.weight.data = self.kernel().detach()
         conv.bias = nn.Parameter(self.bias.detach().repeat(self.orientations))
         return conv.eval()
-
-
-class GroupBatchNorm2d(nn.Module):
-    """A BatchNorm of the maps of `GroupConv2d`: the orientations of a channel are normalised alike.
-
-    Parameters
-    ----------
-    norm
-        Has as many features as an orientation has channels.
-    """
-
-    def __init__(self, norm: nn.BatchNorm1d) -> None:
-        super().__init__()
-        self.norm = norm
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """Return normalised maps of the same shape."""
-        pixels = maps.permute(0, 2, 3, 1)
-        normalized: Tensor = self.norm(pixels.reshape(-1, self.norm.num_features))
-        return normalized.view(pixels.shape).permute(0, 3, 1, 2)
-
-    def as_batch_norm2d(self, orientations: int) -> BatchNorm2d:
-        """Return the plain norm that does the same in evaluation."""
-        norm = BatchNorm2d(orientations * self.norm.num_features, eps=self.norm.eps)
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            getattr(norm, name).data = getattr(self.norm, name).detach().repeat(orientations)
-        return norm.eval()
 
 
 def turn(images: Tensor, element: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The block that the kit's own networks are made of, and a norm that is faster to train."""
+"""The block that the kit's own networks are made of, and norms that are faster to train."""
 
 from collections import OrderedDict
 from typing import Any
@@ -40,7 +40,9 @@ class Block(nn.Sequential):
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the block's output."""
         outputs: Tensor
-        if self.pooling and isinstance(self.norm, BatchNorm2d) and self.norm.can_pool(inputs):
+        norm = self.norm
+        can_pool = isinstance(norm, BatchNorm2d | GroupBatchNorm2d) and norm.can_pool(inputs)
+        if self.pooling and can_pool:
             outputs = self.layer(inputs)
             if self.bn == "before":
                 return functional.relu(self.norm(outputs, pool=self.pooling))
@@ -69,12 +71,58 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, inputs: Tensor, pool: int | None = None) -> Tensor:
         """Return normalised images; with `pool`, their maxima over squares of that side."""
-        if pool is None:
-            return super().forward(inputs)
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        outputs: Tensor = _PoolNorm.apply(inputs, self.weight, self.bias, self, pool)
-        return outputs
+        return super().forward(inputs) if pool is None else _pool_norm(self, inputs, pool)
+
+
+class GroupBatchNorm1d(nn.BatchNorm1d):
+    """PyTorch's of (pixels, channels), which in training also takes the maps of `GroupConv2d`.
+
+    The maps' sums are added over the orientations: several times faster than the sums of a
+    reshaped tensor, whose rows of a few channels fill no vector register.
+    """
+
+    def forward(self, inputs: Tensor, pool: int | None = None) -> Tensor:
+        """Return normalised pixels, or maps; with `pool`, their maxima as for `BatchNorm2d`."""
+        return super().forward(inputs) if inputs.ndim == 2 else _pool_norm(self, inputs, pool)
+
+
+class GroupBatchNorm2d(nn.Module):
+    """A BatchNorm of the maps of `GroupConv2d`: the orientations of a channel are normalised alike.
+
+    Parameters
+    ----------
+    norm
+        Has as many features as an orientation has channels.
+    """
+
+    def __init__(self, norm: nn.BatchNorm1d) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def can_pool(self, maps: Tensor) -> bool:
+        """Whether pooling first is right here, and pays: see `BatchNorm2d`."""
+        return self._takes_maps(maps) and bool((self.norm.weight > 0).all())
+
+    def forward(self, maps: Tensor, pool: int | None = None) -> Tensor:
+        """Return normalised maps of the same shape; with `pool`, their maxima."""
+        if self._takes_maps(maps):
+            outputs: Tensor = self.norm(maps, pool)
+            return outputs
+        pixels = maps.permute(0, 2, 3, 1)
+        normalized: Tensor = self.norm(pixels.reshape(-1, self.norm.num_features))
+        return normalized.view(pixels.shape).permute(0, 3, 1, 2)
+
+    def as_batch_norm2d(self, orientations: int) -> BatchNorm2d:
+        """Return the plain norm that does the same in evaluation."""
+        norm = BatchNorm2d(orientations * self.norm.num_features, eps=self.norm.eps)
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            getattr(norm, name).data = getattr(self.norm, name).detach().repeat(orientations)
+        return norm.eval()
+
+    def _takes_maps(self, maps: Tensor) -> bool:
+        # Not so the norm that stands in its place where several GPUs train together.
+        fast = isinstance(self.norm, GroupBatchNorm1d)
+        return fast and self.norm.training and maps.device.type == "cpu"
 
 
 class FrozenNorm(nn.Module):
@@ -108,36 +156,81 @@ class Remember(nn.Module):
         return self.last[1]
 
 
+def _pool_norm(norm: nn.BatchNorm1d | nn.BatchNorm2d, inputs: Tensor, pool: int | None) -> Tensor:
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked.add_(1)
+    outputs: Tensor = _PoolNorm.apply(inputs, norm.weight, norm.bias, norm, pool)
+    return outputs
+
+
 class _PoolNorm(torch.autograd.Function):
-    """A norm in training and max pooling, with the gradient of arXiv:1502.03167, section 3."""
+    """A norm in training and max pooling, with the gradient of arXiv:1502.03167, section 3.
+
+    Where the inputs have more maps than the norm has features, features come in that order again
+    and again, once an orientation.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor, norm: BatchNorm2d, pool: int
+        ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor, norm: Any, pool: int | None
     ) -> Tensor:
-        assert norm.momentum is not None
-        mean, var = torch.batch_norm_update_stats(
-            inputs, norm.running_mean, norm.running_var, norm.momentum
-        )
-        maxima, indices = functional.max_pool2d(inputs, pool, return_indices=True)
+        mean, var = _update_statistics(norm, inputs)
+        maxima, indices = inputs, None
+        if pool:
+            maxima, indices = functional.max_pool2d(inputs, pool, return_indices=True)
         ctx.save_for_backward(inputs, maxima, indices, mean, var, weight)
         ctx.eps, ctx.pool = norm.eps, pool
-        return functional.batch_norm(maxima, mean, var, weight, bias, eps=norm.eps)
+        means, variances, weights, biases = _repeat(inputs, mean, var, weight, bias)
+        return functional.batch_norm(maxima, means, variances, weights, biases, eps=norm.eps)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         inputs, maxima, indices, mean, var, weight = ctx.saved_tensors
+        means, variances, weights = _repeat(inputs, mean, var, weight)
+        # Where their layouts differ, PyTorch adds up bf16 in bf16.
+        gradient = gradient.contiguous(memory_format=_layout(maxima))
         # As if mean and variance were constants,
-        of_maxima, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
-            gradient, maxima, weight, mean, var, None, None, False, ctx.eps, [True, True, True]
+        of_maxima, *of_affine = torch.ops.aten.native_batch_norm_backward(
+            gradient, maxima, weights, means, variances, None, None, False, ctx.eps, [True] * 3
         )
+        of_weight, of_bias = (part.view(-1, len(weight)).sum(0) for part in of_affine)
         # and what goes through them to each of the inputs.
         share = weight * (var + ctx.eps).rsqrt() * (-len(mean) / inputs.numel())
-        slope, constant = share * of_weight, share * of_bias
-        of_inputs = functional.batch_norm(inputs, mean, var, slope, constant, eps=ctx.eps)
-        # Scattered over zeros and then added: several times faster than one by one.
-        of_inputs += functional.max_unpool2d(
-            of_maxima, indices, ctx.pool, output_size=inputs.shape[2:]
-        )
+        slope, constant = _repeat(inputs, share * of_weight, share * of_bias)
+        of_inputs = functional.batch_norm(inputs, means, variances, slope, constant, eps=ctx.eps)
+        if indices is not None:
+            # Scattered over zeros and then added: several times faster than one by one.
+            of_maxima = functional.max_unpool2d(
+                of_maxima, indices, ctx.pool, output_size=inputs.shape[2:]
+            )
+        of_inputs += of_maxima
         return of_inputs, of_weight, of_bias, None, None
+
+
+def _layout(images: Tensor) -> torch.memory_format:
+    last = images.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def _repeat(inputs: Tensor, *features: Tensor) -> list[Tensor]:
+    """Return what a norm has for each feature for each of the inputs' maps."""
+    return [part.repeat(inputs.shape[1] // len(part)) for part in features]
+
+
+def _update_statistics(norm: Any, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean and biased variance of each feature; the running ones follow."""
+    if inputs.shape[1] == norm.num_features:
+        return torch.batch_norm_update_stats(
+            inputs, norm.running_mean, norm.running_var, norm.momentum
+        )
+    # Without any running statistics PyTorch would return rounded ones.
+    unused = torch.zeros(2, inputs.shape[1], dtype=norm.running_mean.dtype)
+    of_maps = torch.batch_norm_update_stats(inputs, unused[0], unused[1], 0.0)
+    means, variances = (part.view(-1, norm.num_features) for part in of_maps)
+    mean = means.mean(0)
+    var = variances.mean(0) + means.var(0, correction=0)
+    count = inputs.numel() // norm.num_features
+    norm.running_mean.lerp_(mean, norm.momentum)
+    norm.running_var.lerp_(var * count / (count - 1), norm.momentum)
+    return mean, var

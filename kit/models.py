@@ -16,9 +16,16 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from kit import competition
 from kit.config import Bn, Init, Orientations, Recipe
-from kit.equivariance import GroupBatchNorm2d, GroupConv2d
+from kit.equivariance import GroupConv2d
 from kit.errors import KitError
-from kit.layers import BatchNorm2d, Block, FrozenNorm, Remember
+from kit.layers import (
+    BatchNorm2d,
+    Block,
+    FrozenNorm,
+    GroupBatchNorm1d,
+    GroupBatchNorm2d,
+    Remember,
+)
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 Norm = TypeVar("Norm", bound=BatchNorm)
@@ -151,7 +158,7 @@ class CompactCNN(nn.Module):
             )
             second = GroupConv2d(outputs, outputs, 3, orientations=orientations, padding=1)
             norms = [
-                GroupBatchNorm2d(_norm(nn.BatchNorm1d, outputs, momentum, eps)) for _ in range(2)
+                GroupBatchNorm2d(_norm(GroupBatchNorm1d, outputs, momentum, eps)) for _ in range(2)
             ]
             pool = 2 if number + 1 < len(widths) else None
             blocks = Block(first, norms[0], bn), Block(second, norms[1], bn, pool=pool)

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kit import transforms
-from kit.equivariance import GroupBatchNorm2d, GroupConv2d, turn
+from kit.equivariance import GroupConv2d, turn
+from kit.layers import GroupBatchNorm1d, GroupBatchNorm2d
 
 ELEMENTS = range(8)
 
@@ -82,8 +83,9 @@ def test_a_filters_weights_learn_from_all_orientations() -> None:
     torch.testing.assert_close(conv.weight.grad, filters.grad)
 
 
-def test_a_norm_takes_a_channels_orientations_together() -> None:
-    norm = GroupBatchNorm2d(nn.BatchNorm1d(5)).double()
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, GroupBatchNorm1d])
+def test_a_norm_takes_a_channels_orientations_together(kind: type[nn.BatchNorm1d]) -> None:
+    norm = GroupBatchNorm2d(kind(5)).double()
     maps = torch.randn(4, 40, 6, 6, dtype=torch.float64) * 3 + 1
     grouped = maps.unflatten(1, (8, 5))
     mean = grouped.mean((0, 1, 3, 4), keepdim=True)
@@ -91,11 +93,14 @@ def test_a_norm_takes_a_channels_orientations_together() -> None:
     expected = ((grouped - mean) / (variance + 1e-5).sqrt()).flatten(1, 2)
     torch.testing.assert_close(norm(maps), expected)
     torch.testing.assert_close(norm.norm.running_mean, 0.1 * mean.flatten())
+    unbiased = grouped.transpose(1, 2).transpose(0, 1).flatten(1).var(1)
+    torch.testing.assert_close(norm.norm.running_var, 0.9 + 0.1 * unbiased)
+    assert norm.norm.num_batches_tracked == 1
 
 
 def test_plain_layers_do_the_same() -> None:
     conv, batch = lifting(4, 2), images()
-    norm = GroupBatchNorm2d(nn.BatchNorm1d(5)).double()
+    norm = GroupBatchNorm2d(GroupBatchNorm1d(5)).double()
     norm(conv(batch))
     norm.eval()
     plain = conv.as_conv2d()

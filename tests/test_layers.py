@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from kit.config import Bn
-from kit.layers import BatchNorm2d, Block
+from kit.equivariance import GroupConv2d
+from kit.layers import BatchNorm2d, Block, GroupBatchNorm1d, GroupBatchNorm2d
 
 BNS: tuple[Bn, ...] = ("before", "after")
 
@@ -21,6 +22,25 @@ def create_block(bn: Bn, *, pool: int | None = 3) -> Block:
     nn.init.uniform_(norm.weight, 0.5, 1.5)
     nn.init.uniform_(norm.bias, -1, 1)
     return Block(nn.Conv2d(3, 5, 3), norm, bn, pool=pool).double()
+
+
+def create_group_block(bn: Bn, *, pool: int | None) -> Block:
+    """Return a block whose maps stand in eight orientations."""
+    torch.manual_seed(0)
+    norm = GroupBatchNorm1d(5, momentum=0.3)
+    nn.init.uniform_(norm.weight, 0.5, 1.5)
+    nn.init.uniform_(norm.bias, -1, 1)
+    layer = GroupConv2d(3, 5, 3, orientations=8, lift=True)
+    return Block(layer, GroupBatchNorm2d(norm), bn, pool=pool).double()
+
+
+def with_plain_norm(block: Block) -> Block:
+    """Return a copy that normalises pixels by PyTorch's own norm."""
+    copied = copy.deepcopy(block)
+    plain = nn.BatchNorm1d(5, momentum=0.3).to(copied.norm.norm.weight)
+    plain.load_state_dict(copied.norm.norm.state_dict())
+    copied.norm.norm = plain
+    return copied
 
 
 def step(function: Callable[[Tensor], Tensor], block: Block, images: Tensor) -> dict[str, Tensor]:
@@ -109,3 +129,47 @@ def test_evaluation_keeps_the_chain() -> None:
     block.eval()
     assert not block.norm.can_pool(images)
     torch.testing.assert_close(block(images), nn.Sequential.forward(block, images))
+
+
+@pytest.mark.parametrize("bn", BNS)
+@pytest.mark.parametrize("pool", [None, 2])
+def test_orientations_are_normalised_as_by_pytorchs_norm_of_their_pixels(
+    bn: Bn, pool: int | None
+) -> None:
+    block = create_group_block(bn, pool=pool)
+    chain = with_plain_norm(block)
+    images = tiles().contiguous(memory_format=torch.channels_last)
+    assert block.norm.can_pool(images)
+    assert not chain.norm.can_pool(images)
+    expected = step(chain, chain, images)
+    for name, tensor in step(block, block, images).items():
+        torch.testing.assert_close(tensor, expected[name], msg=name)
+
+
+@pytest.mark.parametrize("bn", BNS)
+@pytest.mark.parametrize("pool", [None, 2])
+def test_orientations_in_half_precision_are_as_near_as_pytorchs(bn: Bn, pool: int | None) -> None:
+    """Held against double precision, as the other norm is."""
+    exact = create_group_block(bn, pool=pool)
+    images = tiles(32).contiguous(memory_format=torch.channels_last)
+    rounded = [copy.deepcopy(exact).float(), with_plain_norm(exact).float()]
+    expected = step(exact, exact, images)
+    errors = []
+    for block in rounded:
+        with torch.autocast("cpu", torch.bfloat16):
+            found = step(block, block, images.float())
+        assert block.norm.norm.running_var.dtype == torch.float32
+        errors.append({name: (found[name] - expected[name]).double().norm() for name in expected})
+    for name in expected:
+        if name != "layer.bias":
+            # Gradients are rounded twice: once more where those of the statistics are added.
+            assert errors[0][name] <= 2**0.5 * errors[1][name] + 1e-6, name
+
+
+def test_a_negative_weight_keeps_the_chain_of_orientations_as_well() -> None:
+    block = create_group_block("before", pool=2)
+    with torch.no_grad():
+        block.norm.norm.weight[2] = -1.0
+    assert not block.norm.can_pool(tiles())
+    chain = with_plain_norm(block)
+    torch.testing.assert_close(block(tiles()), chain(tiles()))
