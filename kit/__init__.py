@@ -1,3 +1,3 @@
 """A competition kit for Kaggle's Histopathologic Cancer Detection."""
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
