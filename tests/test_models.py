@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
 from torch.nn import functional
 
 from kit import inference, models
@@ -306,3 +308,23 @@ def test_compact_network_needs_room_for_its_stages() -> None:
 def test_a_backbones_logits_start_near_zero(model: str) -> None:
     network = models.create_model(Recipe(model=model)).eval()
     assert network(torch.randn(8, 3, 96, 96)).abs().max() < 1
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [Recipe(), Recipe(model="compact", size=64), Recipe(model="compact", bn="after", size=64)],
+    ids=["small", "compact", "compact-after"],
+)
+def test_a_network_on_a_gpu_makes_nothing_elsewhere(recipe: Recipe) -> None:
+    """With tensors that have a device but no data: what mixes devices raises."""
+    model = models.create_model(recipe)
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        state = {
+            name: torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda")
+            for name, tensor in tensors
+        }
+        images = torch.empty((4, 3, recipe.size, recipe.size), device="cuda")
+        logits = functional_call(model, state, (images,))
+    assert logits.device.type == "cuda"
+    assert logits.shape == (4, 1)
