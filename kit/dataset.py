@@ -137,7 +137,7 @@ class HeldDataset(TileDataset):
     ) -> None:
         super().__init__(tiles, labels, rows=rows, resize=resize, augment=augment, seed=seed)
         # In parts, and the host's tiles are let go: they may be as large as its memory.
-        self.tiles = tiles[:0]
+        self.tiles = np.empty((0, *tiles.shape[1:]), np.uint8)
         self.held = torch.empty((len(self), *tiles.shape[1:]), dtype=torch.uint8, device=device)
         parts = np.array_split(np.arange(len(self)), 1 + len(self) // 4096)
         for part in parts:

@@ -40,9 +40,8 @@ class Block(nn.Sequential):
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the block's output."""
         outputs: Tensor
-        norm = self.norm
-        can_pool = isinstance(norm, BatchNorm2d | GroupBatchNorm2d) and norm.can_pool(inputs)
-        if self.pooling and can_pool:
+        norm = self.norm if self.pooling else None
+        if isinstance(norm, BatchNorm2d | GroupBatchNorm2d) and norm.can_pool(inputs):
             outputs = self.layer(inputs)
             if self.bn == "before":
                 return functional.relu(self.norm(outputs, pool=self.pooling))
