@@ -15,10 +15,12 @@ from serve import Options, Task, serve
 from torch import Tensor
 from torch.nn import functional
 
-from kit import dataset, inference, models, store, training
-from kit.config import Recipe
-from kit.inference import Normalize
-from kit.training import TrainingState
+from kit.base.config import Recipe
+from kit.data import dataset, store
+from kit.models import models
+from kit.training import inference, training
+from kit.training.inference import Normalize
+from kit.training.training import TrainingState
 
 # Of training tiles to one that is evaluated, which then costs next to nothing.
 TRAIN_TO_VALID = 48

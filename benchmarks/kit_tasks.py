@@ -29,7 +29,7 @@ def prepare(options: Options) -> Task:
 
 def prepare_pack(options: Options) -> Task:
     """Pack the archive in `data` from nothing."""
-    from kit import store
+    from kit.data import store
 
     data = Path(options["data"])
 
@@ -43,7 +43,7 @@ def prepare_pack(options: Options) -> Task:
 
 def prepare_testzip(options: Options) -> Task:
     """Inflate every member of the archive and check its CRC."""
-    from kit import competition
+    from kit.base import competition
 
     path = Path(options["data"]) / competition.ARCHIVE
 
@@ -59,8 +59,9 @@ def prepare_predict(options: Options) -> Task:
     """Predict with the run in `run`: the tiles of the file `tiles`, or the store's test tiles."""
     import numpy as np
 
-    from kit import runs, store
-    from kit.store import TileSet
+    from kit.data import store
+    from kit.data.store import TileSet
+    from kit.runs import runs
 
     model = runs.load(Path(options["run"]), device=options["device"])
     if options["tiles"]:
@@ -78,8 +79,9 @@ def prepare_predict(options: Options) -> Task:
 
 def prepare_train(options: Options) -> Task:
     """Train `epochs` of the notebook's recipe into a new folder a round."""
-    from kit import config, store
-    from kit.runs import Run
+    from kit.base import config
+    from kit.data import store
+    from kit.runs.runs import Run
 
     recipe = replace(
         config.read_recipe("notebook"), epochs=options["epochs"], per_class=options["per_class"]
@@ -98,7 +100,9 @@ def prepare_train(options: Options) -> Task:
 
 def prepare_momenta(options: Options) -> Task:
     """Train one seed of every momentum, in one training or in one each."""
-    from kit import config, momentum, store
+    from kit.base import config
+    from kit.data import store
+    from kit.study import momentum
 
     recipe = replace(config.read_recipe("notebook"), epochs=options["epochs"])
     tiles = store.open_store(Path(options["data"]))

@@ -15,9 +15,10 @@ import pandas as pd
 from children import Peer, Result, interleave
 from results import CEILING, EAGER, EIGHT, EPOCH, FOUR, KERAS, KIT, ONE, SWEEP, TIMM, TORCH
 
-from kit import competition, store
-from kit.errors import KitError
-from kit.store import Store
+from kit.base import competition
+from kit.base.errors import KitError
+from kit.data import store
+from kit.data.store import Store
 
 KERNELS = Path(__file__).resolve().parents[1] / "kernels"
 FULL_SIZE = (220_025, 57_458)

@@ -13,10 +13,13 @@ from typing import Annotated
 
 import tyro
 
-from kit import config, pages, report, store, study
-from kit.config import Count, RunOptions
-from kit.errors import exit_on_error
-from kit.study import Study
+from kit.base import config
+from kit.base.config import Count, RunOptions
+from kit.base.errors import exit_on_error
+from kit.data import split, store
+from kit.report import pages, report
+from kit.study import study
+from kit.study.study import Study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +54,7 @@ def main(options: CompareOptions, argv: list[str]) -> None:
     )
     first, second = comparison.arms
     predictions = study.pooled_predictions(comparison)
-    slides = report.read_slides(tiles, recipe.slides)
+    slides = split.slides_of(tiles, recipe.slides)
     by_id = None if slides is None else dict(zip(tiles.train.ids, slides, strict=True))
     tables = {
         "table1": study.paired_table(histories, first, second),

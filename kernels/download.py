@@ -10,9 +10,11 @@ from pathlib import Path
 
 import tyro
 
-from kit import competition, kaggle_client, store
-from kit.errors import KitError, exit_on_error
-from kit.store import CorruptArchiveError
+from kit.base import competition
+from kit.base.errors import KitError, exit_on_error
+from kit.data import store
+from kit.data.store import CorruptArchiveError
+from kit.kaggle import kaggle_client
 
 
 def main(data: Path = Path("data")) -> None:

@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from kit import ensemble, metrics, split
-from kit.ensemble import Ensemble, Gain, Mean
-from kit.errors import KitError, exit_on_error
+from kit.base.errors import KitError, exit_on_error
+from kit.data import split
+from kit.runs import ensemble
+from kit.runs.ensemble import Ensemble, Gain, Mean
+from kit.stats import metrics
 
 
 def main(

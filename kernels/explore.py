@@ -13,9 +13,10 @@ from typing import Any
 
 import tyro
 
-from kit import explore, plots, report, store
-from kit.errors import KitError, exit_on_error
-from kit.files import write_text
+from kit.base.errors import KitError, exit_on_error
+from kit.base.files import write_text
+from kit.data import split, store
+from kit.report import explore, plots, report
 
 
 def main(data: Path = Path("data"), out: Path | None = None, slides: Path | None = None) -> None:
@@ -34,7 +35,7 @@ def main(data: Path = Path("data"), out: Path | None = None, slides: Path | None
     if slides is not None and not slides.is_file():
         raise KitError(f"no table of slides at {slides}")
     packed = store.open_store(data)
-    found = explore.explore(packed, report.read_slides(packed, slides))
+    found = explore.explore(packed, split.slides_of(packed, slides))
     out = out or data / "explore"
     drawn = explore.figures(found)
     for name, drawing in drawn.items():

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from kit import export, store
-from kit.errors import KitError, exit_on_error
+from kit.base.errors import KitError, exit_on_error
+from kit.data import store
+from kit.runs import export
 
 
 def main(

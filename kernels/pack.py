@@ -10,8 +10,8 @@ from pathlib import Path
 
 import tyro
 
-from kit import store
-from kit.errors import exit_on_error
+from kit.base.errors import exit_on_error
+from kit.data import store
 
 
 def main(data: Path = Path("data"), skip_bad: bool = False) -> None:

@@ -10,10 +10,13 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 
-from kit import ensemble, metrics, runs, store, submission
-from kit.config import Views
-from kit.ensemble import Ensemble
-from kit.errors import KitError, exit_on_error
+from kit.base.config import Views
+from kit.base.errors import KitError, exit_on_error
+from kit.data import store
+from kit.kaggle import submission
+from kit.runs import ensemble, runs
+from kit.runs.ensemble import Ensemble
+from kit.stats import metrics
 
 
 def main(

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import tyro
 
-from kit import bundle, kaggle_client
-from kit.errors import KitError, exit_on_error
+from kit.base.errors import KitError, exit_on_error
+from kit.kaggle import bundle, kaggle_client
 
 
 def main(name: str = "histopathologic-train", out: Path = Path()) -> None:

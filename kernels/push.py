@@ -13,9 +13,9 @@ from typing import Annotated
 
 import tyro
 
-from kit import bundle, kaggle_client
-from kit.errors import exit_on_error
-from kit.on_kaggle import Command, Job
+from kit.base.errors import exit_on_error
+from kit.kaggle import bundle, kaggle_client
+from kit.kaggle.on_kaggle import Command, Job
 
 REPOSITORY = Path(__file__).parents[1]
 

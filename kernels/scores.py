@@ -3,8 +3,8 @@
 import pandas as pd
 import tyro
 
-from kit import kaggle_client
-from kit.errors import exit_on_error
+from kit.base.errors import exit_on_error
+from kit.kaggle import kaggle_client
 
 COLUMNS = {
     "ref": "ref",

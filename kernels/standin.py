@@ -10,8 +10,8 @@ from pathlib import Path
 
 import tyro
 
-from kit import standin
-from kit.errors import exit_on_error
+from kit.base.errors import exit_on_error
+from kit.data import standin
 
 
 def main(data: Path = Path("data"), train: int = 4000, test: int = 1000, seed: int = 0) -> None:

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import tyro
 
-from kit import kaggle_client, store, submission
-from kit.errors import KitError, exit_on_error
-from kit.kaggle_client import Submission
+from kit.base.errors import KitError, exit_on_error
+from kit.data import store
+from kit.kaggle import kaggle_client, submission
+from kit.kaggle.kaggle_client import Submission
 
 
 def main(

@@ -15,13 +15,18 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from kit import config, distributed, models, plots, report, runs, store
-from kit.config import RunOptions
-from kit.errors import KitError, exit_on_error
-from kit.metrics import Interval
-from kit.runs import Run
-from kit.store import Store
-from kit.training import EpochResult
+from kit.base import config
+from kit.base.config import RunOptions
+from kit.base.errors import KitError, exit_on_error
+from kit.base.results import EpochResult
+from kit.data import store
+from kit.data.store import Store
+from kit.models import models
+from kit.report import plots, report
+from kit.runs import runs
+from kit.runs.runs import Run
+from kit.stats.metrics import Interval
+from kit.training import distributed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,10 +14,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from kit import config, momentum, pages, report, search, store, study
-from kit.config import Count, RunOptions
-from kit.errors import KitError, exit_on_error
-from kit.search import SearchOptions
+from kit.base import config
+from kit.base.config import Count, RunOptions
+from kit.base.errors import KitError, exit_on_error
+from kit.data import split, store
+from kit.report import pages, report
+from kit.study import momentum, search, study
+from kit.study.search import SearchOptions
 
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 
@@ -65,7 +68,7 @@ def tune_momentum(argv: list[str]) -> None:
     verdict = momentum.verdict(histories)
     folders = {path.name: path for path in sorted((options.out / "runs").iterdir())[:3]}
     command = shlex.join(["python", "kernels/tune.py", "momentum", *argv])
-    slides = report.read_slides(tiles, recipe.slides)
+    slides = split.slides_of(tiles, recipe.slides)
     page = pages.momentum_page(
         histories, tables, verdict, store=tiles, slides=slides, folders=folders, command=command
     )

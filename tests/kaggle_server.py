@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 import pytest
 
-from kit import competition
+from kit.base import competition
 
 KEY = "0123456789-the-key-of-nobody"
 TOKEN = "KGAT_0123456789-the-token-of-nobody"

@@ -11,8 +11,8 @@ import pytest
 import torch
 from conftest import competition_files, write_zip
 
-from kit.errors import KitError
-from kit.models import SmallCNN
+from kit.base.errors import KitError
+from kit.models.models import SmallCNN
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.append(str(BENCHMARKS))

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from kit import config
-from kit.config import Recipe, RunOptions
-from kit.errors import KitError
+from kit.base import config
+from kit.base.config import Recipe, RunOptions
+from kit.base.errors import KitError
 
 
 def parse(*argv: str) -> RunOptions:

@@ -10,9 +10,9 @@ from PIL import Image
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.data import DataLoader
 
-from kit import dataset, transforms
-from kit.config import Recipe
-from kit.dataset import EpochSampler, HeldDataset, TileDataset
+from kit.base.config import Recipe
+from kit.data import dataset, transforms
+from kit.data.dataset import EpochSampler, HeldDataset, TileDataset
 
 TILES = np.random.default_rng(0).integers(0, 256, (64, 96, 96, 3), dtype=np.uint8)
 LABELS = np.arange(64) % 2
@@ -105,7 +105,8 @@ def test_no_two_epochs_and_no_two_tiles_repeat_their_draws() -> None:
 
 def test_augmentation_is_the_same_in_another_process() -> None:
     code = (
-        "import numpy as np; from kit import transforms; from kit.dataset import TileDataset;"
+        "import numpy as np; from kit.data import transforms;"
+        "from kit.data.dataset import TileDataset;"
         "tile = np.arange(192, dtype=np.uint8).reshape(1, 8, 8, 3);"
         "data = TileDataset(tile, augment=transforms.augmentation('stain'), seed=5);"
         "print([data[(epoch, 0)][0].sum().item() for epoch in range(5)])"

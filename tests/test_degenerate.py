@@ -11,10 +11,14 @@ import pytest
 import torch
 from conftest import competition_files, write_zip
 
-from kit import metrics, report, runs, store, training
-from kit.config import Recipe
-from kit.errors import KitError
-from kit.runs import Run
+from kit.base.config import Recipe
+from kit.base.errors import KitError
+from kit.data import store
+from kit.report import report
+from kit.runs import runs
+from kit.runs.runs import Run
+from kit.stats import metrics
+from kit.training import training
 
 ROOT = Path(__file__).parents[1]
 EVEN = [0, 1] * 12

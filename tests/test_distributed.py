@@ -14,12 +14,14 @@ import torch
 from conftest import competition_files, write_zip
 from torch import nn
 
-from kit import dataset, models, runs, store
-from kit.config import Recipe
-from kit.dataset import EpochSampler, TileDataset
-from kit.errors import KitError
-from kit.runs import Run
-from kit.store import Store
+from kit.base.config import Recipe
+from kit.base.errors import KitError
+from kit.data import dataset, store
+from kit.data.dataset import EpochSampler, TileDataset
+from kit.data.store import Store
+from kit.models import models
+from kit.runs import runs
+from kit.runs.runs import Run
 
 ROOT = Path(__file__).parents[1]
 # It has no BatchNorm, whose statistics would be each process's own.
@@ -133,11 +135,10 @@ def test_each_held_out_tile_is_evaluated_by_one_process(count: int) -> None:
         dataset.eval_loader(data, processes=count + 1)
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataset.distributed, "size", lambda: 3)
+def test_a_batch_that_cannot_be_shared_is_refused() -> None:
     data = TileDataset(np.zeros((16, 2, 2, 3), np.uint8), np.zeros(16))
     with pytest.raises(KitError, match=r"--batch-size 8 cannot be shared by 3 processes: .* of 3"):
-        dataset.train_loader(data, batch_size=8, workers=0)
+        dataset.train_loader(data, batch_size=8, workers=0, processes=3)
 
 
 @pytest.mark.parametrize("recipe", [Recipe(), Recipe(model="test_resnet")])

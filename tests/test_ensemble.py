@@ -8,9 +8,11 @@ import pandas as pd
 import pytest
 from conftest import competition_files, run_kernel, write_zip
 
-from kit import ensemble, metrics, runs, store
-from kit.errors import KitError
-from kit.store import Store
+from kit.base.errors import KitError
+from kit.data import store
+from kit.data.store import Store
+from kit.runs import ensemble, runs
+from kit.stats import metrics
 
 RNG = np.random.default_rng(0)
 LABELS = np.repeat([0, 1], 500)

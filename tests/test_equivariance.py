@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kit import transforms
-from kit.equivariance import GroupConv2d, turn
-from kit.layers import GroupBatchNorm1d, GroupBatchNorm2d
+from kit.data import transforms
+from kit.models.equivariance import GroupConv2d, turn
+from kit.models.layers import GroupBatchNorm1d, GroupBatchNorm2d
 
 ELEMENTS = range(8)
 

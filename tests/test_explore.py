@@ -13,9 +13,10 @@ import pytest
 from browser import DESKTOP, PHONE, needs_chromium, visit
 from conftest import competition_files, kernel, tiff, write_zip
 
-from kit import explore, store
-from kit.competition import CHANNEL_MEAN
-from kit.store import Store, TileSet
+from kit.base.competition import CHANNEL_MEAN
+from kit.data import store
+from kit.data.store import Store, TileSet
+from kit.report import explore
 
 ROOT = Path(__file__).parents[1]
 SLIDE = "<img src=x onerror=alert(1)>"

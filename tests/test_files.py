@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from kit import files
-from kit.errors import KitError
+from kit.base import files
+from kit.base.errors import KitError
 
 
 def test_text_is_written_as_it_is(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_a_full_disk_is_a_message_and_keeps_the_old_file(tmp_path: Path) -> None
 
 def test_a_reader_that_goes_away_ends_a_command_silently() -> None:
     code = (
-        "from kit.errors import exit_on_error\n"
+        "from kit.base.errors import exit_on_error\n"
         "with exit_on_error():\n"
         "    for line in range(10**6):\n"
         "        print(line)\n"

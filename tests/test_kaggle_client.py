@@ -33,10 +33,12 @@ from kaggle_server import (
     until,
 )
 
-from kit import competition, kaggle_client, store, submission
-from kit.competition import ARCHIVE, RULES_PAGE
-from kit.errors import KitError
-from kit.files import LOCK_NAME
+from kit.base import competition
+from kit.base.competition import ARCHIVE, RULES_PAGE
+from kit.base.errors import KitError
+from kit.base.files import LOCK_NAME
+from kit.data import store
+from kit.kaggle import kaggle_client, submission
 
 KERNELS = Path(__file__).parents[1] / "kernels"
 CLIENT = tuple(map(int, version("kaggle").split(".")[:3]))
@@ -81,7 +83,7 @@ def submission_file(packed: Path, tmp_path: Path) -> Path:
 
 IMPATIENT = """
 import runpy, sys
-from kit import kaggle_client
+from kit.kaggle import kaggle_client
 kaggle_client.PATIENCE = 8
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from kit.models import SmallCNN
-from kit.training import TrainingState
+from kit.models.models import SmallCNN
+from kit.training.training import TrainingState
 
 pytestmark = pytest.mark.skipif(not find_spec("keras"), reason="Keras is not installed")
 REFERENCE = Path(__file__).with_name("keras_reference.py")

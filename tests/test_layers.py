@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kit.config import Bn
-from kit.equivariance import GroupConv2d
-from kit.layers import BatchNorm2d, Block, GroupBatchNorm1d, GroupBatchNorm2d
+from kit.base.config import Bn
+from kit.models.equivariance import GroupConv2d
+from kit.models.layers import BatchNorm2d, Block, GroupBatchNorm1d, GroupBatchNorm2d
 
 BNS: tuple[Bn, ...] = ("before", "after")
 

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 from conftest import competition_files, write_zip
 
-from kit import dataset, models, store, training
-from kit.config import Recipe
-from kit.inference import Normalize
-from kit.runs import Run
-from kit.training import EpochResult, TrainingState
+from kit.base.config import Recipe
+from kit.base.results import EpochResult
+from kit.data import dataset, store
+from kit.models import models
+from kit.runs.runs import Run
+from kit.training import training
+from kit.training.inference import Normalize
+from kit.training.training import TrainingState
 
 RECIPE = Recipe(size=8, widths=(4, 8), batch_size=8)
 WARM_UP = 20

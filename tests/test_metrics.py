@@ -15,9 +15,9 @@ from scipy import stats
 from scipy.special import expit, logit
 from sklearn.calibration import calibration_curve
 
-from kit import metrics
-from kit.errors import KitError
-from kit.metrics import Interval
+from kit.base.errors import KitError
+from kit.stats import metrics
+from kit.stats.metrics import Interval
 
 SIMULATIONS = 500
 

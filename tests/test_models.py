@@ -12,10 +12,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.nn import functional
 
-from kit import inference, models
-from kit.config import Bn, Recipe
-from kit.errors import KitError
-from kit.models import SmallCNN
+from kit.base.config import Bn, Recipe
+from kit.base.errors import KitError
+from kit.models import models
+from kit.models.models import SmallCNN
+from kit.training import inference
 
 TINY = "test_resnet"
 

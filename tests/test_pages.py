@@ -8,10 +8,12 @@ import pytest
 from browser import DESKTOP, PHONE, needs_chromium, visit
 from conftest import competition_files, write_zip
 
-from kit import momentum, pages, report, store, study
-from kit.config import Recipe
-from kit.store import Store
-from kit.study import Study
+from kit.base.config import Recipe
+from kit.data import split, store
+from kit.data.store import Store
+from kit.report import pages, report
+from kit.study import momentum, study
+from kit.study.study import Study
 
 RECIPE = Recipe(epochs=2, batch_size=16, widths=(4, 6, 8))
 
@@ -30,7 +32,7 @@ def write_comparison(tiles: Store, folder: Path) -> Path:
     arms = {bn: replace(RECIPE, bn=bn) for bn in ("before", "after")}  # type: ignore[arg-type]
     comparison = Study(folder, arms, (0, 1))
     histories = study.train(comparison, tiles, device="cpu")
-    slides = report.read_slides(tiles)
+    slides = split.slides_of(tiles)
     assert slides is not None
     predictions = study.pooled_predictions(comparison)
     tables = {
@@ -63,7 +65,7 @@ def write_sweep(tiles: Store, folder: Path) -> Path:
     }
     folders = {"sweep-0": folder / "runs" / "sweep-0"}
     verdict = momentum.verdict(histories)
-    slides = report.read_slides(tiles)
+    slides = split.slides_of(tiles)
     page = pages.momentum_page(
         histories, tables, verdict, store=tiles, slides=slides, folders=folders, command="tune"
     )

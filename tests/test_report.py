@@ -15,13 +15,17 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kit import metrics, models, report, runs, store
-from kit.config import Recipe
-from kit.errors import KitError
-from kit.models import SmallCNN
-from kit.report import Drawing, Page, Section, Table
-from kit.runs import Run, TrainedModel
-from kit.store import Store
+from kit.base.config import Recipe
+from kit.base.errors import KitError
+from kit.data import split, store
+from kit.data.store import Store
+from kit.models import models
+from kit.models.models import SmallCNN
+from kit.report import report
+from kit.report.report import Drawing, Page, Section, Table
+from kit.runs import runs
+from kit.runs.runs import Run, TrainedModel
+from kit.stats import metrics
 
 INJECTION = "<script>document.title = 'owned'</script>"
 SLIDES = [INJECTION, "quote \" and ' and >", "plain", "$x$"]
@@ -145,7 +149,7 @@ def test_run_page_says_what_the_run_says(folder: Path, tiles: Store) -> None:
     assert "No slide stands on both sides" in page.limits[0]
 
     figures = page.sections[0].tables[0].frame.set_index("figure")
-    slides = report.read_slides(tiles)
+    slides = split.slides_of(tiles)
     assert slides is not None
     by_id = dict(zip(tiles.train.ids, slides, strict=True))
     groups = valid["id"].map(by_id).to_numpy(str)
@@ -303,5 +307,5 @@ def test_model_without_a_map_has_no_grad_cam(tiles: Store) -> None:
 
 
 def test_missing_table_of_slides_is_none(tiles: Store, tmp_path: Path) -> None:
-    assert report.read_slides(tiles, tmp_path / "none.csv") is None
-    assert report.read_slides(replace(tiles, folder=tmp_path / "store")) is None
+    assert split.slides_of(tiles, tmp_path / "none.csv") is None
+    assert split.slides_of(replace(tiles, folder=tmp_path / "store")) is None

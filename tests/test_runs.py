@@ -15,11 +15,15 @@ import torch
 from conftest import FORKSERVER, competition_files, write_zip
 from safetensors.torch import load_file, save_file
 
-from kit import config, dataset, metrics, models, runs, store
-from kit.config import Recipe
-from kit.errors import KitError
-from kit.runs import Run
-from kit.store import Store
+from kit.base import config
+from kit.base.config import Recipe
+from kit.base.errors import KitError
+from kit.data import dataset, store
+from kit.data.store import Store
+from kit.models import models
+from kit.runs import runs
+from kit.runs.runs import Run
+from kit.stats import metrics
 
 ROOT = Path(__file__).parents[1]
 RECIPE = Recipe(epochs=2, batch_size=8, size=32)

@@ -21,11 +21,15 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from tqdm import tqdm
 
-from kit import config, models, runs, search, sharing, store
-from kit.config import Recipe
-from kit.errors import KitError, exit_on_error
-from kit.search import SearchOptions, SearchResult
-from kit.store import Store
+from kit.base import config
+from kit.base.config import Recipe
+from kit.base.errors import KitError, exit_on_error
+from kit.data import store
+from kit.data.store import Store
+from kit.models import models
+from kit.runs import runs
+from kit.study import search, sharing
+from kit.study.search import SearchOptions, SearchResult
 
 RECIPE = Recipe(epochs=2, batch_size=16, widths=(4, 8, 8), seed=3)
 FIXED = ("widths", "size", "augment")

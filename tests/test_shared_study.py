@@ -24,12 +24,14 @@ from conftest import competition_files, write_zip
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from kit import momentum, runs, sharing, store, study
-from kit.config import Recipe
-from kit.errors import KitError
-from kit.store import Store
-from kit.study import Study
-from kit.training import EpochResult
+from kit.base.config import Recipe
+from kit.base.errors import KitError
+from kit.base.results import EpochResult
+from kit.data import store
+from kit.data.store import Store
+from kit.runs import runs
+from kit.study import momentum, sharing, study
+from kit.study.study import Study
 
 ROOT = Path(__file__).parents[1]
 RECIPE = Recipe(epochs=12, batch_size=8, widths=(4, 6, 8))
@@ -130,7 +132,7 @@ def postgresql() -> Iterator[str]:
         ready = [programs[-1] / "pg_isready", "-h", "127.0.0.1", "-p", str(port), "-q"]
         while server.poll() is None and subprocess.run(ready, check=False).returncode:
             time.sleep(0.05)
-        yield f"postgresql+pg8000://kit@127.0.0.1:{port}/postgres"
+        yield f"postgresql+pg8000://kit.127.0.0.1:{port}/postgres"
     finally:
         server.send_signal(signal.SIGINT)
         server.wait()

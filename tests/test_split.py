@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kit import split
-from kit.errors import KitError
+from kit.base.errors import KitError
+from kit.data import split
 
 RNG = np.random.default_rng(0)
 LABELS = (RNG.random(1000) < 0.4).astype(np.int64)

@@ -17,8 +17,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from kit import competition, standin, store
-from kit.errors import KitError
+from kit.base import competition
+from kit.base.errors import KitError
+from kit.data import standin, store
 
 ROOT = Path(__file__).parents[1]
 NUMBERS = {"train": 60, "test": 20, "seed": 3}

@@ -16,9 +16,9 @@ import pytest
 from conftest import Files, competition_files, random_tile, tiff, write_folder, write_zip
 from PIL import Image
 
-from kit import store
-from kit.errors import KitError
-from kit.store import CorruptArchiveError
+from kit.base.errors import KitError
+from kit.data import store
+from kit.data.store import CorruptArchiveError
 
 ROOT = Path(__file__).parents[1]
 

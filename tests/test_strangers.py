@@ -17,13 +17,15 @@ import torch
 from conftest import Files, competition_files, write_folder, write_zip
 from matplotlib.figure import Figure
 
-from kit import report, runs, store
-from kit.config import Recipe
-from kit.errors import KitError
-from kit.models import create_model
-from kit.report import Drawing, GalleryTile, Page, Section, Table
-from kit.runs import Run
-from kit.store import Store
+from kit.base.config import Recipe
+from kit.base.errors import KitError
+from kit.data import store
+from kit.data.store import Store
+from kit.models.models import create_model
+from kit.report import report
+from kit.report.report import Drawing, GalleryTile, Page, Section, Table
+from kit.runs import runs
+from kit.runs.runs import Run
 
 ROOT = Path(__file__).parents[1]
 RECIPE = Recipe(epochs=1, batch_size=8, size=32)
@@ -202,7 +204,7 @@ def test_no_credential_stands_in_a_run_folder(trained: Path) -> None:
 # What may happen only where somebody fetches or executes.
 WATCHED = """
 import os, runpy, sys
-from kit import store
+from kit.data import store
 data = os.path.realpath(sys.argv[-1])
 events = {"socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.system", "os.exec",
           "os.posix_spawn", "os.fork", "pickle.find_class", "ctypes.dlopen"}

@@ -12,14 +12,17 @@ import torch
 from conftest import competition_files, run_kernel, start_kernel, write_zip
 from safetensors.torch import load_file
 
-from kit import dataset, metrics, momentum, runs, store, study
-from kit.config import Recipe
-from kit.errors import KitError
-from kit.momentum import StatisticsBank
-from kit.runs import Run
-from kit.store import Store
-from kit.study import Study
-from kit.training import EpochResult
+from kit.base.config import Recipe
+from kit.base.errors import KitError
+from kit.base.results import EpochResult
+from kit.data import dataset, store
+from kit.data.store import Store
+from kit.runs import runs
+from kit.runs.runs import Run
+from kit.stats import metrics
+from kit.study import momentum, study
+from kit.study.momentum import StatisticsBank
+from kit.study.study import Study
 
 ROOT = Path(__file__).parents[1]
 RECIPE = Recipe(epochs=3, batch_size=8, widths=(4, 6, 8))

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from kit import submission
-from kit.errors import KitError
+from kit.base.errors import KitError
+from kit.kaggle import submission
 
 IDS = [f"{i:040x}" for i in range(0xA0, 0xA5)]
 ROWS = [f"{name},0.{i}" for i, name in enumerate(IDS)]

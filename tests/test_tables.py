@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kit import tables
-from kit.errors import KitError
+from kit.base import tables
+from kit.base.errors import KitError
 
 A, B, C = "0a" * 20, "b1" * 20, "c2" * 20
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from kit import tensor_transforms, transforms
-from kit.config import Augmentation, Interpolation
-from kit.transforms import Resize
+from kit.base.config import Augmentation, Interpolation
+from kit.data import tensor_transforms, transforms
+from kit.data.transforms import Resize
 
 RNG = np.random.default_rng(0)
 # Soft shapes, as a microscope shows them: neighbours differ by a few levels.

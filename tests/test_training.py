@@ -9,12 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kit import dataset, inference, metrics, models, training
-from kit.config import Recipe
-from kit.dataset import TileDataset
-from kit.errors import KitError
-from kit.inference import Normalize
-from kit.training import EpochResult, NonFiniteLossError, TrainingState
+from kit.base.config import Recipe
+from kit.base.errors import KitError
+from kit.base.results import EpochResult
+from kit.data import dataset
+from kit.data.dataset import TileDataset
+from kit.models import models
+from kit.stats import metrics
+from kit.training import inference, training
+from kit.training.inference import Normalize
+from kit.training.training import NonFiniteLossError, TrainingState
 
 RNG = np.random.default_rng(0)
 LABELS = np.arange(80) % 2

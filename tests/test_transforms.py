@@ -9,8 +9,8 @@ import pytest
 from albumentations.augmentations.pixel import functional as reference
 from scipy import stats
 
-from kit import transforms
-from kit.transforms import StainJitter
+from kit.data import transforms
+from kit.data.transforms import StainJitter
 
 RNG = np.random.default_rng(0)
 # Purple tissue with white background, as tiles have them.

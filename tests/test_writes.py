@@ -20,9 +20,10 @@ import pytest
 from conftest import FORKSERVER, competition_files, write_zip
 from test_runs import contents
 
-from kit import competition, files, store
-from kit.errors import KitError, exit_on_error
-from kit.store import Store
+from kit.base import competition, files
+from kit.base.errors import KitError, exit_on_error
+from kit.data import store
+from kit.data.store import Store
 
 ROOT = Path(__file__).parents[1]
 KILLS = int(os.environ.get("KIT_KILLS", "4"))

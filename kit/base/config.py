@@ -1,0 +1,301 @@
+"""Recipes: the typed options that decide what a run becomes, read from TOML."""
+
+import argparse
+import dataclasses
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from kit.base import competition
+from kit.base.errors import KitError
+
+Bn = Literal["before", "after"]
+Interpolation = Literal["nearest", "bilinear", "area", "bicubic"]
+Normalization = Literal["unit", "competition", "imagenet"]
+Augmentation = Literal["none", "d4", "stain", "colour", "full"]
+Orientations = Literal[1, 8]
+Init = Literal["keras", "torch"]
+Schedule = Literal["constant", "one-cycle"]
+Views = Literal[1, 8]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+Count = Annotated[int, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+# Options that shape the kit's own networks and mean nothing to a timm backbone.
+OWN_ONLY = ("bn", "widths", "orientations", "bn_momentum", "bn_eps", "init")
+# Options that only a timm backbone takes.
+BACKBONE_ONLY = ("pretrained", "weights", "layer_decay", "frozen_epochs")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a run's result depends on, besides the data."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    per_class: Count | None = 25_000
+    """Most tiles of a class to draw, the same number of each; None takes every tile."""
+    holdout: Fraction = 0.3
+    """Share of the tiles (with --slides: of the slides) kept for validation."""
+    slides: Path | None = None
+    """CSV of id,slide: no slide stands on both sides of the holdout."""
+    validate_on: tuple[str, ...] = ()
+    """Slides of --slides to validate on, in place of a random share."""
+    leave_out: tuple[str, ...] = ()
+    """Slides of --slides to leave out altogether."""
+    folds: Annotated[int, Field(ge=2)] | None = None
+    """Cross-validation: train this many runs, each of which holds another part out."""
+    fold: Annotated[int, Field(ge=0)] | None = None
+    """Of --folds: train only the run that holds this part out, from 0."""
+
+    crop: Annotated[int, Field(ge=1, le=competition.TILE_SIZE)] = competition.TILE_SIZE
+    """Side of the central square that is cut out before resizing, in pixels."""
+    size: Annotated[int, Field(ge=1, le=1024)] = 32
+    """Side of the network's input, in pixels."""
+    interpolation: Interpolation = "nearest"
+    """How the crop is resized to the input."""
+    normalize: Normalization = "unit"
+    """unit: inputs / 255; competition, imagenet: those channel statistics as well."""
+    augment: Augmentation = "none"
+    """d4: the eight symmetries of the square; stain: jittered H&E stains as well; colour: jittered
+    channels and saturation as well; full: any angle, zoom and blur as well."""
+    stain_strength: Annotated[float, Field(gt=0, le=3)] = 1.0
+    """Of stain and colour: a factor on how far the stains' densities are jittered."""
+
+    model: str = "small"
+    """small (the study's network), compact (a deeper one), or the name of any timm model."""
+    bn: Bn = "before"
+    """BatchNorm before or after each activation of the kit's own networks."""
+    widths: Annotated[tuple[Count, ...], Field(min_length=2)] = (32, 64, 128)
+    """small: channels of the convolutions, then units of the dense layer; compact: channels of
+    the stages, in each orientation."""
+    orientations: Orientations = 1
+    """Of compact: 8 holds each filter in all orientations of the square (p4m), so that all eight
+    views have one answer; 1 is a plain network."""
+    bn_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Keras' sense: the share of a running statistic kept each step (PyTorch's is 1 minus it)."""
+    bn_eps: Positive = 1e-3
+    """Added to BatchNorm's variance."""
+    init: Init = "keras"
+    """keras: Glorot-uniform weights, zero biases; torch: PyTorch's own, and He's for compact."""
+    pretrained: bool = False
+    """Start a timm model from its published weights."""
+    weights: Path | None = None
+    """Start a timm model from this .safetensors or .pth file; needs no network."""
+
+    epochs: Count = 20
+    """Passes over the training tiles."""
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    """Tiles in a training step."""
+    lr: Positive = 1e-3
+    """Adam's learning rate; one-cycle's peak."""
+    schedule: Schedule = "constant"
+    """one-cycle: the learning rate rises for a quarter of the steps, then falls to nothing."""
+    weight_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decoupled from the gradient (AdamW), sparing biases and norms; 0 is plain Adam."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share by which labels are drawn towards 1/2."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay of an average of the weights, which the run ends with; 0 keeps none."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Of a timm model: a layer's learning rate over that of the layer above it."""
+    frozen_epochs: Annotated[int, Field(ge=0)] = 0
+    """Of a timm model: first epochs that train the classifier alone."""
+    precision: Precision = "auto"
+    """auto takes bf16 (or fp16) where the hardware computes in it, else fp32."""
+    views: Views = 1
+    """8 averages the probabilities of the eight symmetries of the square when predicting."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Decides the split, the initial weights, the data order and the augmentation."""
+
+    def __post_init__(self) -> None:
+        """Refuse options that contradict each other."""
+        if (self.validate_on or self.leave_out) and self.slides is None:
+            raise ValueError(
+                "validate_on and leave_out name slides: give their table with slides as well"
+            )
+        if self.validate_on and self.folds:
+            raise ValueError("validate_on and folds exclude each other: choose one holdout")
+        if self.fold is not None and self.fold >= (self.folds or 0):
+            raise ValueError("fold is one of folds, counted from 0")
+        if self.pretrained and self.weights is not None:
+            raise ValueError("pretrained and weights exclude each other: choose one start")
+        if not self.is_backbone and (self.pretrained or self.weights is not None):
+            raise ValueError("pretrained and weights need a timm model, such as resnet18")
+        if self.orientations > 1 and self.model != "compact":
+            raise ValueError("orientations needs the model compact")
+        if not self.is_backbone and (self.frozen_epochs or self.layer_decay < 1):
+            raise ValueError("frozen_epochs and layer_decay need a timm model, such as resnet18")
+
+    @property
+    def is_backbone(self) -> bool:
+        """Whether the model is timm's, and not one of the kit's own."""
+        return self.model not in ("small", "compact")
+
+    @property
+    def channel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of the channels that inputs are normalised with."""
+        return {
+            "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+            "competition": (competition.CHANNEL_MEAN, competition.CHANNEL_STD),
+            "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        }[self.normalize]
+
+    def reject_unused(self, given: set[str]) -> None:
+        """Refuse options that were given by name and that the model does not use.
+
+        Raises
+        ------
+        KitError
+            Naming the options and the model.
+        """
+        unused = given.intersection(OWN_ONLY if self.is_backbone else BACKBONE_ONLY)
+        if unused:
+            options = ", ".join("--" + name.replace("_", "-") for name in sorted(unused))
+            raise KitError(f"{options} has no meaning for --model {self.model}: leave it out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """A recipe, the data it meets, and the hardware that runs it."""
+
+    settings: tyro.conf.OmitArgPrefixes[Recipe]
+    recipe: str = "notebook"
+    """Name of a recipe that comes with the kit, or a TOML file; other options come after it."""
+    data: Path = Path("data")
+    """Folder of the competition's data."""
+    device: str = "auto"
+    """auto takes a GPU where there is one."""
+    workers: Annotated[int, Field(ge=0, le=64)] = 0
+    """Processes that load and augment tiles; 0 does it in this one, or in a GPU's memory where the
+    tiles fit."""
+
+
+Options = TypeVar("Options", bound=RunOptions)
+
+_RECIPE: TypeAdapter[Recipe] = TypeAdapter(Recipe)
+
+
+def parse_options(kind: type[Options], description: str, argv: Sequence[str]) -> Options:
+    """Read a command line over the recipe that it names.
+
+    Raises
+    ------
+    KitError
+        If the recipe cannot be read, a value is out of range, or options contradict each other.
+    """
+    _check_repeated(argv)
+    named = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    named.add_argument("--recipe", default="notebook")
+    name = named.parse_known_args(argv)[0].recipe
+    default = kind(settings=read_recipe(name), recipe=name)
+    parsed = tyro.cli(kind, args=argv, default=default, description=description)
+    try:
+        options = TypeAdapter(kind).validate_python(dataclasses.asdict(parsed))
+    except ValidationError as error:
+        raise KitError(_describe(error)) from error
+    options.settings.reject_unused(given(argv))
+    return options
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that come with the kit."""
+    folder = resources.files("kit.recipes")
+    return sorted(file.name[:-5] for file in folder.iterdir() if file.name.endswith(".toml"))
+
+
+def read_recipe(name: str) -> Recipe:
+    """Read a recipe by its name, or from a TOML file.
+
+    Raises
+    ------
+    KitError
+        If there is no such recipe, or its text is not TOML, or a key is unknown, or a value
+        has the wrong type or range; every such key is named.
+    """
+    try:
+        text = _recipe_text(name)
+        return parse_recipe(tomllib.loads(text), source=name)
+    except (OSError, UnicodeDecodeError) as error:
+        raise KitError(f"cannot read the recipe {name}: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise KitError(f"{name} is not a TOML file: {error}") from error
+
+
+def parse_recipe(values: dict[str, Any], *, source: str) -> Recipe:
+    """Build a recipe from plain values, as TOML or JSON hold them.
+
+    TOML has no null: there None is written as on the command line, "None".
+
+    Raises
+    ------
+    KitError
+        Naming `source` and every key that is unknown or has a wrong value.
+    """
+    values = {name: None if value == "None" else value for name, value in values.items()}
+    try:
+        return _RECIPE.validate_json(json.dumps(values, default=str), strict=True)
+    except ValidationError as error:
+        raise KitError(f"{source}: {_describe(error)}") from error
+
+
+def recipe_values(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe as plain values, as JSON holds them."""
+    values: dict[str, Any] = _RECIPE.dump_python(recipe, mode="json")
+    return values
+
+
+def plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values, recipes and paths among them, as JSON holds them."""
+    plain: dict[str, Any] = TypeAdapter(dict[str, Any]).dump_python(dict(values), mode="json")
+    return plain
+
+
+def _describe(error: ValidationError) -> str:
+    """Say in one line what is wrong with each key."""
+    return "; ".join(_describe_one(dict(problem)) for problem in error.errors())
+
+
+def _describe_one(problem: dict[str, Any]) -> str:
+    place = ".".join(str(part) for part in problem["loc"] if part != "settings")
+    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"unknown key {place}"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{place} = {problem['input']!r}: {message}" if place else message
+
+
+def given(argv: Sequence[str]) -> set[str]:
+    """Return the names of the options on a command line, as a recipe spells them."""
+    return set(_names(argv))
+
+
+def _names(argv: Sequence[str]) -> list[str]:
+    flags = [word.partition("=")[0] for word in argv if word.startswith("--")]
+    return [flag[2:].removeprefix("no-").replace("-", "_") for flag in flags]
+
+
+def _check_repeated(argv: Sequence[str]) -> None:
+    """Refuse two lists of slides, of which only the last would count."""
+    names = _names(argv)
+    for name in ("validate_on", "leave_out"):
+        if names.count(name) > 1:
+            flag = f"--{name.replace('_', '-')}"
+            raise KitError(f"{flag} is given {names.count(name)} times: name all slides after one")
+
+
+def _recipe_text(name: str) -> str:
+    if name in recipe_names():
+        return resources.files("kit.recipes").joinpath(f"{name}.toml").read_text("utf-8")
+    if not Path(name).is_file():
+        known = ", ".join(recipe_names())
+        raise KitError(f"no recipe {name}: give a TOML file, or one of {known}")
+    return Path(name).read_text("utf-8")

@@ -1,0 +1,144 @@
+"""Tables of others, CSV files as people and programs write them: what is plain is read.
+
+What is not plain is refused with file, line and value; nothing is guessed.
+"""
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+
+import pandas as pd
+
+from kit.base.errors import KitError
+
+_MARK = "\ufeff"
+_SHOWN = 60
+
+
+def read(
+    content: bytes, columns: Sequence[str], *, source: str, exact: bool = False
+) -> pd.DataFrame:
+    """Read the named columns of a CSV file as text.
+
+    A byte order mark, any line end, quotes, semicolons or tabs for commas, blank lines, spaces
+    around values, capitals in the header, another order of the columns and further columns
+    change nothing.
+
+    Parameters
+    ----------
+    source
+        What messages call the file.
+    exact
+        Take only the plainest form, as a reader that is not ours must be able to read the file,
+        too: a header of these columns alone, in this order, with commas and without a byte order
+        mark, and no blank lines or spaces. Line ends and quotes are free.
+
+    Returns
+    -------
+    DataFrame
+        `columns`, in this order. Its index holds the line of the file on which each row begins.
+
+    Raises
+    ------
+    KitError
+        With the line and the value.
+    """
+    text = _decode(content, source)
+    header = text.splitlines()[0] if text else ""
+    delimiter = "," if exact else _delimiter(header, columns)
+    rows = _rows(text if exact else text.removeprefix(_MARK), delimiter, source)
+    _, names = next(rows, (1, []))
+    places = _places(names, columns, exact)
+    if not places:
+        wanted = ",".join(columns)
+        raise KitError(f"{source} line 1: the header is {_shorten(header)!r}, not {wanted!r}")
+    lines, kept = [], []
+    for line, row in rows:
+        if not exact and not any(map(str.strip, row)):
+            continue
+        if len(row) != len(names):
+            found = _shorten(delimiter.join(row))
+            raise KitError(
+                f"{source} line {line}: {found!r} has {len(row)} values, not {len(names)}"
+            )
+        lines.append(line)
+        kept.append([row[place] if exact else row[place].strip() for place in places])
+    return pd.DataFrame(kept, index=lines, columns=list(columns), dtype=str)
+
+
+def require_ids(column: pd.Series, *, source: str) -> pd.Series:
+    """Return ids in lower case, each of 40 hex digits and there once.
+
+    Parameters
+    ----------
+    column
+        As `read` returns it.
+    """
+    ids = column.str.lower()
+    _refuse(column[~ids.str.fullmatch("[0-9a-f]{40}")], "is not 40 hex digits", source)
+    _refuse(column[ids.duplicated()], "stands there twice", source)
+    return ids
+
+
+def require_labels(column: pd.Series, *, source: str) -> pd.Series:
+    """Return labels as integers, each written as 0 or 1, or 0.0 or 1.0."""
+    _refuse(column[~column.str.fullmatch(r"[01](\.0*)?")], "is not 0 or 1", source)
+    return column.str[0].astype("int64")
+
+
+def require_values(column: pd.Series, *, source: str) -> pd.Series:
+    """Return a column in which no value is empty."""
+    _refuse(column[column == ""], "is empty", source)
+    return column
+
+
+def _decode(content: bytes, source: str) -> str:
+    """Return the text of a file in UTF-8, a byte order mark included."""
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise KitError(
+            f"{source} line {line} is not text in UTF-8 (byte {content[error.start]:#04x}): "
+            "save the table as CSV in UTF-8"
+        ) from error
+
+
+def _rows(text: str, delimiter: str, source: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield each row with the line on which it begins."""
+    line = 1
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        for row in reader:
+            yield line, row
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise KitError(f"{source} line {line} is not CSV: {error}") from error
+
+
+def _delimiter(header: str, columns: Sequence[str]) -> str:
+    """Return the delimiter between the columns' names, a comma where none is."""
+    plain = header.removeprefix(_MARK).replace('"', "")
+    found = [mark for mark in ";\t" if _places(plain.split(mark), columns, exact=False)]
+    return found[0] if found else ","
+
+
+def _places(names: Sequence[str], columns: Sequence[str], exact: bool) -> list[int]:
+    """Return where the columns stand in a header; nothing unless each stands there once."""
+    if exact:
+        return list(range(len(columns))) if names == list(columns) else []
+    known = [name.strip().lower() for name in names]
+    once = all(known.count(name) == 1 for name in columns)
+    return [known.index(name) for name in columns] if once else []
+
+
+def _refuse(bad: pd.Series, what: str, source: str) -> None:
+    """Name the first bad value by its line, and say how many more there are."""
+    if len(bad):
+        more = f" ({len(bad) - 1:,} more such lines)" if len(bad) > 1 else ""
+        value = _shorten(bad.iloc[0])
+        raise KitError(f"{source} line {bad.index[0]}: {bad.name} {value!r} {what}{more}")
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -1,0 +1,358 @@
+"""Tiles as tensors: the dataset over the store, and the loaders over the dataset."""
+
+import math
+import os
+import signal
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from kit.base import competition
+from kit.base.config import Recipe
+from kit.base.errors import KitError
+from kit.data import tensor_transforms, transforms
+from kit.data.transforms import Keys, PerTile, Pipeline, Resize, TileAugmentation
+
+Tiles = npt.NDArray[np.uint8]
+Indices = npt.NDArray[np.int64]
+Draw = tuple[int, int]
+Batch = tuple[Tensor, Tensor]
+
+EVAL_BATCH_SIZE = 256
+# Of a GPU's memory, for tiles.
+HELD_SHARE = 1 / 2
+
+
+class TileDataset(Dataset[Batch]):
+    """A PyTorch dataset over packed tiles with albumentations transforms.
+
+    An item is asked for by its index, or by `(epoch, index)`: the augmentation follows from
+    the seed, the epoch and the index alone, whichever worker loads it. A list of either gives
+    a batch.
+
+    Parameters
+    ----------
+    tiles
+        (tiles, height, width, 3) uint8, RGB.
+    labels
+        0 or 1 for each of `tiles`; left out for the test split, where items carry NaN.
+    rows
+        Which of `tiles` are in the dataset, in its order; all by default.
+    resize
+        Applied first.
+    augment
+        Random transforms: the kit's own, or any pipeline of albumentations.
+    seed
+        Of the augmentation.
+
+    Examples
+    --------
+    >>> tiles = np.zeros((2, 96, 96, 3), np.uint8)
+    >>> image, label = TileDataset(tiles, np.array([0, 1]))[1]
+    >>> image.shape, label.item()
+    (torch.Size([3, 96, 96]), 1.0)
+    """
+
+    def __init__(
+        self,
+        tiles: Tiles,
+        labels: npt.NDArray[np.int64] | None = None,
+        *,
+        rows: Indices | None = None,
+        resize: Resize | None = None,
+        augment: Pipeline | TileAugmentation | PerTile | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.tiles = tiles
+        self.rows = np.arange(len(tiles)) if rows is None else rows
+        known = np.full(len(tiles), np.nan) if labels is None else labels
+        self.labels = known[self.rows].astype(np.float32)
+        self.resize = resize
+        is_ready = augment is None or isinstance(augment, TileAugmentation | PerTile)
+        self.augment = augment if is_ready else PerTile(augment)
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, draw: int | Draw | list[int] | list[Draw]) -> Batch:
+        """Return an image of shape (3, height, width), uint8, and its label.
+
+        For a list, return images of shape (batch, 3, height, width), channels last in memory,
+        and labels of shape (batch,).
+        """
+        if isinstance(draw, list):
+            return self._batch([one if isinstance(one, tuple) else (0, one) for one in draw])
+        images, labels = self._batch([draw if isinstance(draw, tuple) else (0, draw)])
+        return images[0], labels[0]
+
+    def _batch(self, draws: Sequence[Draw]) -> Batch:
+        epochs, indices = np.array(draws, np.int64).T
+        images = self._images(indices, transforms.tile_keys(self.seed, epochs, indices))
+        return images.permute(0, 3, 1, 2), torch.from_numpy(self.labels[indices])
+
+    def _images(self, indices: Indices, keys: Keys) -> Tensor:
+        """Return resized and augmented images of shape (batch, height, width, 3)."""
+        images = self.tiles[self.rows[indices]]
+        if self.resize is not None:
+            images = np.stack([self.resize(image) for image in images])
+        if self.augment is not None:
+            images = self.augment(images, keys)
+        return torch.from_numpy(images)
+
+
+class HeldDataset(TileDataset):
+    """A dataset whose tiles lie in a GPU's memory, where they are enlarged and augmented.
+
+    Its images are those of `TileDataset` within rounding, on that device. It is read by the
+    process that made it, without workers.
+
+    Parameters
+    ----------
+    device
+        Any; others as for `TileDataset`.
+    resize
+        Keeps the size or enlarges, as `tensor_transforms.ENLARGEMENTS` can.
+    augment
+        The kit's own.
+    """
+
+    def __init__(
+        self,
+        tiles: Tiles,
+        labels: npt.NDArray[np.int64] | None = None,
+        *,
+        device: torch.device,
+        rows: Indices | None = None,
+        resize: Resize | None = None,
+        augment: TileAugmentation | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(tiles, labels, rows=rows, resize=resize, augment=augment, seed=seed)
+        # In parts, and the host's tiles are let go: they may be as large as its memory.
+        self.tiles = np.empty((0, *tiles.shape[1:]), np.uint8)
+        self.held = torch.empty((len(self), *tiles.shape[1:]), dtype=torch.uint8, device=device)
+        parts = np.array_split(np.arange(len(self)), 1 + len(self) // 4096)
+        for part in parts:
+            self.held[part[0] : part[-1] + 1] = torch.from_numpy(tiles[self.rows[part]])
+
+    def _images(self, indices: Indices, keys: Keys) -> Tensor:
+        images = self.held[torch.from_numpy(indices).to(self.held.device)]
+        if self.resize is not None:
+            images = tensor_transforms.enlarge(images, self.resize)
+        if self.augment is None:
+            return images
+        assert isinstance(self.augment, TileAugmentation)
+        return tensor_transforms.augment(images, self.augment.draw(keys))
+
+
+class EpochSampler(Sampler[list[Draw]]):
+    """Batches of `(epoch, index)`, in an order that follows from the seed and the epoch.
+
+    The last tiles of an epoch that fill no batch are left out, other ones each epoch. Several
+    processes take their shares of the same batches.
+
+    Parameters
+    ----------
+    count
+        Tiles in the dataset.
+    batch_size
+        Of all processes together.
+
+    Attributes
+    ----------
+    epoch
+        Set it before each pass; it counts from 1.
+    first
+        The step to begin at, for an epoch that was cut short.
+    steps
+        Batches in a whole epoch.
+    """
+
+    def __init__(
+        self, count: int, *, batch_size: int, seed: int, rank: int = 0, processes: int = 1
+    ) -> None:
+        self.batch_size = batch_size
+        self.seed = seed
+        self.steps = count // batch_size
+        self.epoch = 1
+        self.first = 0
+        self._count = count
+        self._share = slice(rank, None, processes)
+
+    def __len__(self) -> int:
+        return self.steps - self.first
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        order = self._order()
+        for step in range(self.first, self.steps):
+            yield [(self.epoch, index) for index in self._slice(order, step)[self._share]]
+
+    def batch(self, step: int) -> list[int]:
+        """Return the tiles of one step of the epoch, those of all processes."""
+        return self._slice(self._order(), step)
+
+    def _order(self) -> Indices:
+        return np.random.default_rng([self.seed, self.epoch]).permutation(self._count)
+
+    def _slice(self, order: Indices, step: int) -> list[int]:
+        batch: list[int] = order[step * self.batch_size : (step + 1) * self.batch_size].tolist()
+        return batch
+
+
+def recipe_dataset(
+    tiles: Tiles,
+    recipe: Recipe,
+    *,
+    labels: npt.NDArray[np.int64] | None = None,
+    rows: Indices | None = None,
+    train: bool = False,
+    device: torch.device | None = None,
+) -> TileDataset:
+    """Return rows of the store as a recipe wants them, augmented where it is to train.
+
+    Tiles that shrink are resized once, into a temporary file; others are read as they are needed.
+
+    Parameters
+    ----------
+    device
+        Hold the tiles in the memory of this GPU, see `can_hold`.
+    """
+    resize = Resize(recipe.crop, recipe.size, recipe.interpolation)
+    shrinks = recipe.size < competition.TILE_SIZE
+    if shrinks:
+        rows = np.arange(len(tiles)) if rows is None else rows
+        labels = None if labels is None else labels[rows]
+        tiles, rows = _resize_all(tiles, rows, resize), None
+    kind = TileDataset if device is None else partial(HeldDataset, device=device)
+    return kind(
+        tiles,
+        labels,
+        rows=rows,
+        resize=None if shrinks else resize,
+        augment=transforms.augmentation(recipe.augment, recipe.stain_strength) if train else None,
+        seed=recipe.seed,
+    )
+
+
+def can_hold(recipe: Recipe, tiles: int, device: torch.device) -> bool:
+    """Return whether a GPU has room for a recipe's tiles, and can do what it asks of them."""
+    if device.type != "cuda":
+        return False
+    side = min(recipe.size, competition.TILE_SIZE)
+    enlarges = side == competition.TILE_SIZE and recipe.size != recipe.crop
+    if enlarges and recipe.interpolation not in tensor_transforms.ENLARGEMENTS:
+        return False
+    memory: int = torch.cuda.get_device_properties(device).total_memory
+    return tiles * side**2 * competition.CHANNELS <= HELD_SHARE * memory
+
+
+def train_loader(
+    dataset: TileDataset, *, batch_size: int, workers: int, rank: int = 0, processes: int = 1
+) -> DataLoader[Batch]:
+    """Return a loader of shuffled whole batches; set its `sampler.epoch` before each pass.
+
+    Of several processes each gets its share of every batch.
+
+    Raises
+    ------
+    KitError
+        If the tiles do not fill a batch, or the processes cannot share it equally.
+    """
+    if batch_size % processes:
+        raise KitError(
+            f"--batch-size {batch_size} cannot be shared by {processes} processes: choose a "
+            f"multiple of {processes}"
+        )
+    check_batch(len(dataset), batch_size)
+    sampler = EpochSampler(
+        len(dataset), batch_size=batch_size, seed=dataset.seed, rank=rank, processes=processes
+    )
+    return _loader(dataset, sampler, workers)
+
+
+def check_batch(tiles: int, batch_size: int) -> None:
+    """Refuse training tiles that do not fill a batch."""
+    if tiles < batch_size:
+        raise KitError(
+            f"{tiles} training tiles do not fill a batch of {batch_size}: choose a smaller "
+            "--batch-size"
+        )
+
+
+def eval_loader(
+    dataset: TileDataset, *, workers: int = 0, rank: int = 0, processes: int = 1
+) -> DataLoader[Batch]:
+    """Return a loader of the tiles in their order, each once, in batches of about one size.
+
+    Of several processes the first gets the first tiles, and so on.
+
+    Raises
+    ------
+    KitError
+        If there are fewer tiles than processes.
+    """
+    if len(dataset) < processes:
+        raise KitError(f"{len(dataset)} held-out tiles are too few for {processes} processes")
+    own = np.array_split(np.arange(len(dataset)), processes)[rank]
+    batches = np.array_split(own, max(1, -(-len(own) // EVAL_BATCH_SIZE)))
+    return _loader(dataset, [batch.tolist() for batch in batches], workers)
+
+
+def _loader(
+    dataset: TileDataset, batches: Iterable[list[Draw]] | Iterable[list[int]], workers: int
+) -> DataLoader[Batch]:
+    """Return a loader whose items are batches already, so that nothing is collated again."""
+    return DataLoader(
+        dataset,
+        sampler=batches,
+        batch_size=None,
+        num_workers=workers,
+        worker_init_fn=_init_worker,
+        # Its own: a loader would else draw from the generator that dropout draws from.
+        generator=torch.Generator(),
+        persistent_workers=workers > 0,
+    )
+
+
+def _init_worker(_: int) -> None:
+    """Keep OpenCV to one thread, and leave it to the parent to stop on SIGTERM."""
+    cv2.setNumThreads(0)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _resize_all(tiles: Tiles, rows: Indices, resize: Resize) -> Tiles:
+    """Resize rows of the store, side by side, to (rows, size, size, 3)."""
+    resized = _scratch((len(rows), resize.size, resize.size, competition.CHANNELS))
+    # An item of a memory-mapped array takes longer to make than most tiles to resize.
+    tiles = np.asarray(tiles)
+
+    def fill(positions: Indices) -> None:
+        for position in positions:
+            resize(tiles[rows[position]], out=resized[position])
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as executor:
+        list(executor.map(fill, np.array_split(np.arange(len(rows)), 1 + len(rows) // 256)))
+    return resized
+
+
+def _scratch(shape: tuple[int, ...]) -> Tiles:
+    """Return an array in an unnamed temporary file, whose pages may leave the memory again."""
+    with tempfile.TemporaryFile() as file:
+        try:
+            # A disk that fills up later would kill the process.
+            os.posix_fallocate(file.fileno(), 0, math.prod(shape))
+        except OSError as error:
+            raise KitError(
+                f"no room for {math.prod(shape):,} bytes of resized tiles in "
+                f"{tempfile.gettempdir()}: set TMPDIR to a folder with room ({error.strerror})"
+            ) from error
+        return np.asarray(np.memmap(file, np.uint8, shape=shape))

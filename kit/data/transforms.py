@@ -1,0 +1,381 @@
+"""Transforms of tiles, in albumentations and beside it, and the draws that make them repeatable.
+
+Only transforms that keep the centre in place are here: a shift, a random crop or a cut-out
+would move or hide what the label is about.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+# Without this albumentations asks the network for its newest version when it is imported.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+import albumentations as A
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from kit.base.config import Augmentation, Interpolation
+
+Pipeline: TypeAlias = A.Compose
+Image = npt.NDArray[Any]
+Images = npt.NDArray[Any]
+Floats = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int64]
+Keys = npt.NDArray[np.uint64]
+
+_INTERPOLATIONS: dict[Interpolation, int] = {
+    # Pixel centres, as Pillow and so Keras do it; INTER_NEAREST takes the corners.
+    "nearest": cv2.INTER_NEAREST_EXACT,
+    "bilinear": cv2.INTER_LINEAR,
+    "area": cv2.INTER_AREA,
+    "bicubic": cv2.INTER_CUBIC,
+}
+
+
+class Resize:
+    """Cut out the central square and resize it; the same as albumentations' transforms.
+
+    Parameters
+    ----------
+    crop
+        Side of the square in pixels, up to 96.
+    size
+        Side of the result in pixels.
+    """
+
+    def __init__(self, crop: int, size: int, interpolation: Interpolation) -> None:
+        self.crop = crop
+        self.size = size
+        self.interpolation = interpolation
+
+    def __call__(self, image: Image, out: Image | None = None) -> Image:
+        """Return an image of (size, size, 3), written to `out` where it is given."""
+        edge = (len(image) - self.crop) // 2
+        square = image[edge : edge + self.crop, edge : edge + self.crop]
+        if self.size == self.crop and out is None:
+            return square
+        # To the same size OpenCV copies.
+        code = _INTERPOLATIONS[self.interpolation]
+        return cv2.resize(square, (self.size, self.size), out, interpolation=code)
+
+
+def symmetry(image: Image, element: int) -> Image:
+    """Return a square image turned and mirrored by one of the eight elements of D4.
+
+    Parameters
+    ----------
+    element
+        Bit 0 transposes the image first, bit 1 then flips it top to bottom, bit 2 left to right.
+    """
+    if element & 1:
+        image = cv2.transpose(image)
+    flip = {2: 0, 4: 1, 6: -1}.get(element & 6)
+    return image if flip is None else cv2.flip(image, flip)
+
+
+def turn_and_zoom(images: Images, angles: Floats, zooms: Floats) -> Images:
+    """Turn images about their centre and enlarge them; edges are mirrored into what is bare.
+
+    The centre stays in place, and with it what the label is about.
+
+    Parameters
+    ----------
+    images
+        (images, height, width, 3) uint8.
+    angles
+        (images,) in degrees, anticlockwise.
+    zooms
+        (images,) factors; above 1 enlarges.
+    """
+    height, width = images.shape[1:3]
+    centre = ((width - 1) / 2, (height - 1) / 2)
+    result = np.empty_like(images)
+    for image, angle, zoom, output in zip(images, angles, zooms, result, strict=True):
+        matrix = cv2.getRotationMatrix2D(centre, angle, zoom)
+        border = cv2.BORDER_REFLECT_101
+        cv2.warpAffine(image, matrix, (width, height), output, cv2.INTER_LINEAR, border)
+    return result
+
+
+def blur(images: Images, sigmas: Floats) -> Images:
+    """Blur images by Gaussians of (images,) sigmas in pixels; 0 leaves an image as it is."""
+    result = images.copy()
+    for image, sigma, output in zip(images, sigmas, result, strict=True):
+        if sigma > 0:
+            cv2.GaussianBlur(image, (0, 0), sigma, output)
+    return result
+
+
+def jitter_stains(images: Images, scales: Floats, shifts: Floats) -> Images:
+    """Scale and shift the haematoxylin and eosin densities of the tissue in images.
+
+    The optical density -log(image / 255) of a pixel is split into the two stains by least
+    squares; their densities times a scale plus a shift give the new pixel. Background, brighter
+    than 85 % of white, keeps its densities. This is `albumentations.HEStain` for a batch.
+
+    Parameters
+    ----------
+    images
+        (images, height, width, 3) uint8, RGB.
+    scales, shifts
+        (images, 2), for haematoxylin and eosin.
+
+    References
+    ----------
+    Ruifrok and Johnston, Quantification of histochemical staining by color deconvolution, 2001.
+    """
+    # OpenCV takes the batch for one tall image, but for what differs from tile to tile.
+    tall = images.reshape(-1, images.shape[2], 3)
+    densities = cv2.LUT(tall, _OPTICAL_DENSITY)
+    result = np.empty(images.shape, np.float32)
+    for matrix, density, output in zip(
+        stain_matrices(scales, shifts), densities.reshape(images.shape), result, strict=True
+    ):
+        cv2.transform(density, matrix, dst=output)
+    background = cv2.transform(densities, KEEP_STAINS)
+    cv2.copyTo(background, cv2.transform(tall, _IS_BACKGROUND), dst=result.reshape(tall.shape))
+    np.negative(result, out=result)
+    jittered: Images = cv2.convertScaleAbs(cv2.exp(result.reshape(tall.shape)), alpha=255)
+    return jittered.reshape(images.shape)
+
+
+def stain_matrices(scales: Floats, shifts: Floats) -> Floats:
+    """Return what `jitter_stains` does to optical densities: (images, 3, 4), offsets last."""
+    mixes = np.einsum("sc,ns,sd->ncd", _STAINS, scales, _UNMIX)
+    return np.concatenate([mixes, (shifts @ _STAINS)[:, :, None]], axis=2)
+
+
+class StainJitter(A.ImageOnlyTransform):  # type: ignore[misc]
+    """Jitter haematoxylin and eosin as `jitter_stains` does, for use in `A.Compose`.
+
+    Parameters
+    ----------
+    strength
+        Densities are scaled by up to 30 % and shifted by up to 0.2, both times this.
+    p
+        Probability of the transform.
+
+    References
+    ----------
+    Tellez et al., Whole-slide mitosis detection in H&E breast histology, 2018.
+    """
+
+    def __init__(self, strength: float = 1.0, p: float = 1.0) -> None:
+        super().__init__(p=p)
+        self.strength = strength
+
+    def get_params(self) -> dict[str, Any]:
+        """Draw the factors and the offsets of both stains."""
+        draws = self.random_generator.uniform(size=(1, 4))
+        scales, shifts = stain_draws(draws, self.strength)
+        return {"scales": scales, "shifts": shifts}
+
+    def apply(self, img: Image, *, scales: Floats, shifts: Floats, **_: Any) -> Image:
+        """Return the image with other stains."""
+        image: Image = jitter_stains(img[None], scales, shifts)[0]
+        return image
+
+
+def stain_draws(uniform: Floats, strength: float) -> tuple[Floats, Floats]:
+    """Turn (tiles, 4) draws from [0, 1) into the scales and the shifts of both stains."""
+    centred = strength * (2 * uniform - 1)
+    return 1 + 0.3 * centred[:, :2], 0.2 * centred[:, 2:]
+
+
+def jitter_colours(images: Images, gains: Floats, grays: Floats) -> Images:
+    """Multiply each channel by a gain, then draw the channels towards their mean.
+
+    Parameters
+    ----------
+    images
+        (images, height, width, 3) uint8, RGB.
+    gains
+        (images, 3).
+    grays
+        (images,) shares of grey: 0 keeps the colours, 1 leaves none.
+    """
+    result = np.empty_like(images)
+    for image, matrix, output in zip(images, colour_matrices(gains, grays), result, strict=True):
+        cv2.transform(image, matrix, dst=output)
+    return result
+
+
+def colour_matrices(gains: Floats, grays: Floats) -> Floats:
+    """Return what `jitter_colours` does to colours: (images, 3, 3)."""
+    keep = (1 - grays)[:, None, None] * np.eye(3) + grays[:, None, None] / 3
+    matrices: Floats = keep * gains[:, None, :]
+    return matrices
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What is drawn for the tiles of a batch; None for what an augmentation leaves out.
+
+    Attributes
+    ----------
+    elements
+        (tiles,) of D4, see `symmetry`.
+    turns
+        Angles and zooms, (tiles,) each, see `turn_and_zoom`.
+    sigmas
+        (tiles,), see `blur`.
+    stains
+        Scales and shifts, (tiles, 2) each, see `jitter_stains`.
+    colours
+        Gains, (tiles, 3), and shares of grey, (tiles,), see `jitter_colours`.
+    """
+
+    elements: Indices
+    turns: tuple[Floats, Floats] | None
+    sigmas: Floats | None
+    stains: tuple[Floats, Floats] | None
+    colours: tuple[Floats, Floats] | None
+
+
+class TileAugmentation:
+    """The kit's own random transforms, drawn for a whole batch and applied tile by tile.
+
+    A general pipeline spends 80 us on its generator before it has touched a tile, half of
+    what the small CNN's training step takes; here a tile costs a few calls of OpenCV.
+
+    Parameters
+    ----------
+    stains
+        Whether to jitter the stains after the symmetry.
+    gain, gray
+        How far each channel's gain may be from 1, and the largest share of grey.
+    strength
+        Of the stains' jitter, see `StainJitter`.
+    zoom, blur
+        Tiles are turned by up to 45 degrees, zoomed by up to a factor of `exp(zoom)` either way,
+        and every second one is blurred by 0.2 to 0.2 + `blur` pixels; 0 does neither.
+    """
+
+    def __init__(
+        self,
+        *,
+        stains: bool = False,
+        gain: float = 0.0,
+        gray: float = 0.0,
+        strength: float = 1.0,
+        zoom: float = 0.0,
+        blur: float = 0.0,
+    ) -> None:
+        self.stains = stains
+        self.gain = gain
+        self.gray = gray
+        self.strength = strength
+        self.zoom = zoom
+        self.blur = blur
+
+    def __call__(self, images: Images, keys: Keys) -> Images:
+        """Return transformed images; the draws follow from each tile's key alone."""
+        draws = self.draw(keys)
+        if draws.turns is not None:
+            images = turn_and_zoom(images, *draws.turns)
+        if draws.sigmas is not None:
+            images = blur(images, draws.sigmas)
+        turned = np.empty_like(images)
+        for position, element in enumerate(draws.elements):
+            turned[position] = symmetry(images[position], element)
+        if draws.stains is not None:
+            turned = jitter_stains(turned, *draws.stains)
+        if draws.colours is not None:
+            turned = jitter_colours(turned, *draws.colours)
+        return turned
+
+    def draw(self, keys: Keys) -> Draws:
+        """Return what the tiles of these keys are given."""
+        uniform = uniforms(keys, 13)
+        zooms = np.exp(self.zoom * (2 * uniform[:, 10] - 1))
+        sigmas = np.where(uniform[:, 11] < 0.5, 0.2 + self.blur * uniform[:, 12], 0)
+        gains = 1 - self.gain + 2 * self.gain * uniform[:, 5:8]
+        return Draws(
+            elements=(8 * uniform[:, 0]).astype(int),
+            turns=(90 * uniform[:, 9] - 45, zooms) if self.zoom else None,
+            sigmas=sigmas if self.blur else None,
+            stains=stain_draws(uniform[:, 1:5], self.strength) if self.stains else None,
+            colours=(gains, self.gray * uniform[:, 8]) if self.gain else None,
+        )
+
+
+class PerTile:
+    """Any albumentations pipeline, seeded for each tile by its key.
+
+    Albumentations 2.0.8 gives every loader worker the same draws, and the same again each
+    epoch. Seeding each tile by what it is, not by who loads it, makes the draws independent
+    of the number of workers, and those of a resumed run the same.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+
+    def __call__(self, images: Images, keys: Keys) -> Images:
+        """Return the transformed images."""
+        return np.stack([self._one(*item) for item in zip(images, keys, strict=True)])
+
+    def _one(self, image: Image, key: np.uint64) -> Image:
+        self.pipeline.set_random_seed(int(key >> np.uint64(32)))
+        transformed: Image = self.pipeline(image=image)["image"]
+        return transformed
+
+
+def augmentation(kind: Augmentation, strength: float = 1.0) -> TileAugmentation | None:
+    """Return the random transforms of a kind, or None where there are none.
+
+    d4 is one of the eight symmetries of the square, each equally likely; stain is d4 and a
+    jitter of the haematoxylin and eosin densities, see `StainJitter`; colour is stain, a gain of
+    up to 15 % a channel, and any share of grey; full is stain, gains of up to 10 %, up to 30 %
+    of grey, any angle, a zoom of up to 22 %, and a blur of every second tile.
+    """
+    options: dict[Augmentation, dict[str, Any]] = {
+        "d4": {},
+        "stain": {"stains": True},
+        "colour": {"stains": True, "gain": 0.15, "gray": 1.0},
+        "full": {"stains": True, "gain": 0.1, "gray": 0.3, "zoom": 0.2, "blur": 0.8},
+    }
+    return TileAugmentation(strength=strength, **options[kind]) if kind in options else None
+
+
+def tile_keys(seed: int, epochs: Indices, indices: Indices) -> Keys:
+    """Return the key of each tile's augmentation: a hash of seed, epoch and index."""
+    keys = _mix(np.full(len(indices), seed, np.uint64))
+    for part in (epochs, indices):
+        keys = _mix(keys ^ part.astype(np.uint64))
+    return keys
+
+
+def uniforms(keys: Keys, count: int) -> Floats:
+    """Return (tiles, count) draws from [0, 1), those of a row from its key alone.
+
+    SplitMix64 seeded with the key: its counter makes the draws of a batch one expression.
+
+    References
+    ----------
+    Steele, Lea and Flood, Fast splittable pseudorandom number generators, OOPSLA 2014.
+    """
+    counters = keys[:, None] + np.arange(count, dtype=np.uint64) * _GOLDEN
+    draws: Floats = (_mix(counters) >> np.uint64(11)).astype(float) * 2.0**-53
+    return draws
+
+
+def _mix(values: Keys) -> Keys:
+    """Take SplitMix64's next number from each of its states."""
+    values = values + _GOLDEN
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+# Haematoxylin and eosin in red, green and blue, as albumentations has them.
+_STAINS = np.array([[0.644211, 0.716556, 0.266844], [0.092789, 0.954111, 0.283111]])
+_UNMIX = np.linalg.pinv(_STAINS.T)
+# Densities as the two stains explain them.
+KEEP_STAINS = _STAINS.T @ _UNMIX
+_OPTICAL_DENSITY = -np.log(np.maximum(np.arange(256, dtype=np.float32) / 255, 1e-6))
+# Luminosity less 85 % of white, a hundredfold: what rounds to 0 or saturates there is tissue.
+_IS_BACKGROUND = np.array([[29.9, 58.7, 11.4, -85 * 255 + 0.5]])

@@ -1,0 +1,240 @@
+"""One self-contained script for Kaggle: the kit, its commands and what Kaggle's image lacks."""
+
+import base64
+import io
+import json
+import re
+import zipfile
+from collections.abc import Sequence
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import Any
+
+from kit.base.competition import SLUG
+from kit.base.errors import KitError
+from kit.base.files import write_text
+from kit.kaggle.on_kaggle import CHECKSUMS, FOLDERS, SUBMISSION, Job, checksums
+
+SCRIPT_FILE = "script.py"
+METADATA_FILE = "kernel-metadata.json"
+
+# Pure Python, MIT, and not in Kaggle's image: the command line, with what it needs, and TOML.
+_EMBEDDED = ("tyro", "docstring_parser", "typeguard", "tomli_w")
+_SUFFIXES = {".py", ".toml", ".html", ".css", ".js"}
+# The script gives these itself.
+_RESERVED = {"--data", "--out", "--resume"}
+# What Kaggle takes at most is not published; larger files have a better place in a dataset.
+_MAX_BYTES = 1_000_000
+
+_SCRIPT = '''\
+"""{name}: built from histopathologic-cancer-kit {version} by kernels/push.py; edit that."""
+
+import base64
+import io
+import os
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+BUNDLE = "{bundle}"
+
+home = Path(tempfile.gettempdir(), "histopathologic-cancer-kit")
+zipfile.ZipFile(io.BytesIO(base64.b85decode(BUNDLE))).extractall(home)
+sys.path.insert(0, str(home))
+
+from kit.base.errors import exit_on_error
+from kit.kaggle.on_kaggle import Job, run
+
+with exit_on_error():
+    run({job!r}, home, Path(os.environ.get("HCD_KAGGLE_ROOT", "/kaggle")))
+'''
+
+
+def build(
+    folder: Path,
+    job: Job,
+    *,
+    owner: str,
+    repository: Path,
+    datasets: Sequence[str] = (),
+    gpu: bool = True,
+) -> None:
+    """Write the script and the metadata that `kaggle kernels push` takes.
+
+    Parameters
+    ----------
+    owner
+        The account's user name.
+    repository
+        Holds kit/ and kernels/.
+    datasets
+        Of Kaggle, to be mounted: OWNER/NAME.
+
+    Raises
+    ------
+    KitError
+        If the name is not one that Kaggle takes, an argument is the script's own, or the
+        script becomes too large.
+    """
+    if not re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", job.name) or not 5 <= len(job.name) <= 50:
+        raise KitError(
+            f"--name {job.name}: give 5 to 50 lower-case letters, digits and single hyphens"
+        )
+    text = script(job, repository)
+    if len(text) > _MAX_BYTES:
+        raise KitError(
+            f"the script has {len(text):,} bytes, more than {_MAX_BYTES:,}: put large files that "
+            "the arguments name into a Kaggle dataset, and mount it with --dataset"
+        )
+    write_text(folder / SCRIPT_FILE, text)
+    values = metadata(job, owner=owner, datasets=datasets, gpu=gpu)
+    write_text(folder / METADATA_FILE, json.dumps(values, indent=2) + "\n")
+
+
+def script(job: Job, repository: Path) -> str:
+    """Return the script; files that the arguments name are embedded, the same text each time."""
+    arguments, given = _embed(job.arguments)
+    files = _sources(repository) | _libraries() | given
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for name in sorted(files):
+            # With a date of its own each build would differ.
+            archive.writestr(zipfile.ZipInfo(name), files[name], zipfile.ZIP_DEFLATED, 9)
+    version = re.search('__version__ = "(.*)"', files["kit/__init__.py"].decode())
+    assert version
+    return _SCRIPT.format(
+        name=job.name,
+        version=version[1],
+        bundle=base64.b85encode(buffer.getvalue()).decode(),
+        job=Job(job.command, arguments, job.name, job.resume, job.hours),
+    )
+
+
+def metadata(job: Job, *, owner: str, datasets: Sequence[str], gpu: bool) -> dict[str, Any]:
+    """Return what kernel-metadata.json says."""
+    kernel = f"{owner}/{job.name}"
+    values = {
+        "id": kernel,
+        # Kaggle makes the kernel's address from it, which has to be the one in `id`.
+        "title": job.name,
+        "code_file": SCRIPT_FILE,
+        "language": "python",
+        "kernel_type": "script",
+        "is_private": True,
+        "enable_gpu": gpu,
+        "enable_internet": False,
+        "competition_sources": [SLUG],
+        "dataset_sources": list(datasets),
+        "kernel_sources": [kernel] if job.resume else [],
+        # A run can only be resumed with the torch that began it.
+        "docker_image_pinning_type": "original",
+    }
+    return values | ({"machine_shape": "NvidiaTeslaT4"} if gpu else {})
+
+
+def require_free(folder: Path, name: str) -> None:
+    """Refuse to bring back what is there already.
+
+    Raises
+    ------
+    KitError
+        Naming the folder.
+    """
+    for place in _places(folder, name):
+        if place.exists():
+            raise KitError(f"{place} exists: move it away, or name another folder with --out")
+
+
+def bring_back(output: Path, folder: Path, name: str) -> Path:
+    """Move a run or a study from a kernel's output to where the commands expect it.
+
+    Parameters
+    ----------
+    output
+        What Kaggle's client has fetched, on the same disk as `folder`.
+    folder
+        That of runs/ and studies/.
+
+    Returns
+    -------
+    Path
+        The run's or the study's folder.
+
+    Raises
+    ------
+    KitError
+        If the output is not what the kernel wrote, or holds no results, or they are there
+        already.
+    """
+    require_free(folder, name)
+    _check(output)
+    found = next((place for place in _places(output, name) if place.is_dir()), None)
+    if found is None:
+        raise KitError(f"the kernel has left no {' or '.join(map(str, _places(Path(), name)))}")
+    for extra, place in {SUBMISSION: SUBMISSION, f"{name}.log": "kaggle.log"}.items():
+        if (output / extra).is_file():
+            (output / extra).replace(found / place)
+    target = folder / found.relative_to(output)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return found.rename(target)
+
+
+def _places(folder: Path, name: str) -> list[Path]:
+    return [folder / kind / name for kind in FOLDERS.values()]
+
+
+def _check(output: Path) -> None:
+    """Compare what has come with the checksums that the kernel wrote last."""
+    path = output / CHECKSUMS
+    if not path.is_file():
+        raise KitError(
+            f"the kernel's output holds no {CHECKSUMS}: Kaggle ended it before it could save "
+            "anything. Push again with fewer --hours"
+        )
+    try:
+        expected: dict[str, str] = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise KitError(f"{CHECKSUMS} came damaged: type `make pull` again") from error
+    found = checksums(output, expected)
+    damaged = [name for name in expected if found.get(name) != expected[name]]
+    if damaged:
+        raise KitError(
+            f"{len(damaged)} of {len(expected)} files came damaged or not at all, first "
+            f"{damaged[0]}: type `make pull` again"
+        )
+
+
+def _embed(arguments: Sequence[str]) -> tuple[tuple[str, ...], dict[str, bytes]]:
+    """Replace files that arguments name (FILE, or NAME=FILE) by their copies in the bundle."""
+    replaced, files = [], {}
+    for number, argument in enumerate(arguments):
+        before, equals, value = argument.rpartition("=")
+        if argument.partition("=")[0] in _RESERVED:
+            raise KitError(f"{argument}: the script chooses --data, --out and --resume itself")
+        if Path(value).is_file():
+            name = f"given/{number}/{Path(value).name}"
+            files[name] = Path(value).read_bytes()
+            argument = f"{before}{equals}{{home}}/{name}"
+        replaced.append(argument)
+    return tuple(replaced), files
+
+
+def _sources(repository: Path) -> dict[str, bytes]:
+    """Return the kit's own files, by their names in the bundle."""
+    return {
+        path.relative_to(repository).as_posix(): path.read_bytes()
+        for folder in ("kit", "kernels")
+        for path in (repository / folder).rglob("*")
+        if path.suffix in _SUFFIXES
+    }
+
+
+def _libraries() -> dict[str, bytes]:
+    """Return the embedded packages as they are installed here, with their licences."""
+    return {
+        file.as_posix(): Path(file.locate()).read_bytes()
+        for name in _EMBEDDED
+        for file in distribution(name).files or []
+        if file.suffix == ".py" or file.name.startswith(("LICENSE", "METADATA"))
+    }

@@ -1,0 +1,269 @@
+"""A finished run in other tools' formats: ONNX, timm's model folder, TensorBoard's event files."""
+
+import importlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from kit.base import competition
+from kit.base.competition import CLASS_NAMES, TILE_SIZE
+from kit.base.config import Recipe
+from kit.base.errors import KitError
+from kit.base.files import atomic_folder, atomic_path
+from kit.data import dataset, transforms
+from kit.data.dataset import EVAL_BATCH_SIZE, Tiles
+from kit.runs import runs
+from kit.runs.runs import TrainedModel
+from kit.training.inference import Normalize
+
+TOLERANCE = 1e-4
+"""How far a logit may lie from PyTorch's."""
+
+# timm names resampling as Pillow does; a box is OpenCV's area.
+_TIMM_INTERPOLATIONS = {"area": "box"}
+
+
+class TileNetwork(nn.Module):
+    """A run's whole way from uint8 tiles to logits, as far as a graph can take it exactly.
+
+    The centre is cut out and the nearest pixels are taken by index, then they are normalised.
+    OpenCV's other ways to resize round in fixed point, as no graph does: where a run uses one,
+    the tiles have to come cropped and resized.
+
+    Parameters
+    ----------
+    trained
+        In float32 on the processor.
+
+    Attributes
+    ----------
+    resizes
+        Whether the tiles come in their full size.
+    side
+        Height and width of the tiles that it takes, in pixels.
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, trained: TrainedModel) -> None:
+        super().__init__()
+        recipe = trained.recipe
+        self.model = trained.model.eval()
+        self.normalize = Normalize(*recipe.channel_statistics)
+        self.resizes = recipe.size == recipe.crop or recipe.interpolation == "nearest"
+        self.side = TILE_SIZE if self.resizes else recipe.size
+        rows, columns = _source_pixels(recipe) if self.resizes else (np.arange(self.side),) * 2
+        self.register_buffer("rows", torch.from_numpy(rows))
+        self.register_buffer("columns", torch.from_numpy(columns))
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        """Return logits of shape (batch, 1) for uint8 tiles of shape (batch, 3, side, side)."""
+        pixels = tiles.index_select(2, self.rows).index_select(3, self.columns)
+        logits: Tensor = self.model(self.normalize(pixels))
+        return logits
+
+
+def write_onnx(path: Path, folder: Path, tiles: Tiles) -> float:
+    """Export a run to one ONNX file, with its preprocessing, once ONNX Runtime agrees with PyTorch.
+
+    The input `tiles` is uint8 of shape (batch, 3, height, width), RGB, any batch; the output
+    `logits` has the shape (batch, 1). What was done with the pixels stands in the file's
+    metadata.
+
+    Parameters
+    ----------
+    folder
+        Of the run.
+    tiles
+        (tiles, 96, 96, 3): those to compare on.
+
+    Returns
+    -------
+    float
+        The largest difference of a logit, at most `TOLERANCE`.
+
+    Raises
+    ------
+    KitError
+        If the difference is larger, and nothing is written; or if the extra is not installed.
+    """
+    onnx = _require("onnx")
+    trained = runs.load(folder, device="cpu")
+    network = TileNetwork(trained).eval()
+    inputs = torch.zeros(2, competition.CHANNELS, network.side, network.side, dtype=torch.uint8)
+    _require("onnxscript")
+    program = torch.onnx.export(
+        network,
+        (inputs,),
+        input_names=["tiles"],
+        output_names=["logits"],
+        dynamic_shapes={"tiles": {0: "batch"}},
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    model = program.model_proto
+    for node in model.graph.node:
+        # Where the code lies on this machine is nobody's business.
+        node.ClearField("metadata_props")
+    onnx.helper.set_model_props(model, _metadata(trained, network))
+    onnx.checker.check_model(model, full_check=True)
+    with atomic_path(path) as partial:
+        partial.write_bytes(model.SerializeToString())
+        difference = _difference(partial, trained, network, tiles)
+        if not difference <= TOLERANCE:
+            raise KitError(
+                f"{path} is not written: ONNX Runtime's logits differ from PyTorch's by up to "
+                f"{difference:.2g}, more than {TOLERANCE:g}"
+            )
+    return difference
+
+
+def write_timm(path: Path, folder: Path) -> None:
+    """Write model.safetensors and config.json as timm reads them from a folder or a hub.
+
+    `timm.create_model("local-dir:PATH", pretrained=True)` rebuilds the model, and
+    `timm.data.resolve_model_data_config` tells its preprocessing.
+
+    Raises
+    ------
+    KitError
+        If the run's network is not timm's, or the folder exists.
+    """
+    trained = runs.load(folder, device="cpu")
+    if not trained.recipe.is_backbone:
+        raise KitError(f"{folder} holds the small CNN, which is none of timm's: export it to ONNX")
+    if path.exists():
+        raise KitError(f"{path} exists: name another folder with --timm")
+    state = {name: tensor.contiguous() for name, tensor in trained.model.state_dict().items()}
+    weights = save(state, metadata={"format": "pt"})
+    text = json.dumps(_timm_config(trained), indent=2) + "\n"
+    with atomic_folder(path) as partial:
+        (partial / "model.safetensors").write_bytes(weights)
+        (partial / "config.json").write_text(text, encoding="utf-8")
+
+
+def write_tensorboard(path: Path, folder: Path) -> None:
+    """Write a run's history as TensorBoard scalars, one step an epoch, into `path`/RUN.
+
+    Raises
+    ------
+    KitError
+        If the folder holds no run, or the scalars are there already, which TensorBoard would
+        mix with these.
+    """
+    _require("tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
+
+    runs.read_config(folder)
+    target = path / folder.resolve().name
+    if target.exists():
+        raise KitError(f"{target} exists: name another folder with --tensorboard")
+    with atomic_folder(target) as partial, SummaryWriter(str(partial)) as writer:
+        for result in runs.read_history(folder):
+            for name, value in asdict(result).items():
+                if name != "epoch":
+                    side, _, figure = name.partition("_")
+                    # train/loss and valid/loss; the others as they are.
+                    tag = f"{side}/{figure}" if side in ("train", "valid") else name
+                    writer.add_scalar(tag, value, result.epoch)
+
+
+def _require(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise KitError(
+            f"{error.name} is not installed: pip install 'histopathologic-cancer-kit[export]'"
+        ) from error
+
+
+def _source_pixels(recipe: Recipe) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return which rows and columns of a tile the run's crop and nearest pixels are.
+
+    A tile whose pixels hold their own row and column tells.
+    """
+    rows, columns = np.indices((TILE_SIZE, TILE_SIZE), dtype=np.uint8)
+    ramp = np.stack([rows, columns, rows], axis=2)
+    taken = transforms.Resize(recipe.crop, recipe.size, recipe.interpolation)(ramp)
+    return taken[:, 0, 0].astype(np.int64), taken[0, :, 1].astype(np.int64)
+
+
+def _metadata(trained: TrainedModel, network: TileNetwork) -> dict[str, str]:
+    recipe = trained.recipe
+    mean, std = recipe.channel_statistics
+    preprocessing = {
+        "crop": recipe.crop,
+        "size": recipe.size,
+        "interpolation": recipe.interpolation,
+        "mean": mean,
+        "std": std,
+        "in_graph": ["crop", "resize", "normalize"] if network.resizes else ["normalize"],
+    }
+    return {
+        "run": trained.name,
+        "model": recipe.model,
+        "input": f"uint8 RGB, (batch, 3, {network.side}, {network.side})",
+        "output": f"logit of {CLASS_NAMES[1]}; its sigmoid is the probability",
+        "class_names": json.dumps(CLASS_NAMES),
+        "preprocessing": json.dumps(preprocessing),
+    }
+
+
+def _difference(path: Path, trained: TrainedModel, network: TileNetwork, tiles: Tiles) -> float:
+    """Return the largest difference between ONNX Runtime and the kit's own way to a logit."""
+    session = _require("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
+    own = dataset.recipe_dataset(tiles, trained.recipe)
+    given = dataset.TileDataset(tiles) if network.resizes else own
+    differences = []
+    with torch.inference_mode():
+        for batch in _batches(len(tiles)):
+            expected = network.model(network.normalize(own[batch][0])).numpy()
+            (found,) = session.run(None, {"tiles": given[batch][0].numpy()})
+            differences.append(float(np.abs(found - expected).max()))
+    # Where a value is no number, this is none either.
+    return float(np.max(differences))
+
+
+def _batches(count: int) -> Iterator[list[int]]:
+    """Yield batches of several sizes, the first of a single tile."""
+    yield [0]
+    for start in range(1, count, EVAL_BATCH_SIZE):
+        yield list(range(start, min(start + EVAL_BATCH_SIZE, count)))
+
+
+def _timm_config(trained: TrainedModel) -> dict[str, Any]:
+    """Return config.json in timm's form."""
+    recipe, model = trained.recipe, cast(Any, trained.model)
+    mean, std = recipe.channel_statistics
+    known = {
+        key: model.pretrained_cfg.get(key) for key in ("pool_size", "first_conv", "classifier")
+    }
+    return {
+        "architecture": recipe.model.partition(".")[0],
+        "num_classes": 1,
+        "num_features": model.num_features,
+        "label_names": [CLASS_NAMES[1]],
+        "pretrained_cfg": {
+            "input_size": [competition.CHANNELS, recipe.size, recipe.size],
+            "fixed_input_size": model.pretrained_cfg.get("fixed_input_size", False),
+            "interpolation": _TIMM_INTERPOLATIONS.get(recipe.interpolation, recipe.interpolation),
+            # timm resizes the whole tile, then cuts out the centre.
+            "crop_pct": recipe.crop / TILE_SIZE,
+            "crop_mode": "center",
+            "mean": mean,
+            "std": std,
+            "num_classes": 1,
+            **known,
+        },
+    }

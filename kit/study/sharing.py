@@ -1,0 +1,267 @@
+"""Runs that many workers share through Optuna's storage: each is trained by one of them.
+
+The storage, a journal file on a shared folder or a database, hands out the runs; what is
+trained is what lies in the folder. A run whose worker died is handed out again.
+"""
+
+import fcntl
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna import Study, Trial
+from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
+from tqdm import tqdm
+
+from kit.base.errors import KitError
+from kit.base.results import EpochResult
+
+# Seconds between a database worker's signs of life, until it is given up, and between looks
+# at trials that others run.
+HEARTBEAT = 20
+GRACE = 60
+POLL = 1.0
+
+STORAGE_ERRORS = (SQLAlchemyError, StorageInternalError, OSError)
+
+Again = Callable[[Study, FrozenTrial], None]
+
+
+class SurplusTrial(Exception):
+    """Ends a trial that another worker has begun as well."""
+
+
+class LeaveTrial(BaseException):
+    """Passes by Optuna's handlers, so that the trial stays as a killed worker would leave it."""
+
+
+def train(
+    names: Sequence[str],
+    folder: Path,
+    train_one: Callable[[str], Iterable[EpochResult]],
+    *,
+    is_done: Callable[[str], bool],
+    storage: str | None = None,
+) -> None:
+    """Train what is not trained yet, together with all workers that call this; return at the end.
+
+    Parameters
+    ----------
+    names
+        Of the runs, which are begun in this order.
+    folder
+        The study's, the same for all workers. Without `storage` its file system must have locks
+        (flock), as local disks and NFS do.
+    train_one
+        Trains a run, or goes on with one whose worker died.
+    is_done
+        Whether a run is finished, as its files say.
+    storage
+        An SQLAlchemy URL; by default a journal file in the folder.
+
+    Raises
+    ------
+    KitError
+        If the storage cannot be used, or a run fails: the other workers go on.
+    """
+    silence()
+    journal = folder / "runs.journal"
+    lock = folder / "runs.lock" if storage is None else None
+    total = len(names)
+    with naming("study", storage, journal), tqdm(total=total, desc="study", unit=" runs") as bar:
+        # Workers that start together would all make the database's tables.
+        with locked(folder / "study.lock"):
+            study = optuna.create_study(
+                study_name=f"{folder.resolve().name}-runs",
+                storage=open_storage(storage, journal),
+                load_if_exists=True,
+            )
+        while left := [name for name in names if not is_done(name)]:
+            bar.n = total - len(left)
+            bar.refresh()
+            give_up_dead(study, lock)
+            _enqueue(study, left)
+            if study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+                optimize_one(study, lambda trial: _objective(trial, train_one, is_done, bar), lock)
+            else:
+                bar.set_postfix_str("waiting for the runs of other workers")
+                time.sleep(POLL)
+        bar.n = total
+
+
+def silence() -> None:
+    """Keep Optuna from telling what the bar tells; what ends a search is told as an error."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    logging.getLogger("sqlalchemy").setLevel(logging.CRITICAL)
+
+
+def optimize_one(
+    study: Study,
+    objective: Callable[[Trial], float],
+    lock: Path | None,
+    callbacks: Sequence[Callable[[Study, FrozenTrial], None]] = (),
+) -> None:
+    """Take up one trial of the study; see `give_up_dead` for the lock."""
+    try:
+        with locked(lock, fcntl.LOCK_SH) if lock else nullcontext():
+            study.optimize(objective, n_trials=1, catch=(SurplusTrial,), callbacks=[*callbacks])
+    except LeaveTrial as left:
+        assert left.__cause__ is not None
+        raise left.__cause__ from None
+
+
+@contextmanager
+def leaving(trial: Trial) -> Iterator[None]:
+    """Leave the trial for the next worker, or this one's next start, when it cannot go on."""
+    try:
+        yield
+    except UpdateFinishedTrialError as error:
+        raise LeaveTrial from KitError(
+            f"trial {trial.number} was given up: nothing was heard of this machine for "
+            f"{GRACE} seconds. Type the same command again to go on ({error})"
+        )
+    except (KitError, KeyboardInterrupt, *STORAGE_ERRORS) as error:
+        raise LeaveTrial from error
+
+
+def give_up_dead(study: Study, lock: Path | None, again: Again | None = None) -> None:
+    """Give up the trials whose workers died, and call `again` with each.
+
+    A worker holds a shared lock while it trains, and loses it with its life: who gets the
+    lock for itself alone knows that no trial is being trained. Workers that share a database
+    and perhaps no locks have the database's heartbeats instead.
+    """
+    if lock is None:
+        with no_experimental_warning():
+            optuna.storages.fail_stale_trials(study)
+        return
+    with suppress(BlockingIOError), locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            study.tell(trial.number, state=TrialState.FAIL)
+            if again is not None:
+                again(study, trial)
+
+
+def open_storage(storage: str | None, journal: Path, again: Again | None = None) -> BaseStorage:
+    """Open a database, or the journal file where none is named.
+
+    Parameters
+    ----------
+    again
+        Called with each trial of a database that is given up.
+
+    Raises
+    ------
+    KitError
+        If there is no driver for it, or it is damaged, or holds another version's tables.
+    """
+    if storage is None:
+        lock = _JournalLock(journal.with_name("journal.lock"))
+        try:
+            return JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
+        except ValueError as error:
+            raise KitError(f"{journal} is damaged: choose another --out ({error})") from error
+    try:
+        with no_experimental_warning():
+            return RDBStorage(
+                storage,
+                # A connection may be cut while nothing is said for an epoch: none is kept.
+                engine_kwargs={"poolclass": NullPool},
+                heartbeat_interval=HEARTBEAT,
+                grace_period=GRACE,
+                heartbeat_stale_trial_callback=again,
+            )
+    except (ImportError, RuntimeError) as error:
+        raise KitError(f"cannot use {storage_name(storage, journal)}: {error}") from error
+
+
+def storage_name(storage: str | None, journal: Path) -> str:
+    """Return a storage's address, without who uses it by what password."""
+    return str(journal) if storage is None else storage.rpartition("@")[2]
+
+
+@contextmanager
+def naming(what: str, storage: str | None, journal: Path) -> Iterator[None]:
+    """Say of which storage it is that an error comes."""
+    try:
+        yield
+    except STORAGE_ERRORS as error:
+        reason = str(error.__cause__ or error).partition("\n")[0].rstrip(".")
+        raise KitError(
+            f"cannot keep the {what} in {storage_name(storage, journal)}: {reason}. What is "
+            "finished is kept: the same command goes on"
+        ) from error
+
+
+@contextmanager
+def locked(path: Path, operation: int = fcntl.LOCK_EX) -> Iterator[None]:
+    """Hold a lock that ends with the process, however that ends."""
+    with path.open("a") as file:
+        fcntl.flock(file, operation)
+        yield
+
+
+@contextmanager
+def no_experimental_warning() -> Iterator[None]:
+    """Silence Optuna's note that an interface may change."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        yield
+
+
+class _JournalLock(JournalFileOpenLock):
+    """A lock that ends with its process; Optuna's own outlive a killed one by half a minute."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def acquire(self) -> bool:
+        self.file = self.path.open("a")
+        fcntl.flock(self.file, fcntl.LOCK_EX)
+        return True
+
+    def release(self) -> None:
+        self.file.close()
+
+
+def _objective(
+    trial: Trial,
+    train_one: Callable[[str], Iterable[EpochResult]],
+    is_done: Callable[[str], bool],
+    bar: "tqdm[Any]",
+) -> float:
+    """Train the run that a trial stands for; the AUC is for those who look into the storage."""
+    name, auc = trial.user_attrs.get("run"), 0.0
+    # Two workers may both have found that a run is missing.
+    if name is None or is_done(name) or name in _open_runs(trial.study, before=trial.number):
+        raise SurplusTrial
+    with leaving(trial):
+        for result in train_one(name):
+            auc = result.valid_auc
+            bar.set_postfix_str(f"{name}, epoch {result.epoch}: {auc:.4f}")
+    return auc
+
+
+def _enqueue(study: Study, names: Iterable[str]) -> None:
+    """Have a trial for each run that no one trains or is about to."""
+    there = _open_runs(study)
+    for name in names:
+        if name not in there:
+            study.enqueue_trial({}, user_attrs={"run": name})
+
+
+def _open_runs(study: Study, before: float = float("inf")) -> set[str]:
+    """Return the runs of the trials that wait or run, of those before a number."""
+    states = (TrialState.WAITING, TrialState.RUNNING)
+    trials = study.get_trials(deepcopy=False, states=states)
+    return {trial.user_attrs["run"] for trial in trials if trial.number < before}

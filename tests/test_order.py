@@ -1,0 +1,71 @@
+"""The packages' order: imports run downwards only, and each library has one place."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LEVELS = [
+    {"base"},
+    {"stats", "data", "models", "kaggle"},
+    {"training"},
+    {"runs"},
+    {"study"},
+    {"report"},
+]
+# Who may import a library; nobody imports Kaggle's client, which runs as a child.
+PLACES = {
+    "albumentations": {"data"},
+    "timm": {"models"},
+    "optuna": {"study"},
+    "kaggle": set(),
+}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Yield the dotted names that a file imports, `kit.x` also for `from kit import x`."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module == "kit":
+            yield from (f"kit.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+def level(package: str) -> int:
+    return next(number for number, names in enumerate(LEVELS) if package in names)
+
+
+def package_of(path: Path) -> str:
+    return path.relative_to(ROOT / "kit").parts[0]
+
+
+MODULES = sorted(
+    path for names in LEVELS for name in names for path in ROOT.glob(f"kit/{name}/**/*.py")
+)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: f"{package_of(path)}-{path.stem}")
+def test_imports_run_downwards(path: Path) -> None:
+    own = package_of(path)
+    for name in imports(path):
+        package = name.removeprefix("kit.").partition(".")[0]
+        if name.startswith("kit.") and package in PACKAGES:
+            assert package == own or level(package) < level(own), name
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: f"{package_of(path)}-{path.stem}")
+def test_each_library_has_one_place(path: Path) -> None:
+    libraries = {name.split(".")[0] for name in imports(path)}
+    for library, places in PLACES.items():
+        assert library not in libraries or package_of(path) in places
+
+
+def test_kernels_never_import_each_other() -> None:
+    kernels = {path.stem for path in (ROOT / "kernels").glob("*.py")}
+    assert len(kernels) > 3
+    for path in (ROOT / "kernels").glob("*.py"):
+        assert not {name.split(".")[0] for name in imports(path)} & (kernels | {"kernels"})
