@@ -43,9 +43,8 @@ def package_of(path: Path) -> str:
     return path.relative_to(ROOT / "kit").parts[0]
 
 
-MODULES = sorted(
-    path for names in LEVELS for name in names for path in ROOT.glob(f"kit/{name}/**/*.py")
-)
+PACKAGES = set().union(*LEVELS)
+MODULES = sorted(path for name in PACKAGES for path in ROOT.glob(f"kit/{name}/**/*.py"))
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: f"{package_of(path)}-{path.stem}")
