@@ -1,6 +1,7 @@
 """The packages' order: imports run downwards only, and each library has one place."""
 
 import ast
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,6 +62,12 @@ def test_each_library_has_one_place(path: Path) -> None:
     libraries = {name.split(".")[0] for name in imports(path)}
     for library, places in PLACES.items():
         assert library not in libraries or package_of(path) in places
+
+
+@pytest.mark.parametrize("package", sorted(PACKAGES))
+def test_all_that_a_door_promises_is_there(package: str) -> None:
+    door = importlib.import_module(f"kit.{package}")
+    assert [name for name in door.__all__ if not hasattr(door, name)] == []
 
 
 def test_kernels_never_import_each_other() -> None:

@@ -18,9 +18,10 @@ from kit.kaggle.on_kaggle import CHECKSUMS, FOLDERS, SUBMISSION, Job, checksums
 SCRIPT_FILE = "script.py"
 METADATA_FILE = "kernel-metadata.json"
 
-# Pure Python, MIT, and not in Kaggle's image: the command line, with what it needs, and TOML.
-_EMBEDDED = ("tyro", "docstring_parser", "typeguard", "tomli_w")
-_SUFFIXES = {".py", ".toml", ".html", ".css", ".js"}
+# Pure Python, MIT or BSD, and perhaps not in Kaggle's image: the command line, with what it needs,
+# TOML, and the packages' doors.
+_EMBEDDED = ("tyro", "docstring_parser", "typeguard", "tomli_w", "lazy_loader")
+_SUFFIXES = {".py", ".pyi", ".toml", ".html", ".css", ".js"}
 # The script gives these itself.
 _RESERVED = {"--data", "--out", "--resume"}
 # What Kaggle takes at most is not published; larger files have a better place in a dataset.

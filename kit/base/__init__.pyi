@@ -1,0 +1,15 @@
+from . import competition as competition
+from . import config as config
+from . import errors as errors
+from . import files as files
+from . import tables as tables
+from .config import Recipe as Recipe
+from .config import RunOptions as RunOptions
+from .errors import KitError as KitError
+from .errors import StoppedError as StoppedError
+from .errors import exit_on_error as exit_on_error
+from .files import FolderLock as FolderLock
+from .files import atomic_folder as atomic_folder
+from .files import atomic_path as atomic_path
+from .files import write_text as write_text
+from .results import EpochResult as EpochResult

@@ -1,0 +1,3 @@
+from . import ensemble as ensemble
+from . import export as export
+from . import runs as runs

@@ -1,0 +1,1 @@
+from . import metrics as metrics

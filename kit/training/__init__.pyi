@@ -1,0 +1,3 @@
+from . import distributed as distributed
+from . import inference as inference
+from . import training as training
