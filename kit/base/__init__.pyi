@@ -3,6 +3,13 @@ from . import config as config
 from . import errors as errors
 from . import files as files
 from . import tables as tables
+from .arrays import Array as Array
+from .arrays import Bools as Bools
+from .arrays import Floats as Floats
+from .arrays import Indices as Indices
+from .arrays import Labels as Labels
+from .arrays import Pixels as Pixels
+from .arrays import Strings as Strings
 from .config import Recipe as Recipe
 from .config import RunOptions as RunOptions
 from .errors import KitError as KitError
