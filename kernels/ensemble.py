@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import tyro
 
+from kit import stats
 from kit.base.errors import KitError, exit_on_error
 from kit.data import split
 from kit.runs import ensemble
 from kit.runs.ensemble import Ensemble, Gain, Mean
-from kit.stats import metrics
 
 
 def main(
@@ -46,7 +46,7 @@ def main(
     judged = ensemble.gain(labels, predictions, mean, slides=groups)
     path = ensemble.write(out, chosen, asdict(judged))
     everything = Ensemble({str(run): 1 / len(runs) for run in runs}, mean)
-    aucs = [metrics.auc(labels, one) for one in [*predictions, everything.combine(predictions)]]
+    aucs = [stats.auc(labels, one) for one in [*predictions, everything.combine(predictions)]]
     print("\n".join(describe(runs, aucs, chosen, judged)))
     print(f"{path}\nnext: python kernels/predict.py --ensemble {path} --out submission.csv")
 

@@ -10,13 +10,13 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 
+from kit import stats
 from kit.base.config import Views
 from kit.base.errors import KitError, exit_on_error
 from kit.data import store
 from kit.kaggle import submission
 from kit.runs import ensemble, runs
 from kit.runs.ensemble import Ensemble
-from kit.stats import metrics
 
 
 def main(
@@ -94,8 +94,8 @@ def cost_of_hard_labels(folder: Path) -> str:
     """Say what 0 and 1 in place of probabilities cost in AUC on a run's holdout."""
     valid = runs.read_valid(folder)
     labels, probabilities = valid["label"].to_numpy(), valid["probability"].to_numpy()
-    soft = metrics.auc(labels, probabilities)
-    hard = metrics.auc(labels, (probabilities > 0.5).astype(float))
+    soft = stats.auc(labels, probabilities)
+    hard = stats.auc(labels, (probabilities > 0.5).astype(float))
     return f"{folder}: hard labels lower the holdout's AUC from {soft:.4f} to {hard:.4f}"
 
 

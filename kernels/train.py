@@ -25,7 +25,7 @@ from kit.models import models
 from kit.report import plots, report
 from kit.runs import runs
 from kit.runs.runs import Run
-from kit.stats.metrics import Interval
+from kit.stats import Interval
 from kit.training import distributed
 
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 from conftest import competition_files, write_zip
 
+from kit import stats
 from kit.base.config import Recipe
 from kit.base.errors import KitError
 from kit.data import store
 from kit.report import report
 from kit.runs import runs
 from kit.runs.runs import Run
-from kit.stats import metrics
 from kit.training import training
 
 ROOT = Path(__file__).parents[1]
@@ -152,7 +152,7 @@ def test_a_training_that_hardly_can_be_tells_finite_figures(
     assert 0 <= auc["estimate"] <= 1
     assert auc["note"] or auc["low"] <= auc["estimate"] <= auc["high"]
     assert "NaN" not in (tmp_path / "run" / "history.jsonl").read_text()
-    assert "nan" not in report.bounds(metrics.Interval(**auc))
+    assert "nan" not in report.bounds(stats.Interval(**auc))
 
 
 def test_an_epoch_whose_probabilities_are_no_numbers_is_a_message(
@@ -177,9 +177,7 @@ def test_weights_that_are_no_numbers_are_not_evaluated(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize(
-    "figure", [metrics.auc, metrics.accuracy, metrics.log_loss, metrics.auc_interval]
-)
+@pytest.mark.parametrize("figure", [stats.auc, stats.accuracy, stats.log_loss, stats.auc_interval])
 def test_no_figure_is_made_of_what_is_no_number(
     figure: Callable[..., object], value: float
 ) -> None:

@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 from conftest import competition_files, run_kernel, write_zip
 
+from kit import stats
 from kit.base.errors import KitError
 from kit.data import store
 from kit.data.store import Store
 from kit.runs import ensemble, runs
-from kit.stats import metrics
 
 RNG = np.random.default_rng(0)
 LABELS = np.repeat([0, 1], 500)
@@ -34,8 +34,8 @@ def test_selection_is_the_best_of_all_pairs_for_two_draws(
     shown = predictions(1.0, 1.1, 1.2, 3.0)
     weights = ensemble.select(LABELS, shown, mean)
     scores = shown if mean == "probability" else shown.argsort(1).argsort(1) / 1000
-    first = max(range(4), key=lambda run: metrics.auc(LABELS, shown[run]))
-    second = max(range(4), key=lambda run: metrics.auc(LABELS, scores[first] + scores[run]))
+    first = max(range(4), key=lambda run: stats.auc(LABELS, shown[run]))
+    second = max(range(4), key=lambda run: stats.auc(LABELS, scores[first] + scores[run]))
     assert second != first
     assert weights.tolist() == [0.5 * (run in (first, second)) for run in range(4)]
 
@@ -62,7 +62,7 @@ def test_gain_among_copies_of_one_run_is_none() -> None:
 def test_choosing_among_many_runs_of_pure_noise_gains_nothing_that_it_claims() -> None:
     """Chosen and judged on the same tiles, noise would look like signal."""
     noise = RNG.uniform(size=(40, 1000))
-    flattering = metrics.auc(LABELS, ensemble.select(LABELS, noise, "probability") @ noise)
+    flattering = stats.auc(LABELS, ensemble.select(LABELS, noise, "probability") @ noise)
     judged = ensemble.gain(LABELS, noise, "probability")
     assert flattering > 0.55
     assert judged.auc.low is not None
@@ -116,7 +116,7 @@ def test_cross_validation_ensemble_and_prediction(tiles: Store, tmp_path: Path) 
     assert "chosen and judged on different tiles" in said
     tables = [runs.read_valid(Path(folder)).sort_values("id") for folder in (one, two)]
     together = np.mean([table["probability"] for table in tables], axis=0)
-    assert f"{metrics.auc(tables[0]['label'], together):.4f}  all 2, weighted alike" in said
+    assert f"{stats.auc(tables[0]['label'], together):.4f}  all 2, weighted alike" in said
     file, out = tmp_path / "both" / "ensemble.json", tmp_path / "submission.csv"
     run_kernel("predict", "--ensemble", str(file), "--data", data, "--out", str(out))
     submitted = pd.read_csv(out)["label"].to_numpy()

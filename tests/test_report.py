@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kit import stats
 from kit.base.config import Recipe
 from kit.base.errors import KitError
 from kit.data import split, store
@@ -25,7 +26,6 @@ from kit.report import report
 from kit.report.report import Drawing, Page, Section, Table
 from kit.runs import runs
 from kit.runs.runs import Run, TrainedModel
-from kit.stats import metrics
 
 INJECTION = "<script>document.title = 'owned'</script>"
 SLIDES = [INJECTION, "quote \" and ' and >", "plain", "$x$"]
@@ -153,7 +153,7 @@ def test_run_page_says_what_the_run_says(folder: Path, tiles: Store) -> None:
     assert slides is not None
     by_id = dict(zip(tiles.train.ids, slides, strict=True))
     groups = valid["id"].map(by_id).to_numpy(str)
-    expected = metrics.auc_bootstrap(valid["label"], valid["probability"], groups)
+    expected = stats.auc_bootstrap(valid["label"], valid["probability"], groups)
     assert figures.loc["AUC", "95 % interval"].tolist()[1] == report.bounds(expected)
     assert figures.loc["accuracy", "value"] == final["accuracy"]
 

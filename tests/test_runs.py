@@ -15,6 +15,7 @@ import torch
 from conftest import FORKSERVER, competition_files, write_zip
 from safetensors.torch import load_file, save_file
 
+from kit import stats
 from kit.base import config
 from kit.base.config import Recipe
 from kit.base.errors import KitError
@@ -23,7 +24,6 @@ from kit.data.store import Store
 from kit.models import models
 from kit.runs import runs
 from kit.runs.runs import Run
-from kit.stats import metrics
 
 ROOT = Path(__file__).parents[1]
 RECIPE = Recipe(epochs=2, batch_size=8, size=32)
@@ -71,7 +71,7 @@ def test_folder_holds_the_run(tiles: Store, tmp_path: Path) -> None:
     valid = runs.read_valid(run.folder)
     assert valid["id"].tolist() == split["id"][split["fold"] == "valid"].tolist()
     final = runs.read_metrics(run.folder)
-    expected = metrics.auc(valid["label"].to_numpy(), valid["probability"].to_numpy())
+    expected = stats.auc(valid["label"].to_numpy(), valid["probability"].to_numpy())
     assert final["auc"]["estimate"] == pytest.approx(expected, abs=1e-12)
     assert final["auc"]["low"] < final["auc"]["estimate"] < final["auc"]["high"]
     last = runs.read_history(run.folder)[-1]
@@ -470,8 +470,8 @@ def test_calibrated_probabilities_keep_their_order_and_lower_the_log_loss(
         held_out, calibrate=True, progress=False
     )
     plain, labels = valid["probability"].to_numpy(), valid["label"].to_numpy()
-    assert metrics.auc(labels, calibrated) == pytest.approx(metrics.auc(labels, plain))
-    assert metrics.log_loss(labels, calibrated) <= metrics.log_loss(labels, plain)
+    assert stats.auc(labels, calibrated) == pytest.approx(stats.auc(labels, plain))
+    assert stats.log_loss(labels, calibrated) <= stats.log_loss(labels, plain)
 
 
 def test_a_run_without_a_temperature_predicts_and_says_that_it_cannot_calibrate(

@@ -12,6 +12,7 @@ import torch
 from conftest import competition_files, run_kernel, start_kernel, write_zip
 from safetensors.torch import load_file
 
+from kit import stats
 from kit.base.config import Recipe
 from kit.base.errors import KitError
 from kit.base.results import EpochResult
@@ -19,7 +20,6 @@ from kit.data import dataset, store
 from kit.data.store import Store
 from kit.runs import runs
 from kit.runs.runs import Run
-from kit.stats import metrics
 from kit.study import momentum, study
 from kit.study.momentum import StatisticsBank
 from kit.study.study import Study
@@ -177,7 +177,7 @@ def test_predictions_are_pooled_and_compared(tiles: Store, tmp_path: Path) -> No
     assert len(pooled) == 2 * 24
     table = study.delong_table(pooled, "before", "after")
     valid = runs.read_valid(spec.run_folder("before", 1))
-    assert table.loc[1, "before AUC"] == metrics.auc(valid["label"], valid["probability"])
+    assert table.loc[1, "before AUC"] == stats.auc(valid["label"], valid["probability"])
     slides = {tile: f"S{number % 6}" for number, tile in enumerate(tiles.train.ids)}
     table = study.pooled_table(pooled, "before", "after", slides)
     assert table["units"].tolist()[0] == 48

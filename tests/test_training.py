@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kit import stats
 from kit.base.config import Recipe
 from kit.base.errors import KitError
 from kit.base.results import EpochResult
 from kit.data import dataset
 from kit.data.dataset import TileDataset
 from kit.models import models
-from kit.stats import metrics
 from kit.training import inference, training
 from kit.training.inference import Normalize
 from kit.training.training import NonFiniteLossError, TrainingState
@@ -111,7 +111,7 @@ def test_validation_figures_are_those_of_the_last_weights() -> None:
     images = torch.from_numpy(TILES[56:]).permute(0, 3, 1, 2) / 255
     with torch.no_grad():
         probabilities = state.model.eval()(images)[:, 0].double().sigmoid().numpy()
-    assert result.valid_auc == pytest.approx(metrics.auc(LABELS[56:], probabilities))
+    assert result.valid_auc == pytest.approx(stats.auc(LABELS[56:], probabilities))
     expected = functional.binary_cross_entropy(
         torch.from_numpy(probabilities), torch.from_numpy(LABELS[56:]).double()
     )

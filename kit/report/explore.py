@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 from tqdm import tqdm
 
-from kit import __version__
+from kit import __version__, stats
 from kit.base import competition, config
 from kit.base.competition import CLASS_NAMES, TILE_SIZE
 from kit.data import split
@@ -18,8 +18,7 @@ from kit.data.store import Store, TileSet, UInt8Array
 from kit.report import plots, report
 from kit.report.plots import Floats
 from kit.report.report import Drawing, Page, Section, Slides, Table
-from kit.stats import metrics
-from kit.stats.metrics import Interval
+from kit.stats import Interval
 
 NEAR_BLACK = 10
 """A tile is near black if no value of any channel reaches this."""
@@ -298,7 +297,7 @@ def _separations(found: Exploration) -> dict[str, Interval]:
     """Return the AUC of telling the classes apart by one quantity alone."""
     labels = found.store.labels
     return {
-        quantity: metrics.auc_interval(labels, found.train.tiles[quantity])
+        quantity: stats.auc_interval(labels, found.train.tiles[quantity])
         for quantity in _QUANTITIES
     }
 

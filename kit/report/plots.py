@@ -15,14 +15,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
-from scipy import stats
+from scipy.stats import binomtest, t
 from sklearn.metrics import roc_curve
 
+from kit import stats
 from kit.base import competition
 from kit.base.competition import CENTRE_SIZE, CLASS_NAMES, TILE_SIZE
 from kit.base.files import atomic_path
 from kit.base.results import EpochResult
-from kit.stats import metrics
 
 BLUE, VERMILLION, GREEN, PURPLE, SKY, ORANGE = PALETTE = (
     "#0072B2",
@@ -34,7 +34,7 @@ BLUE, VERMILLION, GREEN, PURPLE, SKY, ORANGE = PALETTE = (
 )
 GREY = "#767676"
 CALIBRATION_BINS = 15
-"""As `metrics.expected_calibration_error` counts them."""
+"""As `stats.expected_calibration_error` counts them."""
 
 _ARM_COLOURS = {"before": BLUE, "after": VERMILLION}
 _GROUP_COLOURS = {CLASS_NAMES[0]: BLUE, CLASS_NAMES[1]: VERMILLION, "test": GREY}
@@ -115,7 +115,7 @@ def roc(predictions: Predictions, *, title: str = "ROC curve") -> Figure:
     for name, (colour, dashes) in _arm_styles(predictions).items():
         labels, probabilities = predictions[name]
         false_positives, true_positives, _ = roc_curve(labels, probabilities)
-        label = f"{_plain(name)} (AUC {metrics.auc(labels, probabilities):.4f})"
+        label = f"{_plain(name)} (AUC {stats.auc(labels, probabilities):.4f})"
         axes.plot(false_positives, true_positives, dashes, color=colour, label=label)
     axes.plot([0, 1], [0, 1], ":", color=GREY, linewidth=1, label="chance (AUC 0.5)")
     axes.set(
@@ -141,7 +141,7 @@ def calibration(predictions: Predictions, *, title: str = "Calibration") -> Figu
     edges = np.linspace(0, 1, CALIBRATION_BINS + 1)
     for name, (colour, dashes) in _arm_styles(predictions).items():
         labels, probabilities = map(np.asarray, predictions[name])
-        error = metrics.expected_calibration_error(labels, probabilities, CALIBRATION_BINS)
+        error = stats.expected_calibration_error(labels, probabilities, CALIBRATION_BINS)
         label = f"{_plain(name)} (mean distance {error:.3f})"
         predicted, share, margins = _reliability(labels, probabilities, edges)
         upper.errorbar(
@@ -343,7 +343,7 @@ def _by_epoch(runs: Sequence[Sequence[EpochResult]], field: str) -> pd.DataFrame
 def _interval_of_mean(table: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
     """Return the bounds of the 95 % interval of each row's mean."""
     mean = table.mean(axis=1)
-    quantile = stats.t.ppf((1 + metrics.CONFIDENCE) / 2, table.shape[1] - 1)
+    quantile = t.ppf((1 + stats.CONFIDENCE) / 2, table.shape[1] - 1)
     margin = quantile * table.sem(axis=1)
     return mean - margin, mean + margin
 
@@ -356,9 +356,7 @@ def _reliability(
     rows = []
     for members in (bins == number for number in np.unique(bins)):
         tiles, positives = int(members.sum()), int(labels[members].sum())
-        interval = stats.binomtest(positives, tiles).proportion_ci(
-            metrics.CONFIDENCE, method="wilson"
-        )
+        interval = binomtest(positives, tiles).proportion_ci(stats.CONFIDENCE, method="wilson")
         share = positives / tiles
         low, high = max(share - interval.low, 0), max(interval.high - share, 0)
         rows.append((probabilities[members].mean(), share, low, high))

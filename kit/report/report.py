@@ -23,7 +23,7 @@ from matplotlib.image import imsave
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kit import __version__
+from kit import __version__, stats
 from kit.base.competition import CLASS_NAMES, TILE_SIZE
 from kit.base.errors import KitError
 from kit.base.files import write_text
@@ -33,8 +33,7 @@ from kit.models.equivariance import GroupConv2d
 from kit.report import plots
 from kit.runs import runs
 from kit.runs.runs import TrainedModel
-from kit.stats import metrics
-from kit.stats.metrics import Interval
+from kit.stats import Interval
 from kit.training.inference import Normalize
 
 Floats = npt.NDArray[np.float64]
@@ -402,7 +401,7 @@ def _figures(
 ) -> Table:
     """Tabulate the final figures; `slides` is given where the holdout keeps slides apart."""
     labels, probabilities = valid["label"].to_numpy(), valid["probability"].to_numpy()
-    error = metrics.expected_calibration_error(labels, probabilities)
+    error = stats.expected_calibration_error(labels, probabilities)
     auc = Interval(**figures["auc"])
     rows = [
         ("AUC", auc.estimate, bounds(auc), "of other tiles of these slides (DeLong)"),
@@ -413,7 +412,7 @@ def _figures(
     ]
     if slides is not None:
         places = pd.Index(store.train.ids).get_indexer(pd.Index(valid["id"]))
-        interval = metrics.auc_bootstrap(labels, probabilities, slides[places])
+        interval = stats.auc_bootstrap(labels, probabilities, slides[places])
         meaning = "of other slides (bootstrap over slides)"
         rows.insert(1, ("AUC", interval.estimate, bounds(interval), meaning))
     frame = pd.DataFrame(rows, columns=["figure", "value", "95 % interval", "meaning"])

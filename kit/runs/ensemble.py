@@ -16,11 +16,11 @@ import pandas as pd
 from scipy.stats import rankdata
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
+from kit import stats
 from kit.base.errors import KitError
 from kit.base.files import write_text
 from kit.runs import runs
-from kit.stats import metrics
-from kit.stats.metrics import Comparison, Interval
+from kit.stats import Comparison, Interval
 
 Mean = Literal["probability", "rank"]
 Floats = npt.NDArray[np.float64]
@@ -108,7 +108,7 @@ def select(labels: Labels, predictions: Floats, mean: Mean) -> Floats:
     counts = np.zeros((MAX_DRAWS + 1, len(scores)))
     reached = np.zeros(MAX_DRAWS + 1)
     for draw in range(MAX_DRAWS):
-        aucs = [metrics.auc(labels, counts[draw] @ scores + one) for one in scores]
+        aucs = [stats.auc(labels, counts[draw] @ scores + one) for one in scores]
         counts[draw + 1] = counts[draw]
         counts[draw + 1, int(np.argmax(aucs))] += 1
         reached[draw + 1] = max(aucs)
@@ -137,14 +137,14 @@ def gain(
     together, single = np.empty(len(labels)), np.empty(len(labels))
     for rest, part in kind(PARTS, shuffle=True, random_state=seed).split(labels, labels, slides):
         weights = select(labels[rest], predictions[:, rest], mean)
-        best = int(np.argmax([metrics.auc(labels[rest], one[rest]) for one in predictions]))
+        best = int(np.argmax([stats.auc(labels[rest], one[rest]) for one in predictions]))
         # Ranks within a part keep parts comparable, whichever runs were chosen.
         together[part] = rankdata(weights @ _comparable(predictions[:, part], mean)) / len(part)
         single[part] = rankdata(predictions[best, part]) / len(part)
     return Gain(
-        metrics.auc_interval(labels, together),
-        metrics.auc_interval(labels, single),
-        metrics.delong_test(labels, together, single),
+        stats.auc_interval(labels, together),
+        stats.auc_interval(labels, single),
+        stats.delong_test(labels, together, single),
     )
 
 

@@ -40,6 +40,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import kit
+from kit import stats
 from kit.base import config
 from kit.base.competition import CLASS_NAMES
 from kit.base.config import Recipe, Views
@@ -50,7 +51,6 @@ from kit.data import dataset, split
 from kit.data.dataset import Batch, TileDataset
 from kit.data.store import Store, TileSet
 from kit.models import models
-from kit.stats import metrics
 from kit.training import distributed, inference, training
 from kit.training.inference import Normalize
 from kit.training.training import Evaluate, NonFiniteLossError, TrainingState
@@ -499,7 +499,7 @@ def pool(folder: Path) -> dict[str, Any]:
     tables = [read_valid(fold) for fold in sorted(folder.glob("fold-*"))]
     table = pd.concat(tables).sort_values("id")
     figures = final_metrics(table["label"].to_numpy(), table["probability"].to_numpy())
-    aucs = [metrics.auc(one["label"], one["probability"]) for one in tables]
+    aucs = [stats.auc(one["label"], one["probability"]) for one in tables]
     figures |= {"auc_by_fold": aucs, "mean_auc_of_folds": float(np.mean(aucs))}
     write_text(folder / "valid.csv", table.to_csv(index=False, lineterminator="\n"))
     _write_json(folder / "metrics.json", figures)
@@ -570,12 +570,12 @@ def final_metrics(
     hard = (probabilities > 0.5).astype(float)
     return {
         "tiles": len(labels),
-        "auc": asdict(metrics.auc_interval(labels, probabilities)),
-        "auc_of_hard_labels": metrics.auc(labels, hard),
-        "accuracy": metrics.accuracy(labels, probabilities),
-        "log_loss": metrics.log_loss(labels, probabilities),
-        "expected_calibration_error": metrics.expected_calibration_error(labels, probabilities),
-        "temperature": metrics.temperature(labels, logit(probabilities)),
+        "auc": asdict(stats.auc_interval(labels, probabilities)),
+        "auc_of_hard_labels": stats.auc(labels, hard),
+        "accuracy": stats.accuracy(labels, probabilities),
+        "log_loss": stats.log_loss(labels, probabilities),
+        "expected_calibration_error": stats.expected_calibration_error(labels, probabilities),
+        "temperature": stats.fit_temperature(labels, logit(probabilities)),
     }
 
 

@@ -1,4 +1,10 @@
-"""The room stats."""
+"""Scores (AUC, accuracy, log loss, calibration), their intervals, and paired tests.
+
+It knows nothing of files, tiles or PyTorch: arrays go in, numbers come out. Three questions,
+three kinds of interval. How well would these weights do on other tiles of the same slides:
+`auc_interval`, `delong_test`. On tiles of other slides: `auc_bootstrap`, `bootstrap_test`. Does
+one recipe beat another, however it is seeded: `paired_difference`.
+"""
 
 import lazy_loader
 

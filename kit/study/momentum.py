@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from kit import stats
 from kit.base.config import Recipe
 from kit.base.errors import KitError
 from kit.base.files import atomic_path, write_text
@@ -30,7 +31,6 @@ from kit.base.results import EpochResult
 from kit.data.store import Store
 from kit.models import models
 from kit.runs.runs import Run
-from kit.stats import metrics
 from kit.study import sharing, study
 from kit.study.study import Histories
 from kit.training import training
@@ -229,7 +229,7 @@ def momentum_table(histories: Histories) -> pd.DataFrame:
             row[f"{figure} sd"] = table[figure].std()
         row["spread of validation accuracy"] = table["spread of validation accuracy"].mean()
         if name != first:
-            pair = metrics.paired_difference(
+            pair = stats.paired_difference(
                 table["validation accuracy"], tables[first]["validation accuracy"]
             )
             row[f"accuracy gained over {first}"] = str(pair.difference)
@@ -250,7 +250,7 @@ def notebook_table(histories: Histories) -> pd.DataFrame:
     for name in known[1:]:
         for column, figure in enumerate(("training accuracy", "validation accuracy")):
             one, other = (tables[key][figure] for key in (name, known[0]))
-            pair = metrics.paired_difference(one, other)
+            pair = stats.paired_difference(one, other)
             noise = 1.96 * 2**0.5 * max(one.std(), other.std())
             claimed = NOTEBOOK[name][column] - NOTEBOOK[known[0]][column]
             same = one.equals(other)
@@ -274,10 +274,10 @@ def verdict(histories: Histories) -> str:
     """
     table = momentum_table(histories)
     reference, seeds, comparisons = table.index[0], table["n"].iloc[0], len(table) - 1
-    level = (1 - metrics.CONFIDENCE) / comparisons
+    level = (1 - stats.CONFIDENCE) / comparisons
     about = f"{comparisons} comparisons with momentum {reference} in validation accuracy"
     if 2 / 2**seeds > level:
-        needed = next(n for n in itertools.count(metrics.MIN_SEEDS) if 2 / 2**n <= level)
+        needed = next(n for n in itertools.count(stats.MIN_SEEDS) if 2 / 2**n <= level)
         return (
             f"No conclusion is possible from {about}: {seeds} seeds cannot give a p of "
             f"{level:.3f} or less, {needed} could."
@@ -343,8 +343,8 @@ def _write_statistics(folder: Path, bank: StatisticsBank, momenta: Sequence[floa
         partial.write_bytes(save(tensors))
 
 
-def _explain(claimed: float, noise: float, pair: metrics.PairedDifference) -> str:
-    if pair.p_value is not None and pair.p_value <= 1 - metrics.CONFIDENCE:
+def _explain(claimed: float, noise: float, pair: stats.PairedDifference) -> str:
+    if pair.p_value is not None and pair.p_value <= 1 - stats.CONFIDENCE:
         same = (claimed > 0) == (pair.difference.estimate > 0)
         return "shown" if same else "shown the other way round"
     return "within the seed's noise" if abs(claimed) <= noise else "not shown"

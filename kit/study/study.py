@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from kit import stats
 from kit.base import config
 from kit.base.config import Recipe
 from kit.base.errors import KitError
@@ -25,7 +26,6 @@ from kit.base.results import EpochResult
 from kit.data.store import Store
 from kit.runs import runs
 from kit.runs.runs import Run
-from kit.stats import metrics
 from kit.study import sharing
 
 Histories = Mapping[str, Sequence[Sequence[EpochResult]]]
@@ -206,7 +206,7 @@ def paired_table(histories: Histories, first: str, second: str) -> pd.DataFrame:
     rows = {}
     for figure in tables[first].columns:
         pair = [tables[arm][figure] for arm in (first, second)]
-        difference = metrics.paired_difference(*pair)
+        difference = stats.paired_difference(*pair)
         rows[figure] = {
             f"{first} mean": pair[0].mean(),
             f"{first} sd": pair[0].std(),
@@ -226,7 +226,7 @@ def verdict(histories: Histories, first: str, second: str) -> str:
     values = {arm: table[PRIMARY] for arm, table in figures_by_run(histories).items()}
     swap = values[first].mean() < values[second].mean()
     better, worse = (second, first) if swap else (first, second)
-    pair = metrics.paired_difference(values[better], values[worse])
+    pair = stats.paired_difference(values[better], values[worse])
     if pair.p_value is None:
         return f"No conclusion is possible about {first} and {second}: {pair.difference.note}."
     size = f"{pair.difference.estimate:.4f} {PRIMARY}"
@@ -234,7 +234,7 @@ def verdict(histories: Histories, first: str, second: str) -> str:
         f"95 % interval {_bounds(pair.difference)}, sign-flip p = {pair.p_value:.3f}, "
         f"{pair.n} seeds"
     )
-    if pair.p_value > 1 - metrics.CONFIDENCE:
+    if pair.p_value > 1 - stats.CONFIDENCE:
         return (
             f"Not shown: {better} is ahead of {worse} by {size}, within what seeds alone may do "
             f"({how_sure})."
@@ -269,12 +269,12 @@ def delong_table(predictions: pd.DataFrame, first: str, second: str) -> pd.DataF
     rows = []
     for seed, table in predictions.groupby("seed"):
         labels, one, two = (table[column].to_numpy() for column in ("label", first, second))
-        test = metrics.delong_test(labels, one, two)
+        test = stats.delong_test(labels, one, two)
         rows.append(
             {
                 "seed": seed,
-                f"{first} AUC": metrics.auc(labels, one),
-                f"{second} AUC": metrics.auc(labels, two),
+                f"{first} AUC": stats.auc(labels, one),
+                f"{second} AUC": stats.auc(labels, two),
                 "difference": test.difference.estimate,
                 "interval": _bounds(test.difference),
                 "p": test.p_value,
@@ -305,7 +305,7 @@ def pooled_table(
     labels, one, two = (predictions[column].to_numpy() for column in ("label", first, second))
     rows = {}
     for name, groups in units.items():
-        test = metrics.bootstrap_test(labels, one, two, groups)
+        test = stats.bootstrap_test(labels, one, two, groups)
         rows[name] = {
             "units": len(labels) if groups is None else len(np.unique(groups)),
             "difference": test.difference.estimate,
@@ -333,7 +333,7 @@ def _train_one(
     yield from run.train(progress=False)
 
 
-def _bounds(interval: metrics.Interval) -> str:
+def _bounds(interval: stats.Interval) -> str:
     if interval.low is None or interval.high is None:
         return interval.note
     return f"{interval.low:+.4f} to {interval.high:+.4f}"

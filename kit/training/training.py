@@ -15,11 +15,11 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from kit import stats
 from kit.base.errors import KitError
 from kit.base.results import EpochResult
 from kit.data.dataset import Batch, EpochSampler, TileDataset
 from kit.models import models
-from kit.stats import metrics
 from kit.training import distributed, inference
 from kit.training.inference import Normalize
 
@@ -179,7 +179,7 @@ def evaluate_each(
     probabilities = inference.predict_each(
         folded, valid, normalize, device=state.device, dtype=state.dtype
     )
-    found = [metrics.summary(labels, distributed.concatenate(own)) for own in probabilities]
+    found = [stats.summary(labels, distributed.concatenate(own)) for own in probabilities]
     return [
         {
             "valid_loss": figures["log_loss"],

@@ -7,17 +7,17 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
+import scipy.stats
 import sklearn.metrics
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from scipy import stats
 from scipy.special import expit, logit
 from sklearn.calibration import calibration_curve
 
+from kit import stats
 from kit.base.errors import KitError
-from kit.stats import metrics
-from kit.stats.metrics import Interval
+from kit.stats import Interval, bootstrap
 
 SIMULATIONS = 500
 
@@ -89,7 +89,7 @@ def variance_of(interval: Interval) -> float:
     """Return the variance of the AUC from which an interval on the logit scale was made."""
     half_width = (logit(interval.high) - logit(interval.low)) / 2
     scale = interval.estimate * (1 - interval.estimate)
-    return (half_width / stats.norm.ppf(0.975) * scale) ** 2
+    return (half_width / scipy.stats.norm.ppf(0.975) * scale) ** 2
 
 
 @st.composite
@@ -110,41 +110,41 @@ def test_auc_is_mann_whitneys_u_over_all_pairs_with_ties_counting_half(
     labels, scores = data
     pairs = [(x, y) for x in scores[labels == 1] for y in scores[labels == 0]]
     expected = sum((x > y) + (x == y) / 2 for x, y in pairs) / len(pairs)
-    assert metrics.auc(labels, scores) == pytest.approx(expected, abs=1e-12)
+    assert stats.auc(labels, scores) == pytest.approx(expected, abs=1e-12)
 
 
 @given(scored_tiles())
 def test_auc_depends_on_the_order_alone(data: tuple[np.ndarray, np.ndarray]) -> None:
     labels, scores = data
-    area = metrics.auc(labels, scores)
-    assert metrics.auc(labels, np.exp(scores) - 7) == area
-    assert metrics.auc(1 - labels, -scores) == pytest.approx(area, abs=1e-12)
+    area = stats.auc(labels, scores)
+    assert stats.auc(labels, np.exp(scores) - 7) == area
+    assert stats.auc(1 - labels, -scores) == pytest.approx(area, abs=1e-12)
 
 
 def test_summary_agrees_with_scikit_learn_on_a_holdout_of_66_000_tiles() -> None:
     rng = np.random.default_rng(0)
     labels, logits = tiles(rng, positives=26_735, negatives=39_265, separation=2.0)
     probabilities = expit(4 * logits).astype(np.float32)  # many are exactly 1
-    result = metrics.summary(labels, probabilities)
+    result = stats.summary(labels, probabilities)
     resolution = np.finfo(np.float32).eps
     clipped = np.clip(probabilities.astype(float), resolution, 1 - resolution)
     assert result == pytest.approx(
         {
             "auc": sklearn.metrics.roc_auc_score(labels, probabilities),
             "accuracy": sklearn.metrics.accuracy_score(labels, probabilities > 0.5),
-            "log_loss": sklearn.metrics.log_loss(labels, clipped),
+            "log_loss": sklearn.stats.log_loss(labels, clipped),
         },
         rel=1e-6,
     )
 
 
 def test_log_loss_of_a_wrong_certainty_is_finite() -> None:
-    assert metrics.log_loss([1, 1], [0.0, 1.0]) == pytest.approx(math.log(2**23) / 2)
+    assert stats.log_loss([1, 1], [0.0, 1.0]) == pytest.approx(math.log(2**23) / 2)
 
 
 def test_accuracy_counts_the_threshold_itself_as_negative() -> None:
-    assert metrics.accuracy([0, 0, 0, 1], [0.4, 0.5, 0.6, 0.6]) == 0.75
-    assert metrics.accuracy([0, 0, 0, 1], [0.4, 0.5, 0.6, 0.6], threshold=0.3) == 0.25
+    assert stats.accuracy([0, 0, 0, 1], [0.4, 0.5, 0.6, 0.6]) == 0.75
+    assert stats.accuracy([0, 0, 0, 1], [0.4, 0.5, 0.6, 0.6], threshold=0.3) == 0.25
 
 
 # DeLong
@@ -155,7 +155,7 @@ def test_delongs_variance_of_a_published_example() -> None:
     grades = np.tile(np.arange(1, 6), 2)
     scores = np.repeat(grades, WFNS_GOOD + WFNS_POOR)
     labels = np.repeat([0, 1], [sum(WFNS_GOOD), sum(WFNS_POOR)])
-    interval = metrics.auc_interval(labels, scores)
+    interval = stats.auc_interval(labels, scores)
     assert interval.estimate == pytest.approx(0.823678861788618, rel=1e-12)
     assert variance_of(interval) == pytest.approx(0.00146991470882363, rel=1e-9)
 
@@ -170,14 +170,14 @@ def test_delongs_test_of_delongs_example_agrees_with_another_implementation(
     """The p-values are those of MLstatkit 0.1.91, `Delong_test`."""
     labels = OVARIAN_CANCER[:, 3]
     markers = OVARIAN_CANCER[:, :3] * [1, 1, -1]
-    comparison = metrics.delong_test(labels, markers[:, first], markers[:, second])
+    comparison = stats.delong_test(labels, markers[:, first], markers[:, second])
     assert comparison.p_value == pytest.approx(p_value, rel=1e-12)
 
 
 @given(scored_tiles())
 def test_delongs_interval_has_the_written_out_variance(data: tuple[np.ndarray, np.ndarray]) -> None:
     labels, scores = data
-    interval = metrics.auc_interval(labels, scores)
+    interval = stats.auc_interval(labels, scores)
     if interval.estimate in (0, 1):
         return
     positives, negatives = written_out_components(labels, scores)
@@ -193,15 +193,15 @@ def test_delongs_test_has_the_written_out_covariance(
     one, other = written_out_components(labels, first), written_out_components(labels, second)
     covariance = sum(np.cov(one[k], other[k]) / len(one[k]) for k in (0, 1))
     error = math.sqrt(max(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1], 0))
-    comparison = metrics.delong_test(labels, first, second)
+    comparison = stats.delong_test(labels, first, second)
     difference = one[0].mean() - other[0].mean()
     assert comparison.difference.estimate == pytest.approx(difference, abs=1e-12)
     if comparison.difference.low is None:
         assert error == pytest.approx(0, abs=1e-7)
     else:
-        expected = 2 * stats.norm.sf(abs(difference) / error)
+        expected = 2 * scipy.stats.norm.sf(abs(difference) / error)
         assert comparison.p_value == pytest.approx(expected, rel=1e-6)
-        bounds = stats.norm.interval(0.95, difference, error)
+        bounds = scipy.stats.norm.interval(0.95, difference, error)
         found = comparison.difference.low, comparison.difference.high
         assert found == pytest.approx(bounds, abs=1e-7)
 
@@ -212,8 +212,8 @@ def test_exchanging_the_runs_turns_the_sign_and_keeps_the_p_value() -> None:
     second = first + rng.normal(size=100)
     groups = np.arange(100) % 20
     for test in (
-        metrics.delong_test,
-        lambda *arguments: metrics.bootstrap_test(*arguments, groups),
+        stats.delong_test,
+        lambda *arguments: stats.bootstrap_test(*arguments, groups),
     ):
         there, back = test(labels, first, second), test(labels, second, first)
         assert there.difference.estimate == pytest.approx(-back.difference.estimate)
@@ -223,11 +223,11 @@ def test_exchanging_the_runs_turns_the_sign_and_keeps_the_p_value() -> None:
 
 @pytest.mark.parametrize("separation", [1.0, 3.0])
 def test_delongs_interval_covers_the_true_auc(separation: float) -> None:
-    truth = stats.norm.cdf(separation / math.sqrt(2))
+    truth = scipy.stats.norm.cdf(separation / math.sqrt(2))
 
     def simulate(rng: np.random.Generator) -> bool:
         data = tiles(rng, positives=80, negatives=120, separation=separation)
-        return covers(metrics.auc_interval(*data), truth)
+        return covers(stats.auc_interval(*data), truth)
 
     assert 0.92 <= share(simulate) <= 0.98
 
@@ -236,16 +236,16 @@ def test_delongs_test_of_two_equal_runs_finds_a_difference_in_one_of_twenty() ->
     def simulate(rng: np.random.Generator) -> bool:
         labels, common = tiles(rng, positives=80, negatives=120, separation=1.5)
         first, second = (common + 0.7 * rng.normal(size=200) for _ in range(2))
-        return metrics.delong_test(labels, first, second).p_value <= 0.05
+        return stats.delong_test(labels, first, second).p_value <= 0.05
 
     assert 0.02 <= share(simulate) <= 0.08
 
 
 def test_a_perfect_auc_has_the_bound_that_its_independent_pairs_allow() -> None:
-    interval = metrics.auc_interval([0, 0, 0, 0, 1, 1, 1], [1, 2, 3, 4, 5, 6, 7])
+    interval = stats.auc_interval([0, 0, 0, 0, 1, 1, 1], [1, 2, 3, 4, 5, 6, 7])
     assert (interval.estimate, interval.high) == (1, 1)
     assert interval.low == pytest.approx(0.025 ** (1 / 3))  # three pairs share no tile
-    reverse = metrics.auc_interval([1, 1, 1, 1, 0, 0, 0], [1, 2, 3, 4, 5, 6, 7])
+    reverse = stats.auc_interval([1, 1, 1, 1, 0, 0, 0], [1, 2, 3, 4, 5, 6, 7])
     assert (reverse.low, reverse.high) == (0, pytest.approx(1 - interval.low))
 
 
@@ -259,23 +259,21 @@ def test_a_resample_has_the_auc_of_its_tiles_written_out(
     labels, scores = data
     counts = draws.draw(hnp.arrays(np.intp, len(labels), elements=st.integers(0, 3)))
     counts[[0, 2]] += 1  # a tile of each class
-    expected = metrics.auc(np.repeat(labels, counts), np.repeat(scores, counts))
-    assert metrics._auc_of_counts(labels == 1, scores)(counts) == pytest.approx(expected)
+    expected = stats.auc(np.repeat(labels, counts), np.repeat(scores, counts))
+    assert bootstrap._auc_of_counts(labels == 1, scores)(counts) == pytest.approx(expected)
 
 
 def test_the_bootstrap_over_tiles_is_about_delongs_interval() -> None:
     data = tiles(np.random.default_rng(0), positives=800, negatives=1200, separation=1.5)
-    naive, delong = metrics.auc_bootstrap(*data), metrics.auc_interval(*data)
+    naive, delong = stats.auc_bootstrap(*data), stats.auc_interval(*data)
     assert naive.estimate == delong.estimate
     assert naive.high - naive.low == pytest.approx(delong.high - delong.low, rel=0.1)
 
 
 def test_copies_of_a_tile_on_its_slide_add_no_information() -> None:
     labels, scores = tiles(np.random.default_rng(0), positives=40, negatives=60, separation=1.0)
-    once = metrics.auc_bootstrap(labels, scores)
-    copied = metrics.auc_bootstrap(
-        *(np.repeat(column, 5) for column in (labels, scores, range(100)))
-    )
+    once = stats.auc_bootstrap(labels, scores)
+    copied = stats.auc_bootstrap(*(np.repeat(column, 5) for column in (labels, scores, range(100))))
     assert (copied.low, copied.high) == pytest.approx((once.low, once.high), abs=2e-3)
 
 
@@ -286,18 +284,18 @@ def test_the_bootstrap_gives_the_same_interval_at_every_call_and_for_every_name_
         np.random.default_rng(0), slides=20, separation=2.0, spread=0.5
     )
     names = np.array([f"slide {number:03}" for number in groups])
-    interval = metrics.auc_bootstrap(labels, scores, groups)
-    assert metrics.auc_bootstrap(labels, scores, names) == interval
+    interval = stats.auc_bootstrap(labels, scores, groups)
+    assert stats.auc_bootstrap(labels, scores, names) == interval
 
 
 def test_the_interval_over_slides_covers_where_the_one_over_tiles_does_not() -> None:
-    truth = stats.norm.cdf(2.0 / math.sqrt(2 + 2 * 0.6**2))
+    truth = scipy.stats.norm.cdf(2.0 / math.sqrt(2 + 2 * 0.6**2))
     covered = {"slides": 0, "tiles": 0}
     rng = np.random.default_rng(0)
     for _ in range(SIMULATIONS):
         data = tiles_of_slides(rng, slides=30, separation=2.0, spread=0.6)
-        covered["slides"] += covers(metrics.auc_bootstrap(*data, resamples=200), truth)
-        covered["tiles"] += covers(metrics.auc_interval(*data[:2]), truth)
+        covered["slides"] += covers(stats.auc_bootstrap(*data, resamples=200), truth)
+        covered["tiles"] += covers(stats.auc_interval(*data[:2]), truth)
     assert 0.92 <= covered["slides"] / SIMULATIONS <= 0.98
     assert covered["tiles"] / SIMULATIONS < 0.85
 
@@ -309,9 +307,9 @@ def test_two_equal_runs_on_slides_differ_in_one_of_twenty_over_slides_and_more_o
         labels, common, groups = tiles_of_slides(rng, slides=30, separation=2.0, spread=0.4)
         taste = 0.6 * rng.normal(size=(2, 30))
         first, second = common + taste[0, groups], common + taste[1, groups]
-        over_slides = metrics.bootstrap_test(labels, first, second, groups, resamples=200)
+        over_slides = stats.bootstrap_test(labels, first, second, groups, resamples=200)
         found["slides"] += over_slides.p_value <= 0.05
-        found["tiles"] += metrics.delong_test(labels, first, second).p_value <= 0.05
+        found["tiles"] += stats.delong_test(labels, first, second).p_value <= 0.05
     assert 0.02 <= found["slides"] / SIMULATIONS <= 0.08
     assert found["tiles"] / SIMULATIONS > 0.15
 
@@ -321,8 +319,8 @@ def test_the_test_over_slides_has_as_many_degrees_of_freedom_as_tumour_slides_al
         np.random.default_rng(0), slides=9, separation=1.0, spread=0.5
     )
     second = first + np.random.default_rng(1).normal(size=len(first))
-    comparison = metrics.bootstrap_test(labels, first, second, groups)
-    student = stats.t(len(np.unique(groups[labels == 1])) - 1)
+    comparison = stats.bootstrap_test(labels, first, second, groups)
+    student = scipy.stats.t(len(np.unique(groups[labels == 1])) - 1)
     error = (comparison.difference.high - comparison.difference.estimate) / student.ppf(0.975)
     expected = 2 * student.sf(abs(comparison.difference.estimate) / error)
     assert comparison.p_value == pytest.approx(expected)
@@ -330,7 +328,7 @@ def test_the_test_over_slides_has_as_many_degrees_of_freedom_as_tumour_slides_al
 
 def test_perfect_scores_on_few_slides_prove_little() -> None:
     labels, groups = [0, 0, 1, 1] * 4, np.repeat(np.arange(4), 4)
-    interval = metrics.auc_bootstrap(labels, labels, groups)
+    interval = stats.auc_bootstrap(labels, labels, groups)
     assert interval.high == 1
     assert interval.low == pytest.approx(0.025 ** (1 / 2))  # two pairs share no slide
 
@@ -338,10 +336,10 @@ def test_perfect_scores_on_few_slides_prove_little() -> None:
 def test_one_slide_with_tumour_gives_no_interval_but_a_note() -> None:
     labels, scores = [0, 0, 0, 1, 0, 1], [1, 2, 3, 4, 5, 6]
     groups = [1, 1, 2, 3, 3, 3]
-    interval = metrics.auc_bootstrap(labels, scores, groups)
+    interval = stats.auc_bootstrap(labels, scores, groups)
     assert (interval.low, interval.high) == (None, None)
     assert "fewer than two slides" in interval.note
-    comparison = metrics.bootstrap_test(labels, scores, scores[::-1], groups)
+    comparison = stats.bootstrap_test(labels, scores, scores[::-1], groups)
     assert comparison.p_value is None
     assert "fewer than two slides" in comparison.difference.note
 
@@ -349,7 +347,7 @@ def test_one_slide_with_tumour_gives_no_interval_but_a_note() -> None:
 # Runs without variance
 
 
-@pytest.mark.parametrize("test", [metrics.delong_test, metrics.bootstrap_test])
+@pytest.mark.parametrize("test", [stats.delong_test, stats.bootstrap_test])
 def test_runs_that_order_the_tiles_alike_do_not_differ(test: Callable[..., object]) -> None:
     labels, scores = tiles(np.random.default_rng(0), positives=8, negatives=8, separation=1.0)
     comparison = test(labels, scores, expit(scores))
@@ -358,7 +356,7 @@ def test_runs_that_order_the_tiles_alike_do_not_differ(test: Callable[..., objec
     assert comparison.p_value == 1
 
 
-@pytest.mark.parametrize("test", [metrics.delong_test, metrics.bootstrap_test])
+@pytest.mark.parametrize("test", [stats.delong_test, stats.bootstrap_test])
 def test_a_difference_without_variance_gets_no_p_value(test: Callable[..., object]) -> None:
     labels = [0, 0, 1, 1]
     comparison = test(labels, labels, [0, 0, 0, 0])
@@ -367,16 +365,16 @@ def test_a_difference_without_variance_gets_no_p_value(test: Callable[..., objec
 
 
 def test_a_single_positive_tile_gives_no_interval_but_a_note() -> None:
-    interval = metrics.auc_interval([0, 0, 1], [1, 3, 2])
+    interval = stats.auc_interval([0, 0, 1], [1, 3, 2])
     assert interval == Interval(0.5, None, None, interval.note)
     assert "fewer than two tiles" in interval.note
-    assert metrics.delong_test([0, 0, 1], [1, 3, 2], [1, 2, 3]).p_value is None
+    assert stats.delong_test([0, 0, 1], [1, 3, 2], [1, 2, 3]).p_value is None
 
 
 def test_an_interval_prints_its_bounds_or_its_note_and_is_plain_json() -> None:
     assert str(Interval(0.93, 0.9, 0.95)) == "0.9300 [0.9000, 0.9500]"
     assert str(Interval(0.93, None, None, "too few")) == "0.9300 (too few)"
-    interval = metrics.auc_interval([0, 1, 0, 1], [1, 2, 3, 4])
+    interval = stats.auc_interval([0, 1, 0, 1], [1, 2, 3, 4])
     assert json.loads(json.dumps(asdict(interval), allow_nan=False))["confidence"] == 0.95
 
 
@@ -393,7 +391,7 @@ def arms(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
 def test_an_arm_against_itself(n: int) -> None:
     """The interval covers and the p-value keeps its level; BCa does not with six seeds."""
     rng = np.random.default_rng(0)
-    results = [metrics.paired_difference(*arms(rng, n)) for _ in range(SIMULATIONS)]
+    results = [stats.paired_difference(*arms(rng, n)) for _ in range(SIMULATIONS)]
     found = np.mean([result.p_value <= 0.05 for result in results])
     covered = np.mean([covers(result.difference, 0) for result in results])
     assert found <= 0.08
@@ -405,7 +403,7 @@ def test_an_arm_against_itself(n: int) -> None:
 
 @given(hnp.arrays(float, st.integers(6, 11), elements=st.integers(-3, 6).map(float)))
 def test_interval_and_p_value_of_paired_seeds_agree(differences: np.ndarray) -> None:
-    result = metrics.paired_difference(differences, np.zeros(len(differences)))
+    result = stats.paired_difference(differences, np.zeros(len(differences)))
     if result.p_value is not None:
         excluded = not covers(result.difference, 0)
         assert excluded == (result.p_value <= 0.05)
@@ -416,25 +414,25 @@ def test_the_sign_flip_p_value_counts_all_sign_vectors() -> None:
     signs = 1 - 2 * (np.arange(2**7)[:, None] >> np.arange(7) & 1)
     sums = (signs * differences).sum(axis=1)
     expected = np.mean(np.abs(sums) >= differences.sum() - 1e-12)
-    assert metrics.paired_difference(differences, np.zeros(7)).p_value == pytest.approx(expected)
+    assert stats.paired_difference(differences, np.zeros(7)).p_value == pytest.approx(expected)
 
 
 def test_six_seeds_that_agree_are_a_conclusion_with_an_interval_from_least_to_most() -> None:
     first, second = [0.91, 0.92, 0.93, 0.94, 0.95, 0.96], [0.90, 0.90, 0.90, 0.90, 0.90, 0.90]
-    result = metrics.paired_difference(first, second)
+    result = stats.paired_difference(first, second)
     assert (result.n, result.p_value) == (6, 2 / 2**6)
     assert (result.difference.low, result.difference.high) == pytest.approx((0.01, 0.06))
     assert result.difference.estimate == pytest.approx(0.035)
     assert result.sd == pytest.approx(np.std([0.01, 0.02, 0.03, 0.04, 0.05, 0.06], ddof=1))
-    assert metrics.paired_difference(second, first).difference.low == pytest.approx(-0.06)
-    assert metrics.paired_difference(first, second) == result
+    assert stats.paired_difference(second, first).difference.low == pytest.approx(-0.06)
+    assert stats.paired_difference(first, second) == result
 
 
 def test_bca_is_scipys() -> None:
     skewed = 2.0 ** np.arange(8)
-    bca = metrics.paired_difference(skewed, np.zeros(8)).bca
+    bca = stats.paired_difference(skewed, np.zeros(8)).bca
     other = {
-        method: stats.bootstrap((skewed,), np.mean, n_resamples=50_000, method=method, rng=1)
+        method: scipy.stats.bootstrap((skewed,), np.mean, n_resamples=50_000, method=method, rng=1)
         for method in ("BCa", "percentile")
     }
     assert (bca.low, bca.high) == pytest.approx(other["BCa"].confidence_interval, rel=0.03)
@@ -444,8 +442,8 @@ def test_bca_is_scipys() -> None:
 @pytest.mark.parametrize("n", [17, 20, 70])
 def test_many_seeds_get_about_students_interval(n: int) -> None:
     first, second = arms(np.random.default_rng(0), n)
-    result = metrics.paired_difference(first, second)
-    student = stats.ttest_rel(first, second)
+    result = stats.paired_difference(first, second)
+    student = scipy.stats.ttest_rel(first, second)
     bounds = student.confidence_interval(0.95)
     assert (result.difference.low, result.difference.high) == pytest.approx(bounds, abs=1e-3)
     assert result.p_value == pytest.approx(student.pvalue, abs=0.02)
@@ -453,7 +451,7 @@ def test_many_seeds_get_about_students_interval(n: int) -> None:
 
 @pytest.mark.parametrize("n", [1, 2, 5])
 def test_fewer_than_six_seeds_allow_no_conclusion(n: int) -> None:
-    result = metrics.paired_difference(np.linspace(0.91, 0.95, n), np.full(n, 0.9))
+    result = stats.paired_difference(np.linspace(0.91, 0.95, n), np.full(n, 0.9))
     assert (result.n, result.p_value) == (n, None)
     assert (result.sd is None) == (n == 1)
     assert result.difference.low is None and result.bca.low is None
@@ -463,7 +461,7 @@ def test_fewer_than_six_seeds_allow_no_conclusion(n: int) -> None:
 @pytest.mark.parametrize("shift", [0.0, 0.01])
 def test_seeds_without_effect_allow_no_conclusion(shift: float) -> None:
     first = np.array([0.91, 0.92, 0.93, 0.94, 0.95, 0.96])
-    result = metrics.paired_difference(first, first - shift)
+    result = stats.paired_difference(first, first - shift)
     assert result.p_value is None
     assert "all differences are equal" in result.difference.note
 
@@ -478,14 +476,14 @@ def test_calibration_error_is_scikit_learns_curve_weighted_by_tiles() -> None:
     shares, means = calibration_curve(labels, probabilities, n_bins=10)
     counts = np.histogram(probabilities, bins=10, range=(0, 1))[0]
     expected = np.average(np.abs(shares - means), weights=counts[counts > 0])
-    assert metrics.expected_calibration_error(labels, probabilities, bins=10) == pytest.approx(
+    assert stats.expected_calibration_error(labels, probabilities, bins=10) == pytest.approx(
         expected
     )
 
 
 def test_calibration_error_is_nought_for_honest_certainty_and_one_for_wrong_certainty() -> None:
-    assert metrics.expected_calibration_error([0, 1, 1], [0.0, 1.0, 1.0]) == 0
-    assert metrics.expected_calibration_error([0, 1, 1], [1.0, 0.0, 0.0]) == 1
+    assert stats.expected_calibration_error([0, 1, 1], [0.0, 1.0, 1.0]) == 0
+    assert stats.expected_calibration_error([0, 1, 1], [1.0, 0.0, 0.0]) == 1
 
 
 @pytest.mark.parametrize("true_temperature", [0.5, 1.0, 3.0])
@@ -493,34 +491,34 @@ def test_temperature_finds_how_much_too_sure_the_logits_are(true_temperature: fl
     rng = np.random.default_rng(0)
     honest = rng.normal(scale=2, size=20_000)
     labels = rng.random(20_000) < expit(honest)
-    found = metrics.temperature(labels, honest * true_temperature)
+    found = stats.fit_temperature(labels, honest * true_temperature)
     assert found == pytest.approx(true_temperature, rel=0.05)
 
 
 def test_temperature_lowers_the_log_loss_and_keeps_the_auc() -> None:
     labels, logits = tiles(np.random.default_rng(0), positives=400, negatives=600, separation=2.0)
     logits = 3 * logits
-    calibrated = logits / metrics.temperature(labels, logits)
-    assert metrics.auc(labels, calibrated) == metrics.auc(labels, logits)
-    assert metrics.log_loss(labels, expit(calibrated)) < metrics.log_loss(labels, expit(logits))
+    calibrated = logits / stats.fit_temperature(labels, logits)
+    assert stats.auc(labels, calibrated) == stats.auc(labels, logits)
+    assert stats.log_loss(labels, expit(calibrated)) < stats.log_loss(labels, expit(logits))
     for factor in (0.99, 1.01):
         moved = expit(calibrated * factor)
-        assert metrics.log_loss(labels, expit(calibrated)) < metrics.log_loss(labels, moved)
+        assert stats.log_loss(labels, expit(calibrated)) < stats.log_loss(labels, moved)
 
 
 def test_temperature_stays_in_its_range_where_the_best_one_would_not() -> None:
-    low, high = metrics.TEMPERATURES
-    assert metrics.temperature([0, 1], [-1, 1]) == pytest.approx(low, rel=1e-2)
-    assert metrics.temperature([0, 1], [1, -1]) == pytest.approx(high, rel=1e-2)
+    low, high = stats.TEMPERATURES
+    assert stats.fit_temperature([0, 1], [-1, 1]) == pytest.approx(low, rel=1e-2)
+    assert stats.fit_temperature([0, 1], [1, -1]) == pytest.approx(high, rel=1e-2)
 
 
 # Faults
 
-OF_SCORES = [metrics.auc, metrics.auc_interval, metrics.auc_bootstrap, metrics.temperature]
-OF_PROBABILITIES = [metrics.accuracy, metrics.log_loss, metrics.expected_calibration_error]
+OF_SCORES = [stats.auc, stats.auc_interval, stats.auc_bootstrap, stats.fit_temperature]
+OF_PROBABILITIES = [stats.accuracy, stats.log_loss, stats.expected_calibration_error]
 
 
-@pytest.mark.parametrize("metric", [*OF_SCORES, *OF_PROBABILITIES, metrics.summary])
+@pytest.mark.parametrize("metric", [*OF_SCORES, *OF_PROBABILITIES, stats.summary])
 @pytest.mark.parametrize(
     ("labels", "scores", "message"),
     [
@@ -539,7 +537,7 @@ def test_unusable_predictions_are_refused_with_their_position(
         metric(labels, scores)
 
 
-@pytest.mark.parametrize("metric", [*OF_SCORES, metrics.summary])
+@pytest.mark.parametrize("metric", [*OF_SCORES, stats.summary])
 @pytest.mark.parametrize(("label", "name"), [(0, "negative"), (1, "positive")])
 def test_one_class_is_refused_where_both_are_needed(
     metric: Callable[..., object], label: int, name: str
@@ -556,7 +554,7 @@ def test_logits_are_refused_where_probabilities_are_needed(metric: Callable[...,
 
 def test_groups_of_another_length_are_refused() -> None:
     with pytest.raises(KitError, match="4 tiles but groups of shape"):
-        metrics.auc_bootstrap([0, 1, 0, 1], [1, 2, 3, 4], [1, 2])
+        stats.auc_bootstrap([0, 1, 0, 1], [1, 2, 3, 4], [1, 2])
 
 
 @pytest.mark.parametrize(
@@ -571,4 +569,4 @@ def test_arms_that_do_not_pair_are_refused(
     first: list[float], second: list[float], message: str
 ) -> None:
     with pytest.raises(KitError, match=message):
-        metrics.paired_difference(first, second)
+        stats.paired_difference(first, second)
