@@ -132,7 +132,7 @@ def test_summary_agrees_with_scikit_learn_on_a_holdout_of_66_000_tiles() -> None
         {
             "auc": sklearn.metrics.roc_auc_score(labels, probabilities),
             "accuracy": sklearn.metrics.accuracy_score(labels, probabilities > 0.5),
-            "log_loss": sklearn.stats.log_loss(labels, clipped),
+            "log_loss": sklearn.metrics.log_loss(labels, clipped),
         },
         rel=1e-6,
     )
@@ -524,7 +524,7 @@ OF_PROBABILITIES = [stats.accuracy, stats.log_loss, stats.expected_calibration_e
     [
         ([], [], "no tiles to score"),
         ([0, 1, 1], [0.1, 0.2], r"shape \(3,\) and predictions of shape \(2,\)"),
-        ([[0], [1]], [[0.1], [0.2]], "give one label and one prediction a tile"),
+        ([[0], [1]], [[0.1], [0.2]], "give one label and one prediction per tile"),
         ([0, 1, 2], [0.1, 0.2, 0.3], "label 2 at position 2 is neither 0 nor 1"),
         ([0, 1, 1], [0.1, math.nan, 0.3], "prediction nan at position 1 is not a finite number"),
         ([0, 1, 1], [0.1, 0.2, math.inf], "prediction inf at position 2"),
