@@ -88,6 +88,10 @@ def test_timm_model_trains_and_predicts_by_the_same_commands(place: Path) -> Non
         ("predict", ["--run", "nowhere"], "nowhere holds no run"),
         ("predict", [], "run"),
         ("pack", ["--data", "nowhere"], "make demo"),
+        ("search", ["--trials", "0"], "trials = 0: Input should be greater than 0"),
+        ("tune", ["search", "--trials", "0"], "trials = 0: Input should be greater than 0"),
+        ("tune", ["momentum", "--values", "1"], "values.0 = 1.0: Input should be less than 1"),
+        ("tune", ["nothing"], "no command nothing: there are momentum, search"),
     ],
 )
 def test_mistakes_end_with_one_message(

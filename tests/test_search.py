@@ -29,7 +29,7 @@ from kit.data.store import Store
 from kit.models import models
 from kit.runs import runs
 from kit.study import search, sharing
-from kit.study.search import SearchOptions, SearchResult
+from kit.study.search import SearchResult
 
 RECIPE = Recipe(epochs=2, batch_size=16, widths=(4, 8, 8), seed=3)
 FIXED = ("widths", "size", "augment")
@@ -414,15 +414,6 @@ def test_only_what_the_recipe_is_to_blame_for_is_pruned(
     with pytest.raises(KitError, match="No space left"):
         find(tiles, tmp_path / "disk", trials=2)
     assert [trial.state for trial in open_study(tmp_path / "disk").trials] == [TrialState.RUNNING]
-
-
-def test_options_are_checked() -> None:
-    argv = ["--out", "here", "--trials", "7", "--storage", "sqlite:///a.db", "--lr", "0.01"]
-    options = config.parse_options(SearchOptions, "Search.", argv)
-    assert (options.out, options.trials, options.storage) == (Path("here"), 7, "sqlite:///a.db")
-    assert options.settings.lr == 0.01
-    with pytest.raises(KitError, match="trials = 0"):
-        config.parse_options(SearchOptions, "Search.", ["--trials", "0"])
 
 
 @pytest.mark.parametrize("numbers", [{"trials": 0}, {"seeds": 0}])

@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 import kit
 from kit.base import competition, config
-from kit.base.config import Count, Recipe, RunOptions
+from kit.base.config import Recipe
 from kit.base.errors import KitError
 from kit.base.files import write_text
 from kit.base.results import EpochResult
@@ -59,20 +59,6 @@ SEARCHED = ("lr", "batch_size", "weight_decay", "crop", "size", "augment", "stai
 SEARCHED_SMALL = ("widths", "bn", "bn_momentum")
 
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchOptions(RunOptions):
-    """The recipe that a search starts from, what it runs on, and how long."""
-
-    out: Path = Path("studies/search")
-    """The search's folder; the same command goes on with it, or joins in."""
-    trials: Count = 40
-    """Trials to finish in all, whichever worker runs them."""
-    seeds: Count = 1
-    """Runs a trial, each with a seed and so a holdout of its own; their mean AUC counts."""
-    storage: str | None = None
-    """Database, as postgresql+pg8000://..., where workers share no folder; else a file in --out."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,81 @@
+"""Sweep BatchNorm's momentum: one training a seed, evaluated with the statistics of each momentum.
+
+Momenta are in Keras' sense (0.99 keeps 99 % of a running statistic a step; PyTorch's is 1 minus
+it). A sweep that was stopped goes on where it was; on other machines that see the folder --out
+the same command joins in.
+"""
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from kit.base import config
+from kit.base.config import Count, RunOptions
+from kit.base.errors import KitError, exit_on_error
+from kit.data import split, store
+from kit.report import pages, report
+from kit.study import momentum, study
+
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MomentumOptions(RunOptions):
+    """The momenta and the seeds, the data, the hardware, and where the study is kept."""
+
+    out: Path = Path("studies/momentum")
+    """The study's folder."""
+    values: tuple[Momentum, ...] = (0.99, 0.75, 0.5, 0.25)
+    """In Keras' sense (PyTorch's is 1 minus it); the others are compared with the first."""
+    seeds: Count = 8
+    """Trainings, from --seed on. Five values, compared fairly, need eight for a conclusion."""
+    independent: bool = False
+    """Train every momentum by itself: the same figures for several times the cost."""
+    storage: str | None = None
+    """Database that hands the runs out, as postgresql+pg8000://...; a file in --out if none."""
+
+
+def main(options: MomentumOptions, argv: list[str]) -> None:
+    """Train what is missing, then compare the momenta."""
+    if len(set(options.values)) < 2 or len(set(options.values)) < len(options.values):
+        raise KitError("--values takes two or more different momenta")
+    tiles = store.open_store(options.data)
+    recipe = options.settings
+    seeds = range(recipe.seed, recipe.seed + options.seeds)
+    train = momentum.independent if options.independent else momentum.sweep
+    histories = train(
+        recipe,
+        options.values,
+        seeds,
+        tiles,
+        options.out,
+        device=options.device,
+        workers=options.workers,
+        storage=options.storage,
+    )
+    tables = {
+        "table2": momentum.momentum_table(histories),
+        "notebook": momentum.notebook_table(histories),
+    }
+    verdict = momentum.verdict(histories)
+    folders = {path.name: path for path in sorted((options.out / "runs").iterdir())[:3]}
+    command = shlex.join(["python", "kernels/momentum.py", *argv])
+    slides = split.slides_of(tiles, recipe.slides)
+    page = pages.momentum_page(
+        histories, tables, verdict, store=tiles, slides=slides, folders=folders, command=command
+    )
+    with study.turn(options.out):
+        study.write_tables(options.out, tables, verdict)
+        report.write(options.out / "report.html", page)
+    for table in tables.values():
+        print(f"\n{table.to_string(float_format='{:.4f}'.format)}")
+    print(f"\n{verdict}\nthe whole study: {options.out}/report.html")
+
+
+if __name__ == "__main__":
+    with exit_on_error():
+        main(config.parse_options(MomentumOptions, __doc__, sys.argv[1:]), sys.argv[1:])

@@ -1,0 +1,64 @@
+"""Search over a recipe's options with Optuna.
+
+An option given by name keeps its value. The same command goes on with a search that was stopped;
+on other machines that see the folder --out (or the database --storage) it joins in.
+"""
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from kit.base import config
+from kit.base.config import Count, RunOptions
+from kit.base.errors import exit_on_error
+from kit.data import store
+from kit.report import pages, report
+from kit.study import search, study
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions(RunOptions):
+    """The recipe that a search starts from, what it runs on, and how long."""
+
+    out: Path = Path("studies/search")
+    """The search's folder; the same command goes on with it, or joins in."""
+    trials: Count = 40
+    """Trials to finish in all, whichever worker runs them."""
+    seeds: Count = 1
+    """Runs a trial, each with a seed and so a holdout of its own; their mean AUC counts."""
+    storage: str | None = None
+    """Database, as postgresql+pg8000://..., where workers share no folder; else a file in --out."""
+
+
+def main(options: SearchOptions, argv: list[str]) -> None:
+    """Search until enough trials are finished, then tell what was found."""
+    tiles = store.open_store(options.data)
+    result = search.run(
+        options.settings,
+        tiles,
+        options.out,
+        trials=options.trials,
+        seeds=options.seeds,
+        storage=options.storage,
+        fixed=config.given(argv),
+        device=options.device,
+        workers=options.workers,
+    )
+    where = "on the machine that trained the best trial"
+    # Workers of a database may share no folder.
+    if result.folder.exists():
+        command = shlex.join(["python", "kernels/search.py", *argv])
+        page = pages.search_page(result, options.out, tiles, command)
+        with study.turn(options.out):
+            report.write(options.out / "report.html", page)
+        where = f"{options.out}/report.html"
+    for name, share in result.importances.items():
+        print(f"{name:24} {share:7.1%} of what sets good trials apart")
+    print(f"{pages.search_verdict(result)}\nthe whole search: {where}")
+    print(f"next: python kernels/train.py --recipe {options.out}/best.toml --data {options.data}")
+
+
+if __name__ == "__main__":
+    with exit_on_error():
+        main(config.parse_options(SearchOptions, __doc__, sys.argv[1:]), sys.argv[1:])
