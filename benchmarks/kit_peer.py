@@ -15,9 +15,9 @@ from serve import Options, Task, serve
 from torch import Tensor
 from torch.nn import functional
 
+from kit import models
 from kit.base.config import Recipe
 from kit.data import dataset, store
-from kit.models import models
 from kit.training import inference, training
 from kit.training.inference import Normalize
 from kit.training.training import TrainingState

@@ -15,13 +15,13 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from kit import models
 from kit.base import config
 from kit.base.config import RunOptions
 from kit.base.errors import KitError, exit_on_error
 from kit.base.results import EpochResult
 from kit.data import store
 from kit.data.store import Store
-from kit.models import models
 from kit.report import plots, report
 from kit.runs import runs
 from kit.runs.runs import Run

@@ -12,7 +12,7 @@ import torch
 from conftest import competition_files, write_zip
 
 from kit.base.errors import KitError
-from kit.models.models import SmallCNN
+from kit.models import SmallCNN
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.append(str(BENCHMARKS))

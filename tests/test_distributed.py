@@ -14,12 +14,12 @@ import torch
 from conftest import competition_files, write_zip
 from torch import nn
 
+from kit import models
 from kit.base.config import Recipe
 from kit.base.errors import KitError
 from kit.data import dataset, store
 from kit.data.dataset import EpochSampler, TileDataset
 from kit.data.store import Store
-from kit.models import models
 from kit.runs import runs
 from kit.runs.runs import Run
 

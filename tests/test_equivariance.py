@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kit.data import transforms
-from kit.models.equivariance import GroupConv2d, turn
-from kit.models.layers import GroupBatchNorm1d, GroupBatchNorm2d
+from kit.models.equivariance import GroupConv2d, d4_transform
+from kit.models.norms import GroupBatchNorm1d, GroupBatchNorm2d
 
 ELEMENTS = range(8)
 
@@ -29,7 +29,7 @@ def by_orientation(maps: Tensor) -> Tensor:
 
 def orders(maps: Tensor, turned: Tensor, element: int) -> list[int]:
     """For each orientation of `turned` the one of `maps` that the element turns into it."""
-    candidates = [turn(one, element) for one in by_orientation(maps)]
+    candidates = [d4_transform(one, element) for one in by_orientation(maps)]
     return [
         next(k for k, one in enumerate(candidates) if torch.allclose(one, target))
         for target in by_orientation(turned)
@@ -41,14 +41,14 @@ def test_turning_is_the_symmetry_of_the_transforms(element: int) -> None:
     image = torch.randint(0, 256, (6, 6, 3), dtype=torch.uint8)
     expected = transforms.symmetry(image.numpy(), element)
     assert torch.equal(
-        turn(image.permute(2, 0, 1), element).permute(1, 2, 0), torch.tensor(expected)
+        d4_transform(image.permute(2, 0, 1), element).permute(1, 2, 0), torch.tensor(expected)
     )
 
 
 @pytest.mark.parametrize("element", ELEMENTS)
 def test_each_orientation_convolves_with_the_filter_turned_by_it(element: int) -> None:
     conv, batch = lifting(), images()
-    expected = functional.conv2d(batch, turn(conv.weight, element), conv.bias, padding=1)
+    expected = functional.conv2d(batch, d4_transform(conv.weight, element), conv.bias, padding=1)
     torch.testing.assert_close(by_orientation(conv(batch))[element], expected)
 
 
@@ -59,7 +59,7 @@ def test_maps_turn_with_the_image_and_orientations_change_places(
 ) -> None:
     first, batch = lifting(side, stride), images()
     second = GroupConv2d(5, 4, 3, orientations=8, padding=1).double()
-    maps, turned = (second(first(batch).relu()) for batch in (batch, turn(batch, element)))
+    maps, turned = (second(first(batch).relu()) for batch in (batch, d4_transform(batch, element)))
     assert not torch.allclose(by_orientation(maps)[0], by_orientation(maps)[1])
     assert sorted(orders(maps, turned, element)) == list(ELEMENTS)
     means = [by_orientation(maps).mean((0, 3, 4)) for maps in (maps, turned)]
@@ -78,7 +78,8 @@ def test_a_filters_weights_learn_from_all_orientations() -> None:
     # The sum of all maps is that of the images under each turned filter, edges apart alike.
     filters = conv.weight.detach().clone().requires_grad_()
     sum(
-        functional.conv2d(batch, turn(filters, element), padding=1).sum() for element in ELEMENTS
+        functional.conv2d(batch, d4_transform(filters, element), padding=1).sum()
+        for element in ELEMENTS
     ).backward()  # type: ignore[union-attr]
     torch.testing.assert_close(conv.weight.grad, filters.grad)
 

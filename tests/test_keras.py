@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from kit.models.models import SmallCNN
+from kit.models import SmallCNN
 from kit.training.training import TrainingState
 
 pytestmark = pytest.mark.skipif(not find_spec("keras"), reason="Keras is not installed")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from conftest import competition_files, write_zip
 
+from kit import models
 from kit.base.config import Recipe
 from kit.base.results import EpochResult
 from kit.data import dataset, store
-from kit.models import models
 from kit.runs.runs import Run
 from kit.training import training
 from kit.training.inference import Normalize

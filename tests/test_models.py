@@ -12,10 +12,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.nn import functional
 
+from kit import models
 from kit.base.config import Bn, Recipe
 from kit.base.errors import KitError
-from kit.models import models
-from kit.models.models import SmallCNN
+from kit.models import SmallCNN
 from kit.training import inference
 
 TINY = "test_resnet"
@@ -202,16 +202,16 @@ def test_bad_weights_are_refused(tmp_path: Path, kind: str, message: str) -> Non
 
 @pytest.mark.parametrize("bn", ["before", "after"])
 @pytest.mark.parametrize("model", ["small", "compact"])
-def test_folded_norms_give_the_same_logits(model: str, bn: Bn) -> None:
+def test_fused_norms_give_the_same_logits(model: str, bn: Bn) -> None:
     network = models.create_model(Recipe(model=model, bn=bn))
     images = torch.randn(16, 3, 32, 32)
     for _ in range(3):
         network(images)
-    folded = models.fold_norms(network)
-    torch.testing.assert_close(folded(images), network.eval()(images), atol=1e-5, rtol=1e-4)
+    fused = models.fuse_norms(network)
+    torch.testing.assert_close(fused(images), network.eval()(images), atol=1e-5, rtol=1e-4)
     # The norm of the tile statistics follows no layer.
     alone = 1 if model == "compact" else 0
-    left = len(models.batch_norms(folded))
+    left = len(models.batch_norms(fused))
     assert left == (alone if bn == "before" else len(models.batch_norms(network)))
 
 
@@ -252,28 +252,28 @@ def test_compact_network_is_the_written_out_one(bn: Bn, size: int) -> None:
 @pytest.mark.parametrize("bn", ["before", "after"])
 def test_networks_that_share_their_stem_are_the_same_bit_for_bit(name: str, bn: Bn) -> None:
     network = models.create_model(Recipe(model=name, bn=bn, widths=(4, 6, 8)))
-    folded = []
+    fused = []
     for _ in range(3):
         network.train()(torch.randn(8, 3, 32, 32))
-        folded.append(models.fold_norms(network))
+        fused.append(models.fuse_norms(network))
     images = torch.randn(16, 3, 32, 32)
-    expected = [one(images) for one in folded]
-    models.share_stem(folded)
+    expected = [one(images) for one in fused]
+    models.share_stem(fused)
     for _ in range(2):
-        for one, logits in zip(folded, expected, strict=True):
+        for one, logits in zip(fused, expected, strict=True):
             assert torch.equal(one(images), logits)
-        assert not torch.equal(folded[0](images.flip(0)), expected[0])
+        assert not torch.equal(fused[0](images.flip(0)), expected[0])
 
 
 def test_a_shared_stem_is_computed_once() -> None:
     network = models.create_model(Recipe())
-    folded = [models.fold_norms(network) for _ in range(4)]
-    models.share_stem(folded)
+    fused = [models.fuse_norms(network) for _ in range(4)]
+    models.share_stem(fused)
     seen: list[Tensor] = []
-    for one in folded:
-        one.features[0][0].part[0].register_forward_hook(lambda *hooked: seen.append(hooked[2]))
+    for one in fused:
+        one.features[0][0].module[0].register_forward_hook(lambda *hooked: seen.append(hooked[2]))
     images = torch.randn(2, 3, 32, 32)
-    for one in folded:
+    for one in fused:
         one(images)
     # All four hooks are of the one convolution, which has run once.
     assert len(seen) == 4

@@ -15,13 +15,12 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kit import stats
+from kit import models, stats
 from kit.base.config import Recipe
 from kit.base.errors import KitError
 from kit.data import split, store
 from kit.data.store import Store
-from kit.models import models
-from kit.models.models import SmallCNN
+from kit.models import SmallCNN
 from kit.report import report
 from kit.report.report import Drawing, Page, Section, Table
 from kit.runs import runs

@@ -15,13 +15,12 @@ import torch
 from conftest import FORKSERVER, competition_files, write_zip
 from safetensors.torch import load_file, save_file
 
-from kit import stats
+from kit import models, stats
 from kit.base import config
 from kit.base.config import Recipe
 from kit.base.errors import KitError
 from kit.data import dataset, store
 from kit.data.store import Store
-from kit.models import models
 from kit.runs import runs
 from kit.runs.runs import Run
 

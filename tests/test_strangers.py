@@ -21,7 +21,7 @@ from kit.base.config import Recipe
 from kit.base.errors import KitError
 from kit.data import store
 from kit.data.store import Store
-from kit.models.models import create_model
+from kit.models import create_model
 from kit.report import report
 from kit.report.report import Drawing, GalleryTile, Page, Section, Table
 from kit.runs import runs

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kit import stats
+from kit import models, stats
 from kit.base.config import Recipe
 from kit.base.errors import KitError
 from kit.base.results import EpochResult
 from kit.data import dataset
 from kit.data.dataset import TileDataset
-from kit.models import models
 from kit.training import inference, training
 from kit.training.inference import Normalize
 from kit.training.training import NonFiniteLossError, TrainingState

@@ -1,4 +1,7 @@
-"""The room models."""
+"""Networks with one logit: the kit's own, timm's, and copies of them for evaluation.
+
+They take float images and know nothing of data, training or the run folder.
+"""
 
 import lazy_loader
 

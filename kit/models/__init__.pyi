@@ -1,3 +1,13 @@
-from . import equivariance as equivariance
-from . import layers as layers
-from . import models as models
+from .equivariance import GroupConv2d as GroupConv2d
+from .factory import create_model as create_model
+from .factory import freeze_backbone as freeze_backbone
+from .factory import parameter_groups as parameter_groups
+from .factory import synchronize_batch_norms as synchronize_batch_norms
+from .fusing import fuse_norms as fuse_norms
+from .fusing import share_stem as share_stem
+from .layer_table import layer_table as layer_table
+from .networks import CompactCNN as CompactCNN
+from .networks import SmallCNN as SmallCNN
+from .norms import BatchNorm as BatchNorm
+from .norms import batch_norms as batch_norms
+from .norms import min_running_var as min_running_var

@@ -1,4 +1,4 @@
-"""Convolutions that turn with a tile: filters held in the orientations of the square."""
+"""Convolutions whose outputs turn with a tile: each filter in the orientations of the square."""
 
 import torch
 from torch import Tensor, nn
@@ -8,25 +8,25 @@ from kit.base.config import Orientations
 
 
 class GroupConv2d(nn.Module):
-    """A convolution that holds each filter in several orientations of the square.
+    """A convolution that applies each filter in several orientations of the square.
 
-    Its maps come orientation by orientation, `orientations * out_channels` of them. Where the
-    input is turned or mirrored, so are the maps, and the orientations change places: a mean over
-    pixels and orientations stays as it is.
+    Its maps are ordered by orientation, `orientations * out_channels` in all. If the input is
+    turned or mirrored, so are the maps, and the orientations are permuted. So a mean over pixels
+    and orientations is invariant.
 
     Parameters
     ----------
     in_channels, out_channels
-        Of one orientation.
+        Per orientation.
     orientations
-        8 are those of the group p4m, in the order of `turn`; 1 is a plain convolution.
+        8: those of the group p4m, in the order of `d4_transform`; 1: a plain convolution.
     lift
         Whether the input is an image, which has one orientation.
 
     References
     ----------
-    Cohen and Welling, Group equivariant convolutional networks, arXiv:1602.07576, section 6; on
-    these tiles Veeling et al., arXiv:1806.03962.
+    Cohen and Welling, Group equivariant convolutional networks, arXiv:1602.07576, section 6.
+    On these tiles: Veeling et al., arXiv:1806.03962.
     """
 
     index: Tensor
@@ -74,8 +74,8 @@ class GroupConv2d(nn.Module):
         return conv.eval()
 
 
-def turn(images: Tensor, element: int) -> Tensor:
-    """Return square images turned by an element of D4, numbered as for `transforms.symmetry`."""
+def d4_transform(images: Tensor, element: int) -> Tensor:
+    """Return square images moved by an element of D4: 0 to 7, as in the data's transforms."""
     if element & 1:
         images = images.transpose(-1, -2)
     if element & 2:
@@ -86,19 +86,27 @@ def turn(images: Tensor, element: int) -> Tensor:
 
 
 def _filter_index(inputs: int, channels: int, side: int, orientations: int) -> Tensor:
-    """Return where each weight of each orientation of a filter stands in the filter itself."""
+    """Return the position within the filter of each weight of each orientation.
+
+    The shape is (orientations, inputs * channels * side**2).
+    """
     count = inputs * channels * side**2
     filters = torch.arange(count).view(inputs, channels, side, side)
     sources = _sources(orientations) if inputs > 1 else [[0]] * orientations
-    index = [turn(filters[source], element).flatten() for element, source in enumerate(sources)]
+    index = [
+        d4_transform(filters[source], element).flatten() for element, source in enumerate(sources)
+    ]
     return torch.stack(index)
 
 
 def _sources(orientations: int) -> list[list[int]]:
-    """Return for elements g and h of D4 the one that g turns into h."""
+    """Return for elements g and h of D4 the k for which g after k is h."""
     elements = range(orientations)
-    turned = [turn(torch.arange(9).view(3, 3), element) for element in elements]
+    moved = [d4_transform(torch.arange(9).view(3, 3), element) for element in elements]
     return [
-        [next(k for k in elements if torch.equal(turn(turned[k], g), turned[h])) for h in elements]
+        [
+            next(k for k in elements if torch.equal(d4_transform(moved[k], g), moved[h]))
+            for h in elements
+        ]
         for g in elements
     ]

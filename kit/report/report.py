@@ -29,7 +29,7 @@ from kit.base.errors import KitError
 from kit.base.files import write_text
 from kit.data import dataset, split
 from kit.data.store import Store, UInt8Array
-from kit.models.equivariance import GroupConv2d
+from kit.models import GroupConv2d
 from kit.report import plots
 from kit.runs import runs
 from kit.runs.runs import TrainedModel

@@ -40,7 +40,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import kit
-from kit import stats
+from kit import models, stats
 from kit.base import config
 from kit.base.competition import CLASS_NAMES
 from kit.base.config import Recipe, Views
@@ -50,7 +50,6 @@ from kit.base.results import EpochResult
 from kit.data import dataset, split
 from kit.data.dataset import Batch, TileDataset
 from kit.data.store import Store, TileSet
-from kit.models import models
 from kit.training import distributed, inference, training
 from kit.training.inference import Normalize
 from kit.training.training import Evaluate, NonFiniteLossError, TrainingState

@@ -23,13 +23,12 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from kit import stats
+from kit import models, stats
 from kit.base.config import Recipe
 from kit.base.errors import KitError
 from kit.base.files import atomic_path, write_text
 from kit.base.results import EpochResult
 from kit.data.store import Store
-from kit.models import models
 from kit.runs.runs import Run
 from kit.study import sharing, study
 from kit.study.study import Histories

@@ -34,6 +34,7 @@ from torch import nn
 from tqdm import tqdm
 
 import kit
+from kit import models
 from kit.base import competition, config
 from kit.base.config import Recipe
 from kit.base.errors import KitError
@@ -41,7 +42,6 @@ from kit.base.files import write_text
 from kit.base.results import EpochResult
 from kit.data import split
 from kit.data.store import Store
-from kit.models import models
 from kit.runs.runs import Run
 from kit.study import sharing
 

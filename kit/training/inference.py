@@ -14,7 +14,7 @@ from tqdm import tqdm
 from kit.base.config import Precision, Views
 from kit.base.errors import KitError
 from kit.data.dataset import Batch
-from kit.models.models import BatchNorm, batch_norms, fold_norms, share_stem
+from kit.models import BatchNorm, batch_norms, fuse_norms, share_stem
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
@@ -145,14 +145,14 @@ def predict(
     bar = tqdm(loader, desc=description, disable=description is None, unit=" batches")
     probabilities: npt.NDArray[np.float64]
     (probabilities,) = predict_each(
-        [fold_norms(model.eval())], bar, normalize, views=views, device=device, dtype=dtype
+        [fuse_norms(model.eval())], bar, normalize, views=views, device=device, dtype=dtype
     )
     return probabilities
 
 
 @torch.inference_mode()
 def predict_each(
-    folded: Sequence[nn.Module],
+    fused: Sequence[nn.Module],
     loader: Iterable[Batch],
     normalize: Normalize,
     *,
@@ -164,8 +164,8 @@ def predict_each(
 
     Parameters
     ----------
-    folded
-        From `fold_norms`, of models that differ in their running statistics alone.
+    fused
+        From `fuse_norms`, of models that differ in their running statistics alone.
 
     Returns
     -------
@@ -173,14 +173,14 @@ def predict_each(
         (models, tiles), in [0, 1].
     """
     device = device or torch.device("cpu")
-    share_stem(folded)
-    probabilities: list[list[Tensor]] = [[] for _ in folded]
+    share_stem(fused)
+    probabilities: list[list[Tensor]] = [[] for _ in fused]
     for images, _ in loader:
         for chunk in torch.split(images, CPU_CHUNK if device.type == "cpu" else len(images)):
             inputs = chunk.to(device, non_blocking=True)
             with autocast(device, dtype):
                 logits = [
-                    [model(normalized) for model in folded]
+                    [model(normalized) for model in fused]
                     for view in (symmetries(inputs) if views == 8 else [inputs])
                     for normalized in [normalize(view)]
                 ]

@@ -15,11 +15,10 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from kit import stats
+from kit import models, stats
 from kit.base.errors import KitError
 from kit.base.results import EpochResult
 from kit.data.dataset import Batch, EpochSampler, TileDataset
-from kit.models import models
 from kit.training import distributed, inference
 from kit.training.inference import Normalize
 
@@ -172,12 +171,12 @@ def evaluate_each(
     dataset = valid.dataset
     assert isinstance(dataset, TileDataset)
     labels = dataset.labels.astype(np.int64)
-    folded, lowest = [], []
+    fused, lowest = [], []
     for model in candidates:
-        folded.append(models.fold_norms(model.eval()))
+        fused.append(models.fuse_norms(model.eval()))
         lowest.append(models.min_running_var(model))
     probabilities = inference.predict_each(
-        folded, valid, normalize, device=state.device, dtype=state.dtype
+        fused, valid, normalize, device=state.device, dtype=state.dtype
     )
     found = [stats.summary(labels, distributed.concatenate(own)) for own in probabilities]
     return [

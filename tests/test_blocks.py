@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from kit.base.config import Bn
+from kit.models.blocks import Block
 from kit.models.equivariance import GroupConv2d
-from kit.models.layers import BatchNorm2d, Block, GroupBatchNorm1d, GroupBatchNorm2d
+from kit.models.norms import BatchNorm2d, GroupBatchNorm1d, GroupBatchNorm2d
 
 BNS: tuple[Bn, ...] = ("before", "after")
 

@@ -1,6 +1,5 @@
-"""The block that the kit's own networks are made of, and norms that are faster to train."""
+"""BatchNorm: norms that are faster to train, and questions about any model's norms."""
 
-from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -8,56 +7,17 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from kit.base.config import Bn
-
-
-class Block(nn.Sequential):
-    """A layer, its norm and ReLU in the order of the arm, and max pooling.
-
-    The parts have the same names in both arms.
-
-    Parameters
-    ----------
-    bn
-        Where the norm stands.
-    pool
-        Side and stride of the pooling; none by default.
-    """
-
-    layer: nn.Module
-    norm: nn.Module
-
-    def __init__(
-        self, layer: nn.Module, norm: nn.Module, bn: Bn, *, pool: int | None = None
-    ) -> None:
-        norm_act = [("norm", norm), ("act", nn.ReLU())]
-        order = norm_act if bn == "before" else norm_act[::-1]
-        tail = [("pool", nn.MaxPool2d(pool))] if pool else []
-        super().__init__(OrderedDict([("layer", layer), *order, *tail]))
-        self.bn = bn
-        self.pooling = pool
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Return the block's output."""
-        outputs: Tensor
-        norm = self.norm if self.pooling else None
-        if isinstance(norm, BatchNorm2d | GroupBatchNorm2d) and norm.can_pool(inputs):
-            outputs = self.layer(inputs)
-            if self.bn == "before":
-                return functional.relu(self.norm(outputs, pool=self.pooling))
-            return self.norm(outputs.relu_(), pool=self.pooling)  # type: ignore[no-any-return]
-        outputs = super().forward(inputs)  # type: ignore[no-untyped-call]
-        return outputs
+BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """PyTorch's, which in training can also pool, in fewer passes over memory.
+    """PyTorch's BatchNorm2d, which can also pool during training, in fewer passes over memory.
 
-    A training step of a small CNN on a processor waits for memory: norm, activation and pooling
-    each read and write all that the convolution put out, and so does each of their gradients.
-    Max pooling commutes with functions that never fall, as ReLU and a norm with positive weights
-    are. So the maxima alone are normalised, and the gradient of the inputs, which outside the
-    maxima is the statistics' alone, is written in one go. Values agree within rounding.
+    A training step of a small CNN on a CPU waits for memory: norm, activation and pooling each
+    read and write the convolution's whole output, and so does each of their gradients. Max
+    pooling commutes with functions that never fall, such as ReLU and a norm with positive
+    weights. So only the maxima are normalised, and the gradient of the inputs, which outside the
+    maxima comes only from the statistics, is written in one pass. Values agree within rounding.
     """
 
     def is_increasing(self) -> bool:
@@ -65,7 +25,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         return bool((self.weight > 0).all())
 
     def can_pool(self, inputs: Tensor) -> bool:
-        """Whether pooling first is right here, and pays: training on a processor."""
+        """Whether pooling first is right and faster here: in training on a CPU."""
         return self.training and inputs.device.type == "cpu" and self.is_increasing()
 
     def forward(self, inputs: Tensor, pool: int | None = None) -> Tensor:
@@ -74,14 +34,20 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 class GroupBatchNorm1d(nn.BatchNorm1d):
-    """PyTorch's of (pixels, channels), which in training also takes the maps of `GroupConv2d`.
+    """PyTorch's BatchNorm1d, which during training also takes the maps of `GroupConv2d`.
 
-    The maps' sums are added over the orientations: several times faster than the sums of a
-    reshaped tensor, whose rows of a few channels fill no vector register.
+    Sums are taken map by map and then added over the orientations. That is several times faster
+    than to sum a reshaped tensor, in which a row of a few channels fills no vector register.
     """
 
     def forward(self, inputs: Tensor, pool: int | None = None) -> Tensor:
-        """Return normalised pixels, or maps; with `pool`, their maxima as for `BatchNorm2d`."""
+        """Return normalised inputs of the same shape; with `pool`, maxima as `BatchNorm2d` does.
+
+        Parameters
+        ----------
+        inputs
+            (pixels, channels), or maps (batch, orientations * channels, height, width).
+        """
         return super().forward(inputs) if inputs.ndim == 2 else _pool_norm(self, inputs, pool)
 
 
@@ -99,7 +65,7 @@ class GroupBatchNorm2d(nn.Module):
         self.norm = norm
 
     def can_pool(self, maps: Tensor) -> bool:
-        """Whether pooling first is right here, and pays: see `BatchNorm2d`."""
+        """Whether pooling first is right and faster here: see `BatchNorm2d`."""
         return self._takes_maps(maps) and bool((self.norm.weight > 0).all())
 
     def forward(self, maps: Tensor, pool: int | None = None) -> Tensor:
@@ -119,40 +85,28 @@ class GroupBatchNorm2d(nn.Module):
         return norm.eval()
 
     def _takes_maps(self, maps: Tensor) -> bool:
-        # Not so the norm that stands in its place where several GPUs train together.
+        # Where several GPUs train together, a SyncBatchNorm replaces it, which takes no maps.
         fast = isinstance(self.norm, GroupBatchNorm1d)
         return fast and self.norm.training and maps.device.type == "cpu"
 
 
-class FrozenNorm(nn.Module):
-    """What a norm does in evaluation, with the statistics that it has now."""
-
-    def __init__(self, norm: BatchNorm2d) -> None:
-        super().__init__()
-        self.parts = norm.running_mean, norm.running_var, norm.weight, norm.bias
-        self.eps = norm.eps
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Return normalised images."""
-        return functional.batch_norm(inputs, *self.parts, eps=self.eps)
+def batch_norms(model: nn.Module) -> dict[str, BatchNorm]:
+    """Return a model's BatchNorm layers by name, except those without running statistics."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, BatchNorm) and module.running_var is not None
+    }
 
 
-class Remember(nn.Module):
-    """A part that several models begin with: they get what it made for the first of them.
+def min_running_var(model: nn.Module) -> float:
+    """Return the smallest running variance of all BatchNorm channels; infinity without any.
 
-    Only for what stays the same, in evaluation; the last inputs and outputs are kept.
+    Behind a ReLU the variance of a dead channel decays to nothing. When the channel becomes active
+    again, its output in evaluation is a hundred times that of its neighbours.
     """
-
-    def __init__(self, part: nn.Module) -> None:
-        super().__init__()
-        self.part = part
-        self.last: tuple[Tensor, Tensor] | None = None
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Return the part's outputs; for the same tensor as the last time, those of then."""
-        if self.last is None or self.last[0] is not inputs:
-            self.last = inputs, self.part(inputs)
-        return self.last[1]
+    variances = [norm.running_var for norm in batch_norms(model).values()]
+    return min((float(v.min()) for v in variances if v is not None), default=float("inf"))
 
 
 def _pool_norm(norm: nn.BatchNorm1d | nn.BatchNorm2d, inputs: Tensor, pool: int | None) -> Tensor:
@@ -165,8 +119,8 @@ def _pool_norm(norm: nn.BatchNorm1d | nn.BatchNorm2d, inputs: Tensor, pool: int 
 class _PoolNorm(torch.autograd.Function):
     """A norm in training and max pooling, with the gradient of arXiv:1502.03167, section 3.
 
-    Where the inputs have more maps than the norm has features, features come in that order again
-    and again, once an orientation.
+    Where the inputs have more maps than the norm has features, the features repeat in the same
+    order, once per orientation.
     """
 
     @staticmethod
@@ -213,7 +167,7 @@ def _layout(images: Tensor) -> torch.memory_format:
 
 
 def _repeat(inputs: Tensor, *features: Tensor) -> list[Tensor]:
-    """Return what a norm has for each feature for each of the inputs' maps."""
+    """Return for each of the inputs' maps what a norm has for each feature."""
     return [part.repeat(inputs.shape[1] // len(part)) for part in features]
 
 
