@@ -132,7 +132,7 @@ def postgresql() -> Iterator[str]:
         ready = [programs[-1] / "pg_isready", "-h", "127.0.0.1", "-p", str(port), "-q"]
         while server.poll() is None and subprocess.run(ready, check=False).returncode:
             time.sleep(0.05)
-        yield f"postgresql+pg8000://kit.127.0.0.1:{port}/postgres"
+        yield f"postgresql+pg8000://kit@127.0.0.1:{port}/postgres"
     finally:
         server.send_signal(signal.SIGINT)
         server.wait()

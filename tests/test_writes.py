@@ -347,7 +347,7 @@ def test_a_link_in_place_of_the_temporary_file_is_not_followed(tmp_path: Path) -
 def test_the_kit_writes_no_file_in_its_place() -> None:
     """What writes has a temporary file of `kit.files`, or memory, before it."""
     writing = re.compile(r""".*(?:\.write_text\(|\.write_bytes\(|savefig\(|open\("[wx]).*""")
-    sources = [*(ROOT / "kit").glob("*.py"), *(ROOT / "kernels").glob("*.py")]
+    sources = [*(ROOT / "kit").rglob("*.py"), *(ROOT / "kernels").glob("*.py")]
     lines = [line.strip() for path in sources for line in writing.findall(path.read_text())]
     assert len(lines) > 5
     harmless = ("partial", "buffer", "os.devnull")
