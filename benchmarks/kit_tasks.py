@@ -59,9 +59,9 @@ def prepare_predict(options: Options) -> Task:
     """Predict with the run in `run`: the tiles of the file `tiles`, or the store's test tiles."""
     import numpy as np
 
+    from kit import runs
     from kit.data import store
     from kit.data.store import TileSet
-    from kit.runs import runs
 
     model = runs.load(Path(options["run"]), device=options["device"])
     if options["tiles"]:
@@ -81,7 +81,7 @@ def prepare_train(options: Options) -> Task:
     """Train `epochs` of the notebook's recipe into a new folder a round."""
     from kit.base import config
     from kit.data import store
-    from kit.runs.runs import Run
+    from kit.runs import Run
 
     recipe = replace(
         config.read_recipe("notebook"), epochs=options["epochs"], per_class=options["per_class"]

@@ -14,8 +14,8 @@ import tyro
 from kit import stats
 from kit.base.errors import KitError, exit_on_error
 from kit.data import split
-from kit.runs import ensemble
-from kit.runs.ensemble import Ensemble, Gain, Mean
+from kit.runs import Ensemble, choose_ensemble, ensemble, read_predictions, write_ensemble
+from kit.runs.ensemble import Gain, Mean
 
 
 def main(
@@ -39,12 +39,12 @@ def main(
     """
     if len(runs) < 2:
         raise KitError("an ensemble needs two runs or more: ensemble.py runs/ONE runs/OTHER")
-    tiles, predictions = ensemble.read_predictions(runs)
+    tiles, predictions = read_predictions(runs)
     labels = tiles["label"].to_numpy()
     groups = split.read_slides(slides, tiles["id"].to_numpy(str)) if slides else None
-    chosen = ensemble.choose(runs, labels, predictions, mean)
+    chosen = choose_ensemble(runs, labels, predictions, mean)
     judged = ensemble.gain(labels, predictions, mean, slides=groups)
-    path = ensemble.write(out, chosen, asdict(judged))
+    path = write_ensemble(out, chosen, asdict(judged))
     everything = Ensemble({str(run): 1 / len(runs) for run in runs}, mean)
     aucs = [stats.auc(labels, one) for one in [*predictions, everything.combine(predictions)]]
     print("\n".join(describe(runs, aucs, chosen, judged)))

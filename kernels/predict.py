@@ -10,13 +10,12 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 
-from kit import stats
+from kit import runs, stats
 from kit.base.config import Views
 from kit.base.errors import KitError, exit_on_error
 from kit.data import store
 from kit.kaggle import submission
-from kit.runs import ensemble, runs
-from kit.runs.ensemble import Ensemble
+from kit.runs import Ensemble
 
 
 def main(
@@ -58,7 +57,7 @@ def main(
     """
     if bool(run) == (ensemble_file is not None):
         raise KitError("name runs (--run runs/NAME, several times) or one --ensemble FILE")
-    chosen = ensemble.read(ensemble_file) if ensemble_file else even(run)
+    chosen = runs.read_ensemble(ensemble_file) if ensemble_file else even(run)
     tiles = store.open_store(data)
     predictions = [
         np.mean(

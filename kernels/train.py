@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from kit import models
+from kit import models, runs
 from kit.base import config
 from kit.base.config import RunOptions
 from kit.base.errors import KitError, exit_on_error
@@ -23,8 +23,7 @@ from kit.base.results import EpochResult
 from kit.data import store
 from kit.data.store import Store
 from kit.report import plots, report
-from kit.runs import runs
-from kit.runs.runs import Run
+from kit.runs import Run
 from kit.stats import Interval
 from kit.training import distributed
 
@@ -68,7 +67,7 @@ def train_folds(options: TrainOptions, tiles: Store, folder: Path, command: str)
             one = replace(recipe, fold=fold)
             resume = options.resume and (part / "config.json").exists()
             train(replace(options, settings=one, resume=resume), tiles, part, command)
-    print(conclude_folds(runs.pool(folder), folder, options.data))
+    print(conclude_folds(runs.pool_folds(folder), folder, options.data))
 
 
 def train(options: TrainOptions, tiles: Store, folder: Path, command: str) -> None:

@@ -11,13 +11,12 @@ import pytest
 import torch
 from conftest import competition_files, write_zip
 
-from kit import stats
+from kit import runs, stats
 from kit.base.config import Recipe
 from kit.base.errors import KitError
 from kit.data import store
 from kit.report import report
-from kit.runs import runs
-from kit.runs.runs import Run
+from kit.runs import Run
 from kit.training import training
 
 ROOT = Path(__file__).parents[1]

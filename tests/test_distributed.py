@@ -14,14 +14,13 @@ import torch
 from conftest import competition_files, write_zip
 from torch import nn
 
-from kit import models
+from kit import models, runs
 from kit.base.config import Recipe
 from kit.base.errors import KitError
 from kit.data import dataset, store
 from kit.data.dataset import EpochSampler, TileDataset
 from kit.data.store import Store
-from kit.runs import runs
-from kit.runs.runs import Run
+from kit.runs import Run
 
 ROOT = Path(__file__).parents[1]
 # It has no BatchNorm, whose statistics would be each process's own.

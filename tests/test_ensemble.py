@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 from conftest import competition_files, run_kernel, write_zip
 
-from kit import stats
+from kit import runs, stats
 from kit.base.errors import KitError
 from kit.data import store
 from kit.data.store import Store
-from kit.runs import ensemble, runs
+from kit.runs import ensemble
 
 RNG = np.random.default_rng(0)
 LABELS = np.repeat([0, 1], 500)
@@ -43,7 +43,7 @@ def test_selection_is_the_best_of_all_pairs_for_two_draws(
 def test_a_run_that_adds_nothing_gets_no_weight() -> None:
     shown = predictions(0.0, 20.0)
     assert ensemble.select(LABELS, shown, "probability").tolist() == [1.0, 0.0]
-    chosen = ensemble.choose([Path("a"), Path("b")], LABELS, shown, "probability")
+    chosen = runs.choose_ensemble([Path("a"), Path("b")], LABELS, shown, "probability")
     assert chosen.weights == {"a": 1.0}
 
 
@@ -70,8 +70,8 @@ def test_choosing_among_many_runs_of_pure_noise_gains_nothing_that_it_claims() -
 
 
 def test_ensemble_is_read_as_it_was_written(tmp_path: Path) -> None:
-    written = ensemble.Ensemble({"runs/a": 0.25, "runs/b": 0.75}, "rank")
-    assert ensemble.read(ensemble.write(tmp_path, written, {})) == written
+    written = runs.Ensemble({"runs/a": 0.25, "runs/b": 0.75}, "rank")
+    assert runs.read_ensemble(runs.write_ensemble(tmp_path, written, {})) == written
     shown = predictions(1.0, 2.0)
     ranks = np.stack([pd.Series(one).rank() / 1000 for one in shown])
     np.testing.assert_allclose(written.combine(shown), 0.25 * ranks[0] + 0.75 * ranks[1])
@@ -81,7 +81,7 @@ def test_ensemble_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_another_file_is_no_ensemble(tmp_path: Path, text: str) -> None:
     (tmp_path / "ensemble.json").write_text(text)
     with pytest.raises(KitError, match="is not an ensemble"):
-        ensemble.read(tmp_path / "ensemble.json")
+        runs.read_ensemble(tmp_path / "ensemble.json")
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_cross_validation_ensemble_and_prediction(tiles: Store, tmp_path: Path) 
     file, out = tmp_path / "both" / "ensemble.json", tmp_path / "submission.csv"
     run_kernel("predict", "--ensemble", str(file), "--data", data, "--out", str(out))
     submitted = pd.read_csv(out)["label"].to_numpy()
-    chosen = ensemble.read(file)
+    chosen = runs.read_ensemble(file)
     expected = [
         np.mean([runs.load(fold).predict(tiles.test) for fold in runs.members(Path(run))], axis=0)
         for run in chosen.weights
@@ -136,4 +136,4 @@ def test_runs_held_out_from_other_tiles_do_not_go_together(tiles: Store, tmp_pat
         table = pd.DataFrame({"id": ids, "label": 0, "probability": 0.5})
         table.to_csv(folder / "valid.csv", index=False)
     with pytest.raises(KitError, match="was not validated on the tiles of"):
-        ensemble.read_predictions([tmp_path / "0", tmp_path / "1"])
+        runs.read_predictions([tmp_path / "0", tmp_path / "1"])

@@ -14,11 +14,12 @@ from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
+from kit import runs
 from kit.base.config import Recipe
 from kit.base.errors import KitError
 from kit.data import dataset, store
 from kit.data.store import Store
-from kit.runs import export, runs
+from kit.runs import export
 from kit.training.inference import Normalize
 
 ROOT = Path(__file__).parents[1]

@@ -11,12 +11,12 @@ from conftest import Files, competition_files, random_tile, tiff, write_folder, 
 from fuzz import mutate
 from kaggle_server import tiff as opencv_tiff
 
+from kit import runs
 from kit.base.config import Recipe
 from kit.base.errors import KitError
 from kit.data import store
 from kit.data.store import Store
-from kit.runs import runs
-from kit.runs.runs import Run
+from kit.runs import Run
 
 RECIPE = Recipe(epochs=1, batch_size=8, size=32)
 BATCH = 100

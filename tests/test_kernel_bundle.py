@@ -18,13 +18,13 @@ import torch
 from conftest import competition_files, write_folder
 from kaggle_server import KEY, KaggleServer, move_in, refusal, serve
 
+from kit import runs
 from kit.base import config
 from kit.base.errors import KitError
 from kit.base.files import LOCK_NAME
 from kit.data import store
 from kit.kaggle import bundle, kaggle_client, on_kaggle
 from kit.kaggle.on_kaggle import CHECKSUMS, Job
-from kit.runs import runs
 
 ROOT = Path(__file__).parents[1]
 NAME = "hcd-before"

@@ -13,7 +13,7 @@ from kit import models
 from kit.base.config import Recipe
 from kit.base.results import EpochResult
 from kit.data import dataset, store
-from kit.runs.runs import Run
+from kit.runs import Run
 from kit.training import training
 from kit.training.inference import Normalize
 from kit.training.training import TrainingState

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kit import models, stats
+from kit import models, runs, stats
 from kit.base.config import Recipe
 from kit.base.errors import KitError
 from kit.data import split, store
@@ -23,8 +23,7 @@ from kit.data.store import Store
 from kit.models import SmallCNN
 from kit.report import report
 from kit.report.report import Drawing, Page, Section, Table
-from kit.runs import runs
-from kit.runs.runs import Run, TrainedModel
+from kit.runs import Run, TrainedModel
 
 INJECTION = "<script>document.title = 'owned'</script>"
 SLIDES = [INJECTION, "quote \" and ' and >", "plain", "$x$"]

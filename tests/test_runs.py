@@ -15,14 +15,13 @@ import torch
 from conftest import FORKSERVER, competition_files, write_zip
 from safetensors.torch import load_file, save_file
 
-from kit import models, stats
+from kit import models, runs, stats
 from kit.base import config
 from kit.base.config import Recipe
 from kit.base.errors import KitError
 from kit.data import dataset, store
 from kit.data.store import Store
-from kit.runs import runs
-from kit.runs.runs import Run
+from kit.runs import Run
 
 ROOT = Path(__file__).parents[1]
 RECIPE = Recipe(epochs=2, batch_size=8, size=32)

@@ -21,13 +21,12 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from tqdm import tqdm
 
-from kit import models
+from kit import models, runs
 from kit.base import config
 from kit.base.config import Recipe
 from kit.base.errors import KitError, exit_on_error
 from kit.data import store
 from kit.data.store import Store
-from kit.runs import runs
 from kit.study import search, sharing
 from kit.study.search import SearchResult
 

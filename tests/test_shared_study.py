@@ -24,12 +24,12 @@ from conftest import competition_files, write_zip
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
+from kit import runs
 from kit.base.config import Recipe
 from kit.base.errors import KitError
 from kit.base.results import EpochResult
 from kit.data import store
 from kit.data.store import Store
-from kit.runs import runs
 from kit.study import momentum, sharing, study
 from kit.study.study import Study
 

@@ -17,6 +17,7 @@ import torch
 from conftest import Files, competition_files, write_folder, write_zip
 from matplotlib.figure import Figure
 
+from kit import runs
 from kit.base.config import Recipe
 from kit.base.errors import KitError
 from kit.data import store
@@ -24,8 +25,7 @@ from kit.data.store import Store
 from kit.models import create_model
 from kit.report import report
 from kit.report.report import Drawing, GalleryTile, Page, Section, Table
-from kit.runs import runs
-from kit.runs.runs import Run
+from kit.runs import Run
 
 ROOT = Path(__file__).parents[1]
 RECIPE = Recipe(epochs=1, batch_size=8, size=32)

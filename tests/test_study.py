@@ -12,14 +12,13 @@ import torch
 from conftest import competition_files, run_kernel, start_kernel, write_zip
 from safetensors.torch import load_file
 
-from kit import stats
+from kit import runs, stats
 from kit.base.config import Recipe
 from kit.base.errors import KitError
 from kit.base.results import EpochResult
 from kit.data import dataset, store
 from kit.data.store import Store
-from kit.runs import runs
-from kit.runs.runs import Run
+from kit.runs import Run
 from kit.study import momentum, study
 from kit.study.momentum import StatisticsBank
 from kit.study.study import Study

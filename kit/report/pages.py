@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from kit import runs
 from kit.data import split
 from kit.data.store import Store
 from kit.report import plots, report
 from kit.report.plots import Predictions
 from kit.report.report import Drawing, Page, Section, Slides, Table
-from kit.runs import runs
 from kit.study import momentum
 from kit.study.search import IMPORTANCE_TRIALS, SearchResult
 from kit.study.study import Histories, Study

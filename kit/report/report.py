@@ -23,7 +23,7 @@ from matplotlib.image import imsave
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kit import __version__, stats
+from kit import __version__, runs, stats
 from kit.base.competition import CLASS_NAMES, TILE_SIZE
 from kit.base.errors import KitError
 from kit.base.files import write_text
@@ -31,8 +31,7 @@ from kit.data import dataset, split
 from kit.data.store import Store, UInt8Array
 from kit.models import GroupConv2d
 from kit.report import plots
-from kit.runs import runs
-from kit.runs.runs import TrainedModel
+from kit.runs import TrainedModel
 from kit.stats import Interval
 from kit.training.inference import Normalize
 

@@ -1,4 +1,8 @@
-"""The room runs."""
+"""The run folder: training into it, reading it, rebuilding its model, folds, ensembles, exports.
+
+A run is everything about one training, and enough to rebuild its model from nothing else.
+It knows nothing of studies, which compare runs, or of the pages that describe them.
+"""
 
 import lazy_loader
 

@@ -19,7 +19,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from kit import stats
 from kit.base.errors import KitError
 from kit.base.files import write_text
-from kit.runs import runs
+from kit.runs.folder import read_valid
 from kit.stats import Comparison, Interval
 
 Mean = Literal["probability", "rank"]
@@ -72,7 +72,7 @@ def read_predictions(folders: Sequence[Path]) -> tuple[pd.DataFrame, Floats]:
     KitError
         If a run is not finished, or two runs were held out from other tiles.
     """
-    tables = [runs.read_valid(folder).set_index("id").sort_index() for folder in folders]
+    tables = [read_valid(folder).set_index("id").sort_index() for folder in folders]
     first = tables[0]
     for folder, table in zip(folders, tables, strict=True):
         if not table.index.equals(first.index):
@@ -117,7 +117,9 @@ def select(labels: Labels, predictions: Floats, mean: Mean) -> Floats:
     return weights
 
 
-def choose(folders: Sequence[Path], labels: Labels, predictions: Floats, mean: Mean) -> Ensemble:
+def choose_ensemble(
+    folders: Sequence[Path], labels: Labels, predictions: Floats, mean: Mean
+) -> Ensemble:
     """Choose an ensemble on all tiles; runs without weight are left out."""
     weights = select(labels, predictions, mean)
     chosen = {str(folder): float(w) for folder, w in zip(folders, weights, strict=True) if w > 0}
@@ -148,14 +150,14 @@ def gain(
     )
 
 
-def write(folder: Path, ensemble: Ensemble, figures: dict[str, Any]) -> Path:
+def write_ensemble(folder: Path, ensemble: Ensemble, figures: dict[str, Any]) -> Path:
     """Write ensemble.json, which `predict.py --ensemble` takes."""
     path = folder / "ensemble.json"
     write_text(path, json.dumps(asdict(ensemble) | {"figures": figures}, indent=2) + "\n")
     return path
 
 
-def read(path: Path) -> Ensemble:
+def read_ensemble(path: Path) -> Ensemble:
     """Read an ensemble.json.
 
     Raises

@@ -21,8 +21,8 @@ from kit.base.errors import KitError
 from kit.base.files import atomic_folder, atomic_path
 from kit.data import dataset, transforms
 from kit.data.dataset import EVAL_BATCH_SIZE, Tiles
-from kit.runs import runs
-from kit.runs.runs import TrainedModel
+from kit.runs.folder import read_config, read_history
+from kit.runs.trained import TrainedModel, load
 from kit.training.inference import Normalize
 
 TOLERANCE = 1e-4
@@ -98,7 +98,7 @@ def write_onnx(path: Path, folder: Path, tiles: Tiles) -> float:
         If the difference is larger, and nothing is written; or if the extra is not installed.
     """
     onnx = _require("onnx")
-    trained = runs.load(folder, device="cpu")
+    trained = load(folder, device="cpu")
     network = TileNetwork(trained).eval()
     inputs = torch.zeros(2, competition.CHANNELS, network.side, network.side, dtype=torch.uint8)
     _require("onnxscript")
@@ -140,7 +140,7 @@ def write_timm(path: Path, folder: Path) -> None:
     KitError
         If the run's network is not timm's, or the folder exists.
     """
-    trained = runs.load(folder, device="cpu")
+    trained = load(folder, device="cpu")
     if not trained.recipe.is_backbone:
         raise KitError(f"{folder} holds the small CNN, which is none of timm's: export it to ONNX")
     if path.exists():
@@ -165,12 +165,12 @@ def write_tensorboard(path: Path, folder: Path) -> None:
     _require("tensorboard")
     from torch.utils.tensorboard import SummaryWriter
 
-    runs.read_config(folder)
+    read_config(folder)
     target = path / folder.resolve().name
     if target.exists():
         raise KitError(f"{target} exists: name another folder with --tensorboard")
     with atomic_folder(target) as partial, SummaryWriter(str(partial)) as writer:
-        for result in runs.read_history(folder):
+        for result in read_history(folder):
             for name, value in asdict(result).items():
                 if name != "epoch":
                     side, _, figure = name.partition("_")

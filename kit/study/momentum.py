@@ -29,7 +29,7 @@ from kit.base.errors import KitError
 from kit.base.files import atomic_path, write_text
 from kit.base.results import EpochResult
 from kit.data.store import Store
-from kit.runs.runs import Run
+from kit.runs import Run
 from kit.study import sharing, study
 from kit.study.study import Histories
 from kit.training import training

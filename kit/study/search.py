@@ -42,7 +42,7 @@ from kit.base.files import write_text
 from kit.base.results import EpochResult
 from kit.data import split
 from kit.data.store import Store
-from kit.runs.runs import Run
+from kit.runs import Run
 from kit.study import sharing
 
 IMPORTANCE_TRIALS = 10

@@ -17,15 +17,14 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from kit import stats
+from kit import runs, stats
 from kit.base import config
 from kit.base.config import Recipe
 from kit.base.errors import KitError
 from kit.base.files import write_text
 from kit.base.results import EpochResult
 from kit.data.store import Store
-from kit.runs import runs
-from kit.runs.runs import Run
+from kit.runs import Run
 from kit.study import sharing
 
 Histories = Mapping[str, Sequence[Sequence[EpochResult]]]
