@@ -1,3 +1,16 @@
 """A competition kit for Kaggle's Histopathologic Cancer Detection."""
 
+import os
+
 __version__ = "0.4.0"
+
+# No library that the kit brings may report anything to anyone. Each reads its switch when it is
+# first imported, which is later than this.
+os.environ |= {
+    # onnxruntime 1.29 and newer tells Microsoft of every import, except under CI=true.
+    "ORT_DISABLE_TELEMETRY": "1",
+    # albumentations asks PyPI for its newest version.
+    "NO_ALBUMENTATIONS_UPDATE": "1",
+    # huggingface_hub describes the machine to its server with each download.
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}

@@ -18,7 +18,8 @@ import pytest
 import torch
 from PIL import Image
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+import kit  # noqa: F401 - before any library whose reports it switches off
+
 # Tests share two cores with whatever else runs; threads that wait for each other would stall,
 # here and in the commands that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
