@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from kit.base.errors import KitError
+from kit.base import KitError
 
 HERE = Path(__file__).resolve().parent
 SAMPLE_SECONDS = 0.05

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kit import models
-from kit.base.config import Recipe
+from kit.base import Recipe
 from kit.data import dataset, store
 from kit.training import inference, training
 from kit.training.inference import Normalize

@@ -79,12 +79,12 @@ def prepare_predict(options: Options) -> Task:
 
 def prepare_train(options: Options) -> Task:
     """Train `epochs` of the notebook's recipe into a new folder a round."""
-    from kit.base import config
+    from kit.base import read_recipe
     from kit.data import store
     from kit.runs import Run
 
     recipe = replace(
-        config.read_recipe("notebook"), epochs=options["epochs"], per_class=options["per_class"]
+        read_recipe("notebook"), epochs=options["epochs"], per_class=options["per_class"]
     )
     tiles = store.open_store(Path(options["data"]))
     folders = _new_folders(options)
@@ -100,11 +100,11 @@ def prepare_train(options: Options) -> Task:
 
 def prepare_momenta(options: Options) -> Task:
     """Train one seed of every momentum, in one training or in one each."""
-    from kit.base import config
+    from kit.base import read_recipe
     from kit.data import store
     from kit.study import momentum
 
-    recipe = replace(config.read_recipe("notebook"), epochs=options["epochs"])
+    recipe = replace(read_recipe("notebook"), epochs=options["epochs"])
     tiles = store.open_store(Path(options["data"]))
     folders = _new_folders(options)
     train = {"sweep": momentum.sweep, "independent": momentum.independent}[options["kind"]]

@@ -15,8 +15,7 @@ import pandas as pd
 from children import Peer, Result, interleave
 from results import CEILING, EAGER, EIGHT, EPOCH, FOUR, KERAS, KIT, ONE, SWEEP, TIMM, TORCH
 
-from kit.base import competition
-from kit.base.errors import KitError
+from kit.base import KitError, competition
 from kit.data import store
 from kit.data.store import Store
 

@@ -16,7 +16,7 @@ mpl.use("agg")
 from children import Result
 from matplotlib import pyplot as plt
 
-from kit.base.files import write_text
+from kit.base import write_text
 
 KIT = "kit"
 KERAS = "Keras, TIFF files"

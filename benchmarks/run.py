@@ -20,8 +20,7 @@ from children import Result
 from measurements import MEASUREMENTS, Place, Scale
 
 import kit
-from kit.base import competition
-from kit.base.errors import exit_on_error
+from kit.base import competition, exit_on_error
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

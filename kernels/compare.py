@@ -13,9 +13,7 @@ from typing import Annotated
 
 import tyro
 
-from kit.base import config
-from kit.base.config import Count, RunOptions
-from kit.base.errors import exit_on_error
+from kit.base import Count, FolderLock, RunOptions, exit_on_error, given_options, parse_options
 from kit.data import split, store
 from kit.report import pages, report
 from kit.study import study
@@ -39,10 +37,10 @@ class CompareOptions(RunOptions):
 def main(options: CompareOptions, argv: list[str]) -> None:
     """Train what is missing, then compare."""
     tiles = store.open_store(options.data)
-    recipe = options.settings
+    recipe = options.recipe
     comparison = Study(
         options.out,
-        study.parse_arms(options.arm, recipe, config.given(argv)),
+        study.parse_arms(options.arm, recipe, given_options(argv)),
         tuple(range(recipe.seed, recipe.seed + options.seeds)),
     )
     histories = study.train(
@@ -73,7 +71,7 @@ def main(options: CompareOptions, argv: list[str]) -> None:
         slides=slides,
         command=command,
     )
-    with study.turn(options.out):
+    with FolderLock(options.out, wait=True):
         study.write_tables(options.out, tables, verdict)
         report.write(options.out / "report.html", page)
     for table in tables.values():
@@ -83,4 +81,4 @@ def main(options: CompareOptions, argv: list[str]) -> None:
 
 if __name__ == "__main__":
     with exit_on_error():
-        main(config.parse_options(CompareOptions, __doc__, sys.argv[1:]), sys.argv[1:])
+        main(parse_options(CompareOptions, __doc__, sys.argv[1:]), sys.argv[1:])

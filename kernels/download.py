@@ -10,8 +10,7 @@ from pathlib import Path
 
 import tyro
 
-from kit.base import competition
-from kit.base.errors import KitError, exit_on_error
+from kit.base import KitError, competition, exit_on_error
 from kit.data import store
 from kit.data.store import CorruptArchiveError
 from kit.kaggle import kaggle_client

@@ -12,7 +12,7 @@ import numpy as np
 import tyro
 
 from kit import stats
-from kit.base.errors import KitError, exit_on_error
+from kit.base import KitError, exit_on_error
 from kit.data import split
 from kit.runs import Ensemble, choose_ensemble, ensemble, read_predictions, write_ensemble
 from kit.runs.ensemble import Gain, Mean

@@ -13,8 +13,7 @@ from typing import Any
 
 import tyro
 
-from kit.base.errors import KitError, exit_on_error
-from kit.base.files import write_text
+from kit.base import KitError, exit_on_error, write_text
 from kit.data import split, store
 from kit.report import explore, plots, report
 

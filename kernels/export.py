@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from kit.base.errors import KitError, exit_on_error
+from kit.base import KitError, exit_on_error
 from kit.data import store
 from kit.runs import export
 

@@ -13,9 +13,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from kit.base import config
-from kit.base.config import Count, RunOptions
-from kit.base.errors import KitError, exit_on_error
+from kit.base import Count, FolderLock, KitError, RunOptions, exit_on_error, parse_options
 from kit.data import split, store
 from kit.report import pages, report
 from kit.study import momentum, study
@@ -44,7 +42,7 @@ def main(options: MomentumOptions, argv: list[str]) -> None:
     if len(set(options.values)) < 2 or len(set(options.values)) < len(options.values):
         raise KitError("--values takes two or more different momenta")
     tiles = store.open_store(options.data)
-    recipe = options.settings
+    recipe = options.recipe
     seeds = range(recipe.seed, recipe.seed + options.seeds)
     train = momentum.independent if options.independent else momentum.sweep
     histories = train(
@@ -68,7 +66,7 @@ def main(options: MomentumOptions, argv: list[str]) -> None:
     page = pages.momentum_page(
         histories, tables, verdict, store=tiles, slides=slides, folders=folders, command=command
     )
-    with study.turn(options.out):
+    with FolderLock(options.out, wait=True):
         study.write_tables(options.out, tables, verdict)
         report.write(options.out / "report.html", page)
     for table in tables.values():
@@ -78,4 +76,4 @@ def main(options: MomentumOptions, argv: list[str]) -> None:
 
 if __name__ == "__main__":
     with exit_on_error():
-        main(config.parse_options(MomentumOptions, __doc__, sys.argv[1:]), sys.argv[1:])
+        main(parse_options(MomentumOptions, __doc__, sys.argv[1:]), sys.argv[1:])

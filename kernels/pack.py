@@ -10,7 +10,7 @@ from pathlib import Path
 
 import tyro
 
-from kit.base.errors import exit_on_error
+from kit.base import exit_on_error
 from kit.data import store
 
 

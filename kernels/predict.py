@@ -11,8 +11,7 @@ import numpy as np
 import tyro
 
 from kit import runs, stats
-from kit.base.config import Views
-from kit.base.errors import KitError, exit_on_error
+from kit.base import KitError, Views, exit_on_error
 from kit.data import store
 from kit.kaggle import submission
 from kit.runs import Ensemble

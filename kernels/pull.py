@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tyro
 
-from kit.base.errors import KitError, exit_on_error
+from kit.base import KitError, exit_on_error
 from kit.kaggle import bundle, kaggle_client
 
 

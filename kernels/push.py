@@ -13,7 +13,7 @@ from typing import Annotated
 
 import tyro
 
-from kit.base.errors import exit_on_error
+from kit.base import exit_on_error
 from kit.kaggle import bundle, kaggle_client
 from kit.kaggle.on_kaggle import Command, Job
 

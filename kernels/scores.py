@@ -3,7 +3,7 @@
 import pandas as pd
 import tyro
 
-from kit.base.errors import exit_on_error
+from kit.base import exit_on_error
 from kit.kaggle import kaggle_client
 
 COLUMNS = {

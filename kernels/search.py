@@ -9,12 +9,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from kit.base import config
-from kit.base.config import Count, RunOptions
-from kit.base.errors import exit_on_error
+from kit.base import Count, FolderLock, RunOptions, exit_on_error, given_options, parse_options
 from kit.data import store
 from kit.report import pages, report
-from kit.study import search, study
+from kit.study import search
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +33,13 @@ def main(options: SearchOptions, argv: list[str]) -> None:
     """Search until enough trials are finished, then tell what was found."""
     tiles = store.open_store(options.data)
     result = search.run(
-        options.settings,
+        options.recipe,
         tiles,
         options.out,
         trials=options.trials,
         seeds=options.seeds,
         storage=options.storage,
-        fixed=config.given(argv),
+        fixed=given_options(argv),
         device=options.device,
         workers=options.workers,
     )
@@ -50,7 +48,7 @@ def main(options: SearchOptions, argv: list[str]) -> None:
     if result.folder.exists():
         command = shlex.join(["python", "kernels/search.py", *argv])
         page = pages.search_page(result, options.out, tiles, command)
-        with study.turn(options.out):
+        with FolderLock(options.out, wait=True):
             report.write(options.out / "report.html", page)
         where = f"{options.out}/report.html"
     for name, share in result.importances.items():
@@ -61,4 +59,4 @@ def main(options: SearchOptions, argv: list[str]) -> None:
 
 if __name__ == "__main__":
     with exit_on_error():
-        main(config.parse_options(SearchOptions, __doc__, sys.argv[1:]), sys.argv[1:])
+        main(parse_options(SearchOptions, __doc__, sys.argv[1:]), sys.argv[1:])

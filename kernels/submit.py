@@ -11,7 +11,7 @@ from pathlib import Path
 
 import tyro
 
-from kit.base.errors import KitError, exit_on_error
+from kit.base import KitError, exit_on_error
 from kit.data import store
 from kit.kaggle import kaggle_client, submission
 from kit.kaggle.kaggle_client import Submission

@@ -16,10 +16,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from kit import models, runs
-from kit.base import config
-from kit.base.config import RunOptions
-from kit.base.errors import KitError, exit_on_error
-from kit.base.results import EpochResult
+from kit.base import EpochResult, KitError, RunOptions, exit_on_error, parse_options
 from kit.data import store
 from kit.data.store import Store
 from kit.report import plots, report
@@ -48,7 +45,7 @@ def main(options: TrainOptions, argv: list[str]) -> None:
     with distributed.first():
         tiles = store.open_store(options.data)
     command = shlex.join(["python", "kernels/train.py", *argv])
-    if options.settings.folds is None or options.settings.fold is not None:
+    if options.recipe.folds is None or options.recipe.fold is not None:
         train(options, tiles, folder, command)
     elif distributed.size() > 1:
         raise KitError("--folds under torchrun: start one fold at a time, with --fold 0, 1, ...")
@@ -58,7 +55,7 @@ def main(options: TrainOptions, argv: list[str]) -> None:
 
 def train_folds(options: TrainOptions, tiles: Store, folder: Path, command: str) -> None:
     """Train a run a fold, those apart that are finished, and pool their predictions."""
-    recipe = options.settings
+    recipe = options.recipe
     assert recipe.folds is not None
     for fold in range(recipe.folds):
         part = folder / f"fold-{fold}"
@@ -66,14 +63,14 @@ def train_folds(options: TrainOptions, tiles: Store, folder: Path, command: str)
         if not (options.resume and (part / "metrics.json").exists()):
             one = replace(recipe, fold=fold)
             resume = options.resume and (part / "config.json").exists()
-            train(replace(options, settings=one, resume=resume), tiles, part, command)
+            train(replace(options, recipe=one, resume=resume), tiles, part, command)
     print(conclude_folds(runs.pool_folds(folder), folder, options.data))
 
 
 def train(options: TrainOptions, tiles: Store, folder: Path, command: str) -> None:
     """Train a run, telling each epoch's figures."""
     run = Run(
-        options.settings,
+        options.recipe,
         tiles,
         folder,
         device=options.device,
@@ -94,9 +91,9 @@ def train(options: TrainOptions, tiles: Store, folder: Path, command: str) -> No
 
 def default_folder(options: TrainOptions) -> Path:
     """Name a run by its recipe, its arm and its seed."""
-    recipe = options.settings
+    recipe = options.recipe
     arm = recipe.model if recipe.is_backbone else recipe.bn
-    return Path("runs") / f"{Path(options.recipe).stem}-{arm}-{recipe.seed}"
+    return Path("runs") / f"{Path(options.recipe_name).stem}-{arm}-{recipe.seed}"
 
 
 def describe(run: Run) -> str:
@@ -157,4 +154,4 @@ def conclude_folds(figures: dict[str, Any], folder: Path, data: Path) -> str:
 
 if __name__ == "__main__":
     with exit_on_error(), distributed.processes():
-        main(config.parse_options(TrainOptions, __doc__, sys.argv[1:]), sys.argv[1:])
+        main(parse_options(TrainOptions, __doc__, sys.argv[1:]), sys.argv[1:])

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import competition_files, write_zip
 
-from kit.base.errors import KitError
+from kit.base import KitError
 from kit.models import SmallCNN
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kit.base.config import Bn
+from kit.base import Bn
 from kit.models.blocks import Block
 from kit.models.equivariance import GroupConv2d
 from kit.models.norms import BatchNorm2d, GroupBatchNorm1d, GroupBatchNorm2d

@@ -2,30 +2,36 @@ from pathlib import Path
 
 import pytest
 
-from kit.base import config
-from kit.base.config import Recipe, RunOptions
-from kit.base.errors import KitError
+from kit.base import (
+    KitError,
+    Recipe,
+    RunOptions,
+    parse_options,
+    parse_recipe,
+    read_recipe,
+    recipe_values,
+)
 
 
 def parse(*argv: str) -> RunOptions:
-    return config.parse_options(RunOptions, "A command.", argv)
+    return parse_options(RunOptions, "A command.", argv)
 
 
 def test_notebook_recipe_is_the_default() -> None:
-    assert config.read_recipe("notebook") == Recipe() == parse().settings
+    assert read_recipe("notebook") == Recipe() == parse().recipe
 
 
 def test_command_line_comes_after_the_recipe(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('bn = "after"\nbatch_size = 32\nwidths = [8, 16, 32]\nlr = 1\n')
-    recipe = parse("--recipe", str(file), "--batch-size", "16").settings
+    recipe = parse("--recipe", str(file), "--batch-size", "16").recipe
     assert (recipe.bn, recipe.batch_size, recipe.widths, recipe.lr) == ("after", 16, (8, 16, 32), 1)
-    assert parse(f"--recipe={file}").settings.batch_size == 32
+    assert parse(f"--recipe={file}").recipe.batch_size == 32
 
 
 def test_values_survive_json() -> None:
     recipe = Recipe(bn="after", slides=Path("slides.csv"), validate_on=("A",), per_class=None)
-    assert config.parse_recipe(config.recipe_values(recipe), source="config.json") == recipe
+    assert parse_recipe(recipe_values(recipe), source="config.json") == recipe
 
 
 @pytest.mark.parametrize(
@@ -48,7 +54,7 @@ def test_bad_recipe_is_refused_by_name(tmp_path: Path, text: str, message: str) 
     file = tmp_path / "bad.toml"
     file.write_text(text)
     with pytest.raises(KitError, match=message) as caught:
-        config.read_recipe(str(file))
+        read_recipe(str(file))
     assert "bad.toml" in str(caught.value)
 
 
@@ -56,7 +62,7 @@ def test_every_bad_key_is_named(tmp_path: Path) -> None:
     file = tmp_path / "bad.toml"
     file.write_text('foo = 1\nlr = "x"\n')
     with pytest.raises(KitError, match=r"lr = 'x'.*unknown key foo"):
-        config.read_recipe(str(file))
+        read_recipe(str(file))
 
 
 def test_missing_recipe_names_those_that_exist() -> None:

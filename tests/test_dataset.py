@@ -10,7 +10,7 @@ from PIL import Image
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.data import DataLoader
 
-from kit.base.config import Recipe
+from kit.base import Recipe
 from kit.data import dataset, transforms
 from kit.data.dataset import EpochSampler, HeldDataset, TileDataset
 

@@ -12,8 +12,7 @@ import torch
 from conftest import competition_files, write_zip
 
 from kit import runs, stats
-from kit.base.config import Recipe
-from kit.base.errors import KitError
+from kit.base import KitError, Recipe
 from kit.data import store
 from kit.report import report
 from kit.runs import Run

@@ -15,8 +15,7 @@ from conftest import competition_files, write_zip
 from torch import nn
 
 from kit import models, runs
-from kit.base.config import Recipe
-from kit.base.errors import KitError
+from kit.base import KitError, Recipe
 from kit.data import dataset, store
 from kit.data.dataset import EpochSampler, TileDataset
 from kit.data.store import Store

@@ -9,7 +9,7 @@ import pytest
 from conftest import competition_files, run_kernel, write_zip
 
 from kit import runs, stats
-from kit.base.errors import KitError
+from kit.base import KitError
 from kit.data import store
 from kit.data.store import Store
 from kit.runs import ensemble

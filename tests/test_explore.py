@@ -13,7 +13,7 @@ import pytest
 from browser import DESKTOP, PHONE, needs_chromium, visit
 from conftest import competition_files, kernel, tiff, write_zip
 
-from kit.base.competition import CHANNEL_MEAN
+from kit.base import CHANNEL_MEAN
 from kit.data import store
 from kit.data.store import Store, TileSet
 from kit.report import explore

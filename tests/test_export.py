@@ -15,8 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from kit import runs
-from kit.base.config import Recipe
-from kit.base.errors import KitError
+from kit.base import KitError, Recipe
 from kit.data import dataset, store
 from kit.data.store import Store
 from kit.runs import export

@@ -5,18 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from kit.base import files
-from kit.base.errors import KitError
+from kit.base import KitError, atomic_path, write_text
 
 
 def test_text_is_written_as_it_is(tmp_path: Path) -> None:
-    files.write_text(tmp_path / "new" / "a.txt", "one\ntwo\r\n")
+    write_text(tmp_path / "new" / "a.txt", "one\ntwo\r\n")
     assert (tmp_path / "new" / "a.txt").read_bytes() == b"one\ntwo\r\n"
 
 
 def test_a_block_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
-    files.write_text(tmp_path / "a.txt", "old")
-    with pytest.raises(ZeroDivisionError), files.atomic_path(tmp_path / "a.txt") as partial:
+    write_text(tmp_path / "a.txt", "old")
+    with pytest.raises(ZeroDivisionError), atomic_path(tmp_path / "a.txt") as partial:
         partial.write_text("new")
         1 / 0  # noqa: B018
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
@@ -26,14 +25,14 @@ def test_a_block_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
 def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("")
     with pytest.raises(KitError, match=r"cannot write .*a/b\.txt"):
-        files.write_text(tmp_path / "a" / "b.txt", "text")
+        write_text(tmp_path / "a" / "b.txt", "text")
 
 
 def test_a_full_disk_is_a_message_and_keeps_the_old_file(tmp_path: Path) -> None:
-    files.write_text(tmp_path / "a.txt", "old")
+    write_text(tmp_path / "a.txt", "old")
     with (
         pytest.raises(KitError, match=r"cannot write .*a\.txt: No space left on device"),
-        files.atomic_path(tmp_path / "a.txt"),
+        atomic_path(tmp_path / "a.txt"),
         Path("/dev/full").open("w") as full,
     ):
         full.write("new")
@@ -43,7 +42,7 @@ def test_a_full_disk_is_a_message_and_keeps_the_old_file(tmp_path: Path) -> None
 
 def test_a_reader_that_goes_away_ends_a_command_silently() -> None:
     code = (
-        "from kit.base.errors import exit_on_error\n"
+        "from kit.base import exit_on_error\n"
         "with exit_on_error():\n"
         "    for line in range(10**6):\n"
         "        print(line)\n"

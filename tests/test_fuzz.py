@@ -12,8 +12,7 @@ from fuzz import mutate
 from kaggle_server import tiff as opencv_tiff
 
 from kit import runs
-from kit.base.config import Recipe
-from kit.base.errors import KitError
+from kit.base import KitError, Recipe
 from kit.data import store
 from kit.data.store import Store
 from kit.runs import Run

@@ -33,10 +33,7 @@ from kaggle_server import (
     until,
 )
 
-from kit.base import competition
-from kit.base.competition import ARCHIVE, RULES_PAGE
-from kit.base.errors import KitError
-from kit.base.files import LOCK_NAME
+from kit.base import ARCHIVE, LOCK_NAME, RULES_PAGE, KitError, competition
 from kit.data import store
 from kit.kaggle import kaggle_client, submission
 

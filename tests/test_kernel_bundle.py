@@ -19,9 +19,7 @@ from conftest import competition_files, write_folder
 from kaggle_server import KEY, KaggleServer, move_in, refusal, serve
 
 from kit import runs
-from kit.base import config
-from kit.base.errors import KitError
-from kit.base.files import LOCK_NAME
+from kit.base import LOCK_NAME, KitError, RunOptions, parse_options
 from kit.data import store
 from kit.kaggle import bundle, kaggle_client, on_kaggle
 from kit.kaggle.on_kaggle import CHECKSUMS, Job
@@ -99,9 +97,9 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """The run that the script is to make, after its first epoch and at its end."""
     folder = tmp_path_factory.mktemp("reference")
     write_folder(folder / "data", competition_files(train=120, test=9))
-    options = config.parse_options(config.RunOptions, "", ARGUMENTS)
+    options = parse_options(RunOptions, "", ARGUMENTS)
     tiles = store.open_store(folder / "data")
-    run = runs.Run(options.settings, tiles, folder / NAME, device=options.device)
+    run = runs.Run(options.recipe, tiles, folder / NAME, device=options.device)
     kept = {}
     for result in run.train(progress=False):
         kept[result.epoch] = folder / f"after-{result.epoch}"

@@ -10,8 +10,7 @@ import pytest
 from conftest import competition_files, write_zip
 
 from kit import models
-from kit.base.config import Recipe
-from kit.base.results import EpochResult
+from kit.base import EpochResult, Recipe
 from kit.data import dataset, store
 from kit.runs import Run
 from kit.training import training

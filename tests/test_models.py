@@ -13,8 +13,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from kit import models
-from kit.base.config import Bn, Recipe
-from kit.base.errors import KitError
+from kit.base import Bn, KitError, Recipe
 from kit.models import SmallCNN
 from kit.training import inference
 

@@ -8,7 +8,7 @@ import pytest
 from browser import DESKTOP, PHONE, needs_chromium, visit
 from conftest import competition_files, write_zip
 
-from kit.base.config import Recipe
+from kit.base import Recipe
 from kit.data import split, store
 from kit.data.store import Store
 from kit.report import pages, report

@@ -13,7 +13,7 @@ from matplotlib.image import imread
 from matplotlib.patches import Rectangle
 from scipy import stats
 
-from kit.base.results import EpochResult
+from kit.base import EpochResult
 from kit.report import plots
 
 RESULT = EpochResult(1, 0.6, 0.7, 0.5, 0.75, 0.8, 1.0, 1000.0, 0.1)

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kit import models, runs, stats
-from kit.base.config import Recipe
-from kit.base.errors import KitError
+from kit.base import KitError, Recipe
 from kit.data import split, store
 from kit.data.store import Store
 from kit.models import SmallCNN

@@ -16,9 +16,7 @@ from conftest import FORKSERVER, competition_files, write_zip
 from safetensors.torch import load_file, save_file
 
 from kit import models, runs, stats
-from kit.base import config
-from kit.base.config import Recipe
-from kit.base.errors import KitError
+from kit.base import KitError, Recipe, read_recipe
 from kit.data import dataset, store
 from kit.data.store import Store
 from kit.runs import Run
@@ -411,7 +409,7 @@ def test_backbone_recipe_runs_from_a_local_file_of_weights(tiles: Store, tmp_pat
     weights = tmp_path / "weights.safetensors"
     save_file(timm.create_model("test_resnet", num_classes=7).state_dict(), weights)
     recipe = replace(
-        config.read_recipe("backbone"),
+        read_recipe("backbone"),
         model="test_resnet",
         pretrained=False,
         weights=weights,
@@ -434,7 +432,7 @@ def test_backbone_recipe_runs_from_a_local_file_of_weights(tiles: Store, tmp_pat
 
 
 def test_compact_recipe_runs_as_it_is(tiles: Store, tmp_path: Path) -> None:
-    recipe = replace(config.read_recipe("compact"), epochs=2, batch_size=16)
+    recipe = replace(read_recipe("compact"), epochs=2, batch_size=16)
     run = train(recipe, tiles, tmp_path / "run")
     assert runs.read_metrics(run.folder)["tiles"] == len(run.holdout.valid)
     assert isinstance(run.state.model, models.CompactCNN)

@@ -22,9 +22,7 @@ from optuna.trial import TrialState
 from tqdm import tqdm
 
 from kit import models, runs
-from kit.base import config
-from kit.base.config import Recipe
-from kit.base.errors import KitError, exit_on_error
+from kit.base import KitError, Recipe, exit_on_error, parse_recipe, read_recipe, recipe_values
 from kit.data import store
 from kit.data.store import Store
 from kit.study import search, sharing
@@ -84,7 +82,7 @@ def test_every_recipe_that_is_drawn_can_be_built(
     with torch.device("meta"):
         for _ in range(40):
             drawn = space.suggest(study.ask())
-            assert config.parse_recipe(config.recipe_values(drawn), source="drawn") == drawn
+            assert parse_recipe(recipe_values(drawn), source="drawn") == drawn
             models.create_model(drawn)
             assert all(getattr(drawn, name) == getattr(recipe, name) for name in fixed)
             assert replace(drawn, **{name: getattr(recipe, name) for name in space.free}) == recipe
@@ -137,7 +135,7 @@ def test_best_recipe_is_the_best_trials_and_reads_back(tiles: Store, whole: Path
     best = complete.loc[complete["auc"].idxmax()]
     assert (result.auc, result.folder) == (best["auc"], whole / "trials" / best["trial"])
     assert runs.read_metrics(result.folder)["auc"]["estimate"] == pytest.approx(best["auc"])
-    recipe = config.read_recipe(str(whole / "best.toml"))
+    recipe = read_recipe(str(whole / "best.toml"))
     assert recipe == result.recipe == runs.load(result.folder, device="cpu").recipe
     assert (recipe.lr, recipe.epochs, recipe.widths) == (best["lr"], 2, (4, 8, 8))
     header = (whole / "best.toml").read_text().splitlines()[:2]
@@ -425,6 +423,6 @@ def test_numbers_below_one_are_refused(
 
 def test_a_recipe_without_a_limit_reads_back(tiles: Store, tmp_path: Path) -> None:
     result = find(tiles, tmp_path / "search", replace(RECIPE, per_class=None))
-    best = config.read_recipe(str(tmp_path / "search" / "best.toml"))
+    best = read_recipe(str(tmp_path / "search" / "best.toml"))
     assert best == result.recipe
     assert best.per_class is None

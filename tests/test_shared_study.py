@@ -25,9 +25,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from kit import runs
-from kit.base.config import Recipe
-from kit.base.errors import KitError
-from kit.base.results import EpochResult
+from kit.base import EpochResult, KitError, Recipe
 from kit.data import store
 from kit.data.store import Store
 from kit.study import momentum, sharing, study

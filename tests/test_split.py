@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kit.base.errors import KitError
+from kit.base import KitError
 from kit.data import split
 
 RNG = np.random.default_rng(0)

@@ -17,8 +17,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from kit.base import competition
-from kit.base.errors import KitError
+from kit.base import KitError, competition
 from kit.data import standin, store
 
 ROOT = Path(__file__).parents[1]

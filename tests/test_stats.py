@@ -16,7 +16,7 @@ from scipy.special import expit, logit
 from sklearn.calibration import calibration_curve
 
 from kit import stats
-from kit.base.errors import KitError
+from kit.base import KitError
 from kit.stats import Interval, bootstrap
 
 SIMULATIONS = 500

@@ -16,7 +16,7 @@ import pytest
 from conftest import Files, competition_files, random_tile, tiff, write_folder, write_zip
 from PIL import Image
 
-from kit.base.errors import KitError
+from kit.base import KitError
 from kit.data import store
 from kit.data.store import CorruptArchiveError
 

@@ -18,8 +18,7 @@ from conftest import Files, competition_files, write_folder, write_zip
 from matplotlib.figure import Figure
 
 from kit import runs
-from kit.base.config import Recipe
-from kit.base.errors import KitError
+from kit.base import KitError, Recipe
 from kit.data import store
 from kit.data.store import Store
 from kit.models import create_model

@@ -13,9 +13,7 @@ from conftest import competition_files, run_kernel, start_kernel, write_zip
 from safetensors.torch import load_file
 
 from kit import runs, stats
-from kit.base.config import Recipe
-from kit.base.errors import KitError
-from kit.base.results import EpochResult
+from kit.base import EpochResult, KitError, Recipe
 from kit.data import dataset, store
 from kit.data.store import Store
 from kit.runs import Run

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from kit.base.errors import KitError
+from kit.base import KitError
 from kit.kaggle import submission
 
 IDS = [f"{i:040x}" for i in range(0xA0, 0xA5)]

@@ -9,17 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kit.base import tables
-from kit.base.errors import KitError
+from kit.base import KitError, read_table, require_ids, require_labels
 
 A, B, C = "0a" * 20, "b1" * 20, "c2" * 20
 
 
 def labels(content: bytes) -> dict[str, int]:
     """Read a table of labels as packing does."""
-    table = tables.read(content, ["id", "label"], source="t.csv")
-    ids = tables.require_ids(table["id"], source="t.csv")
-    return dict(zip(ids, tables.require_labels(table["label"], source="t.csv"), strict=True))
+    table = read_table(content, ["id", "label"], source="t.csv")
+    ids = require_ids(table["id"], source="t.csv")
+    return dict(zip(ids, require_labels(table["label"], source="t.csv"), strict=True))
 
 
 PLAIN = f"id,label\n{A},0\n{B},1\n"
@@ -98,7 +97,7 @@ def test_a_byte_of_another_encoding_is_named_with_its_line() -> None:
 
 def test_lines_are_those_of_the_file_though_values_hold_line_ends() -> None:
     text = f'id,slide\n{A},"one\ntwo"\n\n{B},x\n'
-    table = tables.read(text.encode(), ["id", "slide"], source="t.csv")
+    table = read_table(text.encode(), ["id", "slide"], source="t.csv")
     assert table.index.tolist() == [2, 5]
     assert table["slide"].tolist() == ["one\ntwo", "x"]
 
@@ -117,9 +116,9 @@ def test_lines_are_those_of_the_file_though_values_hold_line_ends() -> None:
 )
 def test_exact_reading_takes_no_other_form(content: bytes) -> None:
     with pytest.raises(KitError, match=r"t\.csv line"):
-        table = tables.read(content, ["id", "label"], source="t.csv", exact=True)
+        table = read_table(content, ["id", "label"], source="t.csv", exact=True)
         # A space is part of its value.
-        tables.require_ids(table["id"], source="t.csv")
+        require_ids(table["id"], source="t.csv")
 
 
 IDS = st.lists(st.binary(min_size=20, max_size=20).map(bytes.hex), unique=True, max_size=8)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from kit.base.config import Augmentation, Interpolation
+from kit.base import Augmentation, Interpolation
 from kit.data import tensor_transforms, transforms
 from kit.data.transforms import Resize
 

@@ -10,9 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kit import models, stats
-from kit.base.config import Recipe
-from kit.base.errors import KitError
-from kit.base.results import EpochResult
+from kit.base import EpochResult, KitError, Recipe
 from kit.data import dataset
 from kit.data.dataset import TileDataset
 from kit.training import inference, training

@@ -20,8 +20,7 @@ import pytest
 from conftest import FORKSERVER, competition_files, write_zip
 from test_runs import contents
 
-from kit.base import competition, files
-from kit.base.errors import KitError, exit_on_error
+from kit.base import KitError, atomic_path, competition, exit_on_error, write_text
 from kit.data import store
 from kit.data.store import Store
 
@@ -313,25 +312,25 @@ def test_two_processes_packing_one_folder_are_one_too_many(archive: Path, tmp_pa
 
 
 def write_slowly(path: Path, log: Path) -> None:
-    with log.open("w") as sys.stderr, exit_on_error(), files.atomic_path(path) as partial:
+    with log.open("w") as sys.stderr, exit_on_error(), atomic_path(path) as partial:
         partial.write_text("first")
         signal.pause()
 
 
 def test_two_processes_writing_one_file_are_one_too_many(tmp_path: Path) -> None:
     path = tmp_path / "submission.csv"
-    files.write_text(path, "old")
+    write_text(path, "old")
     first = spawn(write_slowly, path, tmp_path / "log")
     partial = tmp_path / "submission.csv.partial"
     while first.is_alive() and not (partial.exists() and partial.stat().st_size):
         time.sleep(0.001)
     with pytest.raises(KitError, match=r"another process writes .*submission\.csv: wait for it"):
-        files.write_text(path, "second")
+        write_text(path, "second")
     assert partial.read_text() == "first"
     first.kill()
     first.join()
     assert path.read_text() == "old"
-    files.write_text(path, "second")
+    write_text(path, "second")
     assert path.read_text() == "second"
     assert not partial.exists()
 
@@ -339,13 +338,13 @@ def test_two_processes_writing_one_file_are_one_too_many(tmp_path: Path) -> None
 def test_a_link_in_place_of_the_temporary_file_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "other.txt").write_text("other")
     (tmp_path / "a.txt.partial").symlink_to(tmp_path / "other.txt")
-    files.write_text(tmp_path / "a.txt", "new")
+    write_text(tmp_path / "a.txt", "new")
     assert (tmp_path / "other.txt").read_text() == "other"
     assert (tmp_path / "a.txt").read_text() == "new"
 
 
 def test_the_kit_writes_no_file_in_its_place() -> None:
-    """What writes has a temporary file of `kit.files`, or memory, before it."""
+    """What writes has a temporary file of `kit.base`, or memory, before it."""
     writing = re.compile(r""".*(?:\.write_text\(|\.write_bytes\(|savefig\(|open\("[wx]).*""")
     sources = [*(ROOT / "kit").rglob("*.py"), *(ROOT / "kernels").glob("*.py")]
     lines = [line.strip() for path in sources for line in writing.findall(path.read_text())]

@@ -1,16 +1,13 @@
 """Files and folders that are written whole or not at all."""
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
 
 from kit.base.errors import KitError
-
-LOCK_NAME = ".lock"
+from kit.base.locks import FileLock
 
 
 @contextmanager
@@ -71,47 +68,6 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-class FolderLock:
-    """Keep other processes out of a folder for as long as this object lives.
-
-    Or for as long as a `with` block lasts. The lock is the process's own (POSIX `fcntl`): it ends
-    with the process, however that ends, and children do not inherit it.
-
-    Raises
-    ------
-    KitError
-        If another process holds it.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._descriptor: int | None = None
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT)
-            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise KitError(
-                f"another process is at work in {folder}: wait for it, or choose another folder"
-            ) from error
-        except OSError as error:
-            raise KitError(f"cannot write into {folder}: {error.strerror}") from error
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-    def __del__(self) -> None:
-        self.release()
-
-    def release(self) -> None:
-        """Let other processes in."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-
-
 @contextmanager
 def _claimed(partial: Path) -> Iterator[Path]:
     """Keep a temporary file to this process, and remove it unless the block ends well.
@@ -121,22 +77,12 @@ def _claimed(partial: Path) -> Iterator[Path]:
     BlockingIOError
         If another process has it.
     """
-    if partial.is_symlink():
-        # Whoever left it there would have another file written.
-        partial.unlink()
-    descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Its writer may have put it in its place since it was opened.
-        if not partial.exists() or not os.path.samestat(os.fstat(descriptor), partial.stat()):
-            raise BlockingIOError
+    with FileLock(partial, wait=False):
         try:
             yield partial
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
-    finally:
-        os.close(descriptor)
 
 
 def _sync(path: Path) -> None:

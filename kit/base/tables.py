@@ -15,7 +15,7 @@ _MARK = "\ufeff"
 _SHOWN = 60
 
 
-def read(
+def read_table(
     content: bytes, columns: Sequence[str], *, source: str, exact: bool = False
 ) -> pd.DataFrame:
     """Read the named columns of a CSV file as text.
@@ -72,7 +72,7 @@ def require_ids(column: pd.Series, *, source: str) -> pd.Series:
     Parameters
     ----------
     column
-        As `read` returns it.
+        As `read_table` returns it.
     """
     ids = column.str.lower()
     _refuse(column[~ids.str.fullmatch("[0-9a-f]{40}")], "is not 40 hex digits", source)

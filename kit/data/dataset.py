@@ -15,9 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from kit.base import competition
-from kit.base.config import Recipe
-from kit.base.errors import KitError
+from kit.base import KitError, Recipe, competition
 from kit.data import tensor_transforms, transforms
 from kit.data.transforms import Keys, PerTile, Pipeline, Resize, TileAugmentation
 

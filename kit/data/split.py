@@ -10,11 +10,15 @@ import numpy.typing as npt
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 
-from kit.base import tables
-from kit.base.competition import SLIDES_FILE
-from kit.base.config import Recipe
-from kit.base.errors import KitError
-from kit.base.files import write_text
+from kit.base import (
+    SLIDES_FILE,
+    KitError,
+    Recipe,
+    read_table,
+    require_ids,
+    require_values,
+    write_text,
+)
 from kit.data.store import Store
 
 Indices = npt.NDArray[np.int64]
@@ -120,10 +124,10 @@ def read_slides(path: Path, ids: npt.NDArray[np.str_]) -> npt.NDArray[np.str_]:
         content = path.read_bytes()
     except OSError as error:
         raise KitError(f"cannot read id,slide from {path}: {error.strerror}") from error
-    table = tables.read(content, ["id", "slide"], source=str(path))
-    known = tables.require_ids(table["id"], source=str(path))
+    table = read_table(content, ["id", "slide"], source=str(path))
+    known = require_ids(table["id"], source=str(path))
     wanted = known.isin(ids)
-    tables.require_values(table["slide"][wanted], source=str(path))
+    require_values(table["slide"][wanted], source=str(path))
     slides = table["slide"].set_axis(known)[wanted.to_numpy()].reindex(ids)
     if slides.isna().any():
         missing = slides.index[slides.isna()]

@@ -23,10 +23,18 @@ from scipy.spatial import KDTree
 from tqdm import tqdm
 
 from kit import __version__
-from kit.base import competition
-from kit.base.competition import CENTRE_SIZE, CHANNELS, SPLITS, TILE_BYTES, TILE_SIZE, Split
-from kit.base.errors import KitError
-from kit.base.files import atomic_path, write_text
+from kit.base import (
+    CENTRE_SIZE,
+    CHANNELS,
+    SPLITS,
+    TILE_BYTES,
+    TILE_SIZE,
+    KitError,
+    Split,
+    atomic_path,
+    competition,
+    write_text,
+)
 
 Array = NDArray[Any]
 

@@ -29,10 +29,17 @@ import numpy.typing as npt
 import pandas as pd
 from tqdm import tqdm
 
-from kit.base import competition, tables
-from kit.base.competition import Split
-from kit.base.errors import KitError
-from kit.base.files import FolderLock, atomic_folder, write_text
+from kit.base import (
+    FolderLock,
+    KitError,
+    Split,
+    atomic_folder,
+    competition,
+    read_table,
+    require_ids,
+    require_labels,
+    write_text,
+)
 
 FORMAT = 1
 MAX_PROBLEMS = 50
@@ -599,7 +606,7 @@ def _refuse(problems: Problems, members: _Source) -> NoReturn:
 def _read_labels(members: _Source) -> pd.DataFrame:
     """Read the training table: id and label."""
     table, source = _read_table(members, competition.LABELS_FILE)
-    labels = tables.require_labels(table["label"], source=source)
+    labels = require_labels(table["label"], source=source)
     return table.assign(label=labels)
 
 
@@ -621,10 +628,10 @@ def _read_table(members: _Source, name: str) -> tuple[pd.DataFrame, str]:
         content = members.read(name, _MAX_TABLE_BYTES)
     except TileError as error:
         raise wrong(f"{source}: {error}") from error
-    table = tables.read(content, ["id", "label"], source=source)
+    table = read_table(content, ["id", "label"], source=source)
     if table.empty:
         raise KitError(f"{source} names no tile: fetch the data again")
-    return table.assign(id=tables.require_ids(table["id"], source=source)), source
+    return table.assign(id=require_ids(table["id"], source=source)), source
 
 
 def _check_honour(train: pd.DataFrame, test: pd.DataFrame, path: Path) -> None:

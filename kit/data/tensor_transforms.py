@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kit.base.config import Interpolation
+from kit.base import Interpolation
 from kit.data import transforms
 from kit.data.transforms import Draws, Floats, Indices, Resize
 

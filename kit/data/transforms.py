@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from kit.base.config import Augmentation, Interpolation
+from kit.base import Augmentation, Interpolation
 
 Pipeline: TypeAlias = A.Compose
 Image = npt.NDArray[Any]

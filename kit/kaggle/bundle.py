@@ -10,9 +10,7 @@ from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
-from kit.base.competition import SLUG
-from kit.base.errors import KitError
-from kit.base.files import write_text
+from kit.base import SLUG, KitError, write_text
 from kit.kaggle.on_kaggle import CHECKSUMS, FOLDERS, SUBMISSION, Job, checksums
 
 SCRIPT_FILE = "script.py"
@@ -44,7 +42,6 @@ home = Path(tempfile.gettempdir(), "histopathologic-cancer-kit")
 zipfile.ZipFile(io.BytesIO(base64.b85decode(BUNDLE))).extractall(home)
 sys.path.insert(0, str(home))
 
-from kit.base.errors import exit_on_error
 from kit.kaggle.on_kaggle import Job, run
 
 with exit_on_error():

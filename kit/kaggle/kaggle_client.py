@@ -5,7 +5,6 @@ Its exit status proves nothing: 0 also follows Ctrl-C and an upload that failed.
 what lies on disk, and what Kaggle itself lists.
 """
 
-import fcntl
 import json
 import os
 import re
@@ -21,8 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from kit.base.competition import ARCHIVE, RULES_PAGE, SLUG, TILE_BYTES
-from kit.base.errors import KitError
+from kit.base import ARCHIVE, LOCK_NAME, RULES_PAGE, SLUG, TILE_BYTES, FileLock, KitError
 
 SETTINGS_PAGE = "https://www.kaggle.com/settings"
 SUBMISSIONS_PAGE = f"https://www.kaggle.com/c/{SLUG}/submissions"
@@ -268,18 +266,13 @@ def _lock(folder: Path) -> Iterator[int]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder, os.O_RDONLY)
+        lock = FileLock(folder / LOCK_NAME, wait=False)
+    except BlockingIOError as error:
+        raise KitError(f"another download into {folder} is under way: wait for it") from error
     except OSError as error:
         raise KitError(f"cannot write into {folder}: {error.strerror}") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(lock)
-        raise KitError(f"another download into {folder} is under way: wait for it") from error
-    try:
-        yield lock
-    finally:
-        os.close(lock)
+    with lock as descriptor:
+        yield descriptor
 
 
 def _adopt(archive: Path, staging: Path) -> None:

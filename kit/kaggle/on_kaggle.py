@@ -17,9 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from kit.base import competition
-from kit.base.errors import KitError
-from kit.base.files import LOCK_NAME, atomic_path, write_text
+from kit.base import LOCK_NAME, KitError, atomic_path, competition, write_text
 
 Command = Literal["train", "compare", "tune"]
 """The commands that are worth a GPU."""

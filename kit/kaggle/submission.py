@@ -8,9 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from kit.base import tables
-from kit.base.errors import KitError
-from kit.base.files import atomic_path
+from kit.base import KitError, atomic_path, read_table
 
 COLUMNS = ("id", "label")
 MAX_EXAMPLES = 3
@@ -91,7 +89,7 @@ def _read(path: Path) -> pd.DataFrame:
         ) from error
     except OSError as error:
         raise KitError(f"cannot read {path}: {error.strerror}") from error
-    return tables.read(content, COLUMNS, source=str(path), exact=True)
+    return read_table(content, COLUMNS, source=str(path), exact=True)
 
 
 def _id_problems(found: pd.Series, ids: Sequence[str]) -> list[str]:

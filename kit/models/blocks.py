@@ -5,7 +5,7 @@ from collections import OrderedDict
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kit.base.config import Bn
+from kit.base import Bn
 from kit.models.norms import BatchNorm2d, GroupBatchNorm2d
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kit.base.config import Orientations
+from kit.base import Orientations
 
 
 class GroupConv2d(nn.Module):

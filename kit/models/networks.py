@@ -5,9 +5,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from kit.base import competition
-from kit.base.config import Bn, Init, Orientations
-from kit.base.errors import KitError
+from kit.base import Bn, Init, KitError, Orientations, competition
 from kit.models.blocks import Block
 from kit.models.equivariance import GroupConv2d
 from kit.models.norms import BatchNorm, BatchNorm2d, GroupBatchNorm1d, GroupBatchNorm2d

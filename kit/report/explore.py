@@ -11,8 +11,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from kit import __version__, stats
-from kit.base import competition, config
-from kit.base.competition import CLASS_NAMES, TILE_SIZE
+from kit.base import CLASS_NAMES, TILE_SIZE, competition, read_recipe
 from kit.data import split
 from kit.data.store import Store, TileSet, UInt8Array
 from kit.report import plots, report
@@ -257,7 +256,7 @@ def _mean(counts: npt.NDArray[Any], values: npt.NDArray[Any]) -> Floats:
 
 
 def _balance(store: Store) -> pd.DataFrame:
-    holdout = split.choose_holdout(config.read_recipe(BALANCING_RECIPE), store)
+    holdout = split.choose_holdout(read_recipe(BALANCING_RECIPE), store)
     sides = {"to train on": holdout.train, "to validate on": holdout.valid}
     counts = {side: np.bincount(store.labels[rows], minlength=2) for side, rows in sides.items()}
     return pd.DataFrame(counts, index=list(CLASS_NAMES))

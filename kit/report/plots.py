@@ -19,10 +19,7 @@ from scipy.stats import binomtest, t
 from sklearn.metrics import roc_curve
 
 from kit import stats
-from kit.base import competition
-from kit.base.competition import CENTRE_SIZE, CLASS_NAMES, TILE_SIZE
-from kit.base.files import atomic_path
-from kit.base.results import EpochResult
+from kit.base import CENTRE_SIZE, CLASS_NAMES, TILE_SIZE, EpochResult, atomic_path, competition
 
 BLUE, VERMILLION, GREEN, PURPLE, SKY, ORANGE = PALETTE = (
     "#0072B2",

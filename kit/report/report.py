@@ -24,9 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kit import __version__, runs, stats
-from kit.base.competition import CLASS_NAMES, TILE_SIZE
-from kit.base.errors import KitError
-from kit.base.files import write_text
+from kit.base import CLASS_NAMES, TILE_SIZE, KitError, write_text
 from kit.data import dataset, split
 from kit.data.store import Store, UInt8Array
 from kit.models import GroupConv2d

@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from kit.base.errors import KitError
-from kit.base.files import atomic_path
+from kit.base import KitError, atomic_path
 
 # What reading a damaged checkpoint raises; zipfile and zlib have errors of their own.
 _NOT_A_CHECKPOINT = (

@@ -17,8 +17,7 @@ from scipy.stats import rankdata
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from kit import stats
-from kit.base.errors import KitError
-from kit.base.files import write_text
+from kit.base import KitError, write_text
 from kit.runs.folder import read_valid
 from kit.stats import Comparison, Interval
 

@@ -14,11 +14,15 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from kit.base import competition
-from kit.base.competition import CLASS_NAMES, TILE_SIZE
-from kit.base.config import Recipe
-from kit.base.errors import KitError
-from kit.base.files import atomic_folder, atomic_path
+from kit.base import (
+    CLASS_NAMES,
+    TILE_SIZE,
+    KitError,
+    Recipe,
+    atomic_folder,
+    atomic_path,
+    competition,
+)
 from kit.data import dataset, transforms
 from kit.data.dataset import EVAL_BATCH_SIZE, Tiles
 from kit.runs.folder import read_config, read_history

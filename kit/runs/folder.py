@@ -22,9 +22,7 @@ import pandas as pd
 from scipy.special import logit
 
 from kit import stats
-from kit.base.errors import KitError
-from kit.base.files import LOCK_NAME, write_text
-from kit.base.results import EpochResult
+from kit.base import LOCK_NAME, EpochResult, KitError, write_text
 
 
 def read_config(folder: Path) -> dict[str, Any]:

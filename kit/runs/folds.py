@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from kit import stats
-from kit.base.errors import KitError
+from kit.base import KitError
 from kit.runs.folder import read_config, read_valid, write_predictions
 
 

@@ -24,12 +24,17 @@ from torch.utils.data import DataLoader
 
 import kit
 from kit import models
-from kit.base import config
-from kit.base.competition import CLASS_NAMES
-from kit.base.config import Recipe
-from kit.base.errors import KitError, StoppedError
-from kit.base.files import FolderLock, atomic_path, write_text
-from kit.base.results import EpochResult
+from kit.base import (
+    CLASS_NAMES,
+    EpochResult,
+    FolderLock,
+    KitError,
+    Recipe,
+    StoppedError,
+    atomic_path,
+    recipe_values,
+    write_text,
+)
 from kit.data import dataset, split
 from kit.data.dataset import Batch, TileDataset
 from kit.data.store import Store
@@ -278,7 +283,7 @@ class Run:
     def _config(self) -> dict[str, Any]:
         mean, std = self.recipe.channel_statistics
         return {
-            "recipe": config.recipe_values(self.recipe),
+            "recipe": recipe_values(self.recipe),
             "preprocessing": {
                 "crop": self.recipe.crop,
                 "size": self.recipe.size,

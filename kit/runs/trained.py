@@ -14,10 +14,7 @@ from scipy.special import expit, logit
 from torch import nn
 
 from kit import models
-from kit.base import config
-from kit.base.competition import CLASS_NAMES
-from kit.base.config import Recipe, Views
-from kit.base.errors import KitError
+from kit.base import CLASS_NAMES, KitError, Recipe, Views, parse_recipe
 from kit.data import dataset
 from kit.data.store import TileSet
 from kit.runs.folder import inside, read_config, read_metrics
@@ -97,7 +94,7 @@ def load(folder: Path, *, device: str = "auto") -> TrainedModel:
         If the folder holds no finished run, or its files do not fit each other.
     """
     values = read_config(folder)
-    recipe = config.parse_recipe(values["recipe"], source=f"{folder}/config.json")
+    recipe = parse_recipe(values["recipe"], source=f"{folder}/config.json")
     _check_preprocessing(folder, values, recipe)
     weights = inside(folder, "model.safetensors")
     if not weights.is_file():

@@ -24,10 +24,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from kit import models, stats
-from kit.base.config import Recipe
-from kit.base.errors import KitError
-from kit.base.files import atomic_path, write_text
-from kit.base.results import EpochResult
+from kit.base import EpochResult, KitError, Recipe, atomic_path, write_text
 from kit.data.store import Store
 from kit.runs import Run
 from kit.study import sharing, study

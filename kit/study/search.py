@@ -35,11 +35,15 @@ from tqdm import tqdm
 
 import kit
 from kit import models
-from kit.base import competition, config
-from kit.base.config import Recipe
-from kit.base.errors import KitError
-from kit.base.files import write_text
-from kit.base.results import EpochResult
+from kit.base import (
+    EpochResult,
+    FolderLock,
+    KitError,
+    Recipe,
+    competition,
+    recipe_values,
+    write_text,
+)
 from kit.data import split
 from kit.data.store import Store
 from kit.runs import Run
@@ -419,7 +423,7 @@ def _begin_again(study: Study, trial: FrozenTrial) -> None:
 def _open_study(space: Space, store: Store, out: Path, *, seeds: int, storage: str | None) -> Study:
     """Open or create the search in a folder and a storage, or refuse another one."""
     record = {
-        **config.recipe_values(space.recipe),
+        **recipe_values(space.recipe),
         "searched": sorted(space.free),
         "seeds": seeds,
         "data": store.fingerprint,
@@ -427,8 +431,7 @@ def _open_study(space: Space, store: Store, out: Path, *, seeds: int, storage: s
     }
     name = "search" if storage is None else out.resolve().name
     place = {"storage": sharing.storage_name(storage, Path(JOURNAL)), "study": name}
-    out.mkdir(parents=True, exist_ok=True)
-    with sharing.locked(out / "search.lock"):
+    with FolderLock(out, wait=True):
         path = out / "search.json"
         if path.exists():
             _check_same(out, json.loads(path.read_text("utf-8")), record | place)
@@ -479,7 +482,7 @@ def _conclude(study: Study, space: Space, out: Path) -> SearchResult:
         pruned=len(finished) - complete,
     )
     # Workers of one folder end at the same moment.
-    with sharing.locked(out / "search.lock"):
+    with FolderLock(out, wait=True):
         write_text(out / "trials.csv", _table(finished).to_csv(index=False, lineterminator="\n"))
         write_text(out / "importance.json", _importance_json(result))
         write_text(out / "best.toml", _best_toml(result, out))
@@ -533,11 +536,11 @@ def _best_toml(result: SearchResult, out: Path) -> str:
 
 
 def _recipe_toml(recipe: Recipe) -> str:
-    """Return a recipe as `config.read_recipe` takes it; None stands where it is no default."""
+    """Return a recipe as `read_recipe` takes it; None stands where it is no default."""
     defaults = Recipe()
     values = {
         name: "None" if value is None else value
-        for name, value in config.recipe_values(recipe).items()
+        for name, value in recipe_values(recipe).items()
         if value is not None or getattr(defaults, name) is not None
     }
     return tomli_w.dumps(values)

@@ -4,7 +4,6 @@ The storage, a journal file on a shared folder or a database, hands out the runs
 trained is what lies in the folder. A run whose worker died is handed out again.
 """
 
-import fcntl
 import logging
 import time
 import warnings
@@ -23,8 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 from tqdm import tqdm
 
-from kit.base.errors import KitError
-from kit.base.results import EpochResult
+from kit.base import EpochResult, FileLock, FolderLock, KitError
 
 # Seconds between a database worker's signs of life, until it is given up, and between looks
 # at trials that others run.
@@ -80,7 +78,7 @@ def train(
     total = len(names)
     with naming("study", storage, journal), tqdm(total=total, desc="study", unit=" runs") as bar:
         # Workers that start together would all make the database's tables.
-        with locked(folder / "study.lock"):
+        with FolderLock(folder, wait=True):
             study = optuna.create_study(
                 study_name=f"{folder.resolve().name}-runs",
                 storage=open_storage(storage, journal),
@@ -113,7 +111,7 @@ def optimize_one(
 ) -> None:
     """Take up one trial of the study; see `give_up_dead` for the lock."""
     try:
-        with locked(lock, fcntl.LOCK_SH) if lock else nullcontext():
+        with FileLock(lock, shared=True) if lock else nullcontext():
             study.optimize(objective, n_trials=1, catch=(SurplusTrial,), callbacks=[*callbacks])
     except LeaveTrial as left:
         assert left.__cause__ is not None
@@ -145,7 +143,7 @@ def give_up_dead(study: Study, lock: Path | None, again: Again | None = None) ->
         with no_experimental_warning():
             optuna.storages.fail_stale_trials(study)
         return
-    with suppress(BlockingIOError), locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
+    with suppress(BlockingIOError), FileLock(lock, wait=False):
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             study.tell(trial.number, state=TrialState.FAIL)
             if again is not None:
@@ -204,14 +202,6 @@ def naming(what: str, storage: str | None, journal: Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked(path: Path, operation: int = fcntl.LOCK_EX) -> Iterator[None]:
-    """Hold a lock that ends with the process, however that ends."""
-    with path.open("a") as file:
-        fcntl.flock(file, operation)
-        yield
-
-
-@contextmanager
 def no_experimental_warning() -> Iterator[None]:
     """Silence Optuna's note that an interface may change."""
     with warnings.catch_warnings():
@@ -226,12 +216,11 @@ class _JournalLock(JournalFileOpenLock):
         self.path = path
 
     def acquire(self) -> bool:
-        self.file = self.path.open("a")
-        fcntl.flock(self.file, fcntl.LOCK_EX)
+        self.lock = FileLock(self.path)
         return True
 
     def release(self) -> None:
-        self.file.close()
+        self.lock.release()
 
 
 def _objective(

@@ -8,7 +8,6 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,15 @@ import numpy.typing as npt
 import pandas as pd
 
 from kit import runs, stats
-from kit.base import config
-from kit.base.config import Recipe
-from kit.base.errors import KitError
-from kit.base.files import write_text
-from kit.base.results import EpochResult
+from kit.base import (
+    EpochResult,
+    FolderLock,
+    KitError,
+    Recipe,
+    plain_values,
+    read_recipe,
+    write_text,
+)
 from kit.data.store import Store
 from kit.runs import Run
 from kit.study import sharing
@@ -85,8 +88,7 @@ def parse_arms(specifications: Sequence[str], base: Recipe, given: set[str]) -> 
         raise KitError("a comparison has two arms: --arm NAME=RECIPE --arm OTHER=RECIPE")
     overrides = {name: getattr(base, name) for name in given if hasattr(base, name)}
     arms = {
-        name: dataclasses.replace(config.read_recipe(recipe), **overrides)
-        for name, _, recipe in named
+        name: dataclasses.replace(read_recipe(recipe), **overrides) for name, _, recipe in named
     }
     first, second = arms.values()
     different = [key for key in _SAME_IN_BOTH if getattr(first, key) != getattr(second, key)]
@@ -144,25 +146,14 @@ def claim(folder: Path, recipes: Mapping[str, Any], store: Store) -> None:
     KitError
         If the folder holds a study of something else.
     """
-    plain = config.plain_values({**recipes, "data": store.fingerprint})
+    plain = plain_values({**recipes, "data": store.fingerprint})
     path = folder / "study.json"
-    with turn(folder):
+    with FolderLock(folder, wait=True):
         if path.exists() and json.loads(path.read_text("utf-8")) != plain:
             raise KitError(
                 f"{folder} holds a study of other arms, options or data: choose another --out"
             )
         write_text(path, json.dumps(plain, indent=2) + "\n")
-
-
-@contextmanager
-def turn(folder: Path) -> Iterator[None]:
-    """Wait until no other worker writes the study's own files."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with sharing.locked(folder / "study.lock"):
-            yield
-    except OSError as error:
-        raise KitError(f"cannot write into {folder}: {error.strerror}") from error
 
 
 def run_figures(history: Sequence[EpochResult]) -> dict[str, float]:

@@ -18,7 +18,7 @@ from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from kit.base.errors import KitError
+from kit.base import KitError
 
 # How long a process waits for one that lives but says nothing; one that dies is noticed at once.
 _TIMEOUT = timedelta(minutes=10)

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from kit.base.config import Precision, Views
-from kit.base.errors import KitError
+from kit.base import KitError, Precision, Views
 from kit.data.dataset import Batch
 from kit.models import BatchNorm, batch_norms, fuse_norms, share_stem
 

@@ -16,8 +16,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from kit import models, stats
-from kit.base.errors import KitError
-from kit.base.results import EpochResult
+from kit.base import EpochResult, KitError
 from kit.data.dataset import Batch, EpochSampler, TileDataset
 from kit.training import distributed, inference
 from kit.training.inference import Normalize

@@ -1,16 +1,13 @@
 """Recipes: the typed options that decide what a run becomes, read from TOML."""
 
-import argparse
-import dataclasses
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import tyro
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from kit.base import competition
@@ -164,47 +161,7 @@ class Recipe:
             raise KitError(f"{options} has no meaning for --model {self.model}: leave it out")
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """A recipe, the data it meets, and the hardware that runs it."""
-
-    settings: tyro.conf.OmitArgPrefixes[Recipe]
-    recipe: str = "notebook"
-    """Name of a recipe that comes with the kit, or a TOML file; other options come after it."""
-    data: Path = Path("data")
-    """Folder of the competition's data."""
-    device: str = "auto"
-    """auto takes a GPU where there is one."""
-    workers: Annotated[int, Field(ge=0, le=64)] = 0
-    """Processes that load and augment tiles; 0 does it in this one, or in a GPU's memory where the
-    tiles fit."""
-
-
-Options = TypeVar("Options", bound=RunOptions)
-
 _RECIPE: TypeAdapter[Recipe] = TypeAdapter(Recipe)
-
-
-def parse_options(kind: type[Options], description: str, argv: Sequence[str]) -> Options:
-    """Read a command line over the recipe that it names.
-
-    Raises
-    ------
-    KitError
-        If the recipe cannot be read, a value is out of range, or options contradict each other.
-    """
-    _check_repeated(argv)
-    named = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    named.add_argument("--recipe", default="notebook")
-    name = named.parse_known_args(argv)[0].recipe
-    default = kind(settings=read_recipe(name), recipe=name)
-    parsed = tyro.cli(kind, args=argv, default=default, description=description)
-    try:
-        options = TypeAdapter(kind).validate_python(dataclasses.asdict(parsed))
-    except ValidationError as error:
-        raise KitError(_describe(error)) from error
-    options.settings.reject_unused(given(argv))
-    return options
 
 
 def recipe_names() -> list[str]:
@@ -245,7 +202,7 @@ def parse_recipe(values: dict[str, Any], *, source: str) -> Recipe:
     try:
         return _RECIPE.validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
-        raise KitError(f"{source}: {_describe(error)}") from error
+        raise KitError(f"{source}: {describe(error)}") from error
 
 
 def recipe_values(recipe: Recipe) -> dict[str, Any]:
@@ -260,36 +217,17 @@ def plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _describe(error: ValidationError) -> str:
+def describe(error: ValidationError) -> str:
     """Say in one line what is wrong with each key."""
     return "; ".join(_describe_one(dict(problem)) for problem in error.errors())
 
 
 def _describe_one(problem: dict[str, Any]) -> str:
-    place = ".".join(str(part) for part in problem["loc"] if part != "settings")
+    place = ".".join(str(part) for part in problem["loc"] if part != "recipe")
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"unknown key {place}"
     message = str(problem["msg"]).removeprefix("Value error, ")
     return f"{place} = {problem['input']!r}: {message}" if place else message
-
-
-def given(argv: Sequence[str]) -> set[str]:
-    """Return the names of the options on a command line, as a recipe spells them."""
-    return set(_names(argv))
-
-
-def _names(argv: Sequence[str]) -> list[str]:
-    flags = [word.partition("=")[0] for word in argv if word.startswith("--")]
-    return [flag[2:].removeprefix("no-").replace("-", "_") for flag in flags]
-
-
-def _check_repeated(argv: Sequence[str]) -> None:
-    """Refuse two lists of slides, of which only the last would count."""
-    names = _names(argv)
-    for name in ("validate_on", "leave_out"):
-        if names.count(name) > 1:
-            flag = f"--{name.replace('_', '-')}"
-            raise KitError(f"{flag} is given {names.count(name)} times: name all slides after one")
 
 
 def _recipe_text(name: str) -> str:

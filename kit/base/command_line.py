@@ -1,0 +1,74 @@
+"""The command line of a command that takes a recipe: its options, over the recipe's values."""
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import tyro
+from pydantic import Field, TypeAdapter, ValidationError
+
+from kit.base.errors import KitError
+from kit.base.recipe import Recipe, describe, read_recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """A recipe, the data it meets, and the hardware that runs it."""
+
+    recipe: tyro.conf.OmitArgPrefixes[Recipe]
+    recipe_name: Annotated[str, tyro.conf.arg(name="recipe")] = "notebook"
+    """Name of a recipe that comes with the kit, or a TOML file; other options come after it."""
+    data: Path = Path("data")
+    """Folder of the competition's data."""
+    device: str = "auto"
+    """auto takes a GPU where there is one."""
+    workers: Annotated[int, Field(ge=0, le=64)] = 0
+    """Processes that load and augment tiles; 0 does it in this one, or in a GPU's memory where the
+    tiles fit."""
+
+
+Options = TypeVar("Options", bound=RunOptions)
+
+
+def parse_options(kind: type[Options], description: str, argv: Sequence[str]) -> Options:
+    """Read a command line over the recipe that it names.
+
+    Raises
+    ------
+    KitError
+        If the recipe cannot be read, a value is out of range, or options contradict each other.
+    """
+    _check_repeated(argv)
+    named = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    named.add_argument("--recipe", default="notebook")
+    name = named.parse_known_args(argv)[0].recipe
+    default = kind(recipe=read_recipe(name), recipe_name=name)
+    parsed = tyro.cli(kind, args=argv, default=default, description=description)
+    try:
+        options = TypeAdapter(kind).validate_python(dataclasses.asdict(parsed))
+    except ValidationError as error:
+        raise KitError(describe(error)) from error
+    options.recipe.reject_unused(given_options(argv))
+    return options
+
+
+def given_options(argv: Sequence[str]) -> set[str]:
+    """Return the names of the options on a command line, as a recipe spells them."""
+    return set(_names(argv))
+
+
+def _names(argv: Sequence[str]) -> list[str]:
+    flags = [word.partition("=")[0] for word in argv if word.startswith("--")]
+    return [flag[2:].removeprefix("no-").replace("-", "_") for flag in flags]
+
+
+def _check_repeated(argv: Sequence[str]) -> None:
+    """Refuse two lists of slides, of which only the last would count."""
+    names = _names(argv)
+    for name in ("validate_on", "leave_out"):
+        if names.count(name) > 1:
+            flag = f"--{name.replace('_', '-')}"
+            raise KitError(f"{flag} is given {names.count(name)} times: name all slides after one")
