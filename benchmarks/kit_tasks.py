@@ -102,15 +102,15 @@ def prepare_momenta(options: Options) -> Task:
     """Train one seed of every momentum, in one training or in one each."""
     from kit.base import read_recipe
     from kit.data import store
-    from kit.study import momentum
+    from kit.study import MomentumSweep, sweep_momenta, train_momenta
 
     recipe = replace(read_recipe("notebook"), epochs=options["epochs"])
     tiles = store.open_store(Path(options["data"]))
     folders = _new_folders(options)
-    train = {"sweep": momentum.sweep, "independent": momentum.independent}[options["kind"]]
+    train = {"sweep": sweep_momenta, "independent": train_momenta}[options["kind"]]
 
     def run() -> int:
-        train(recipe, MOMENTA, [0], tiles, next(folders))
+        train(MomentumSweep(next(folders), recipe, MOMENTA, (0,)), tiles)
         return 0
 
     return Task(run, f"{recipe.epochs} epochs, {_threads()}", ("torch",), warm_up=False)

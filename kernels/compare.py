@@ -13,11 +13,11 @@ from typing import Annotated
 
 import tyro
 
+from kit import study
 from kit.base import Count, FolderLock, RunOptions, exit_on_error, given_options, parse_options
 from kit.data import split, store
 from kit.report import pages, report
-from kit.study import study
-from kit.study.study import Study
+from kit.study import Study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ def main(options: CompareOptions, argv: list[str]) -> None:
         study.parse_arms(options.arm, recipe, given_options(argv)),
         tuple(range(recipe.seed, recipe.seed + options.seeds)),
     )
-    histories = study.train(
+    histories = study.train_arms(
         comparison,
         tiles,
         device=options.device,
@@ -59,7 +59,7 @@ def main(options: CompareOptions, argv: list[str]) -> None:
         "delong": study.delong_table(predictions, first, second),
         "pooled": study.pooled_table(predictions, first, second, by_id),
     }
-    verdict = study.verdict(histories, first, second)
+    verdict = study.paired_verdict(histories, first, second)
     command = shlex.join(["python", "kernels/compare.py", *argv])
     page = pages.compare_page(
         comparison,

@@ -13,10 +13,11 @@ from typing import Annotated
 
 from pydantic import Field
 
+from kit import study
 from kit.base import Count, FolderLock, KitError, RunOptions, exit_on_error, parse_options
 from kit.data import split, store
 from kit.report import pages, report
-from kit.study import momentum, study
+from kit.study import MomentumSweep
 
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 
@@ -43,23 +44,20 @@ def main(options: MomentumOptions, argv: list[str]) -> None:
         raise KitError("--values takes two or more different momenta")
     tiles = store.open_store(options.data)
     recipe = options.recipe
-    seeds = range(recipe.seed, recipe.seed + options.seeds)
-    train = momentum.independent if options.independent else momentum.sweep
+    seeds = tuple(range(recipe.seed, recipe.seed + options.seeds))
+    train = study.train_momenta if options.independent else study.sweep_momenta
     histories = train(
-        recipe,
-        options.values,
-        seeds,
+        MomentumSweep(options.out, recipe, options.values, seeds),
         tiles,
-        options.out,
         device=options.device,
         workers=options.workers,
         storage=options.storage,
     )
     tables = {
-        "table2": momentum.momentum_table(histories),
-        "notebook": momentum.notebook_table(histories),
+        "table2": study.momentum_table(histories),
+        "notebook": study.notebook_table(histories),
     }
-    verdict = momentum.verdict(histories)
+    verdict = study.momentum_verdict(histories)
     folders = {path.name: path for path in sorted((options.out / "runs").iterdir())[:3]}
     command = shlex.join(["python", "kernels/momentum.py", *argv])
     slides = split.slides_of(tiles, recipe.slides)

@@ -9,10 +9,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from kit import study
 from kit.base import Count, FolderLock, RunOptions, exit_on_error, given_options, parse_options
 from kit.data import store
 from kit.report import pages, report
-from kit.study import search
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class SearchOptions(RunOptions):
 def main(options: SearchOptions, argv: list[str]) -> None:
     """Search until enough trials are finished, then tell what was found."""
     tiles = store.open_store(options.data)
-    result = search.run(
+    result = study.run_search(
         options.recipe,
         tiles,
         options.out,

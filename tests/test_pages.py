@@ -8,12 +8,12 @@ import pytest
 from browser import DESKTOP, PHONE, needs_chromium, visit
 from conftest import competition_files, write_zip
 
+from kit import study
 from kit.base import Recipe
 from kit.data import split, store
 from kit.data.store import Store
 from kit.report import pages, report
-from kit.study import momentum, study
-from kit.study.study import Study
+from kit.study import MomentumSweep, Study
 
 RECIPE = Recipe(epochs=2, batch_size=16, widths=(4, 6, 8))
 
@@ -31,7 +31,7 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def write_comparison(tiles: Store, folder: Path) -> Path:
     arms = {bn: replace(RECIPE, bn=bn) for bn in ("before", "after")}  # type: ignore[arg-type]
     comparison = Study(folder, arms, (0, 1))
-    histories = study.train(comparison, tiles, device="cpu")
+    histories = study.train_arms(comparison, tiles, device="cpu")
     slides = split.slides_of(tiles)
     assert slides is not None
     predictions = study.pooled_predictions(comparison)
@@ -42,7 +42,7 @@ def write_comparison(tiles: Store, folder: Path) -> Path:
             predictions, *arms, dict(zip(tiles.train.ids, slides, strict=True))
         ),
     }
-    verdict = study.verdict(histories, *arms)
+    verdict = study.paired_verdict(histories, *arms)
     page = pages.compare_page(
         comparison,
         histories,
@@ -58,13 +58,15 @@ def write_comparison(tiles: Store, folder: Path) -> Path:
 
 
 def write_sweep(tiles: Store, folder: Path) -> Path:
-    histories = momentum.sweep(RECIPE, (0.99, 0.5), (0, 1), tiles, folder, device="cpu")
+    histories = study.sweep_momenta(
+        MomentumSweep(folder, RECIPE, (0.99, 0.5), (0, 1)), tiles, device="cpu"
+    )
     tables = {
-        "table2": momentum.momentum_table(histories),
-        "notebook": momentum.notebook_table(histories),
+        "table2": study.momentum_table(histories),
+        "notebook": study.notebook_table(histories),
     }
     folders = {"sweep-0": folder / "runs" / "sweep-0"}
-    verdict = momentum.verdict(histories)
+    verdict = study.momentum_verdict(histories)
     slides = split.slides_of(tiles)
     page = pages.momentum_page(
         histories, tables, verdict, store=tiles, slides=slides, folders=folders, command="tune"

@@ -25,8 +25,16 @@ from kit import models, runs
 from kit.base import KitError, Recipe, exit_on_error, parse_recipe, read_recipe, recipe_values
 from kit.data import store
 from kit.data.store import Store
-from kit.study import search, sharing
-from kit.study.search import SearchResult
+from kit.study import (
+    IMPORTANCE_TRIALS,
+    SearchResult,
+    run_search,
+    search,
+    search_space,
+    sharing,
+    trials,
+)
+from kit.study import space as spaces
 
 RECIPE = Recipe(epochs=2, batch_size=16, widths=(4, 8, 8), seed=3)
 FIXED = ("widths", "size", "augment")
@@ -41,7 +49,7 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 def find(tiles: Store, out: Path, recipe: Recipe = RECIPE, **options: object) -> SearchResult:
     options = {"trials": 3, "fixed": FIXED, "device": "cpu", "progress": False} | options
-    return search.run(recipe, tiles, out, **options)  # type: ignore[arg-type]
+    return run_search(recipe, tiles, out, **options)  # type: ignore[arg-type]
 
 
 def finished(out: Path) -> pd.DataFrame:
@@ -77,7 +85,7 @@ def whole(tiles: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_recipe_that_is_drawn_can_be_built(
     tiles: Store, recipe: Recipe, fixed: tuple[str, ...]
 ) -> None:
-    space = search.search_space(recipe, tiles, fixed=fixed)
+    space = search_space(recipe, tiles, fixed=fixed)
     study = optuna.create_study(sampler=RandomSampler(0))
     with torch.device("meta"):
         for _ in range(40):
@@ -92,7 +100,7 @@ def test_every_recipe_that_is_drawn_can_be_built(
 def test_the_deepest_network_that_an_input_allows_is_tried(
     tiles: Store, size: int, deepest: int
 ) -> None:
-    space = search.search_space(Recipe(size=size, widths=(4, 4)), tiles, fixed=["size"])
+    space = search_space(Recipe(size=size, widths=(4, 4)), tiles, fixed=["size"])
     study = optuna.create_study(sampler=RandomSampler(0))
     drawn = [space.suggest(study.ask()).widths for _ in range(20)]
     assert max(len(widths) - 1 for widths in drawn) == deepest
@@ -102,25 +110,25 @@ def test_the_deepest_network_that_an_input_allows_is_tried(
 
 
 def test_only_what_a_backbone_uses_is_searched(tiles: Store) -> None:
-    space = search.search_space(Recipe(model="test_resnet", size=96), tiles)
+    space = search_space(Recipe(model="test_resnet", size=96), tiles)
     assert space.free == {
         *("lr", "batch_size", "weight_decay", "crop", "size", "augment", "stain_strength")
     }
     study = optuna.create_study(sampler=RandomSampler(0))
     assert {space.suggest(study.ask()).size for _ in range(40)} == {96, 128, 160, 192}
-    fixed_size = search.search_space(Recipe(model="test_vit", size=160), tiles)
+    fixed_size = search_space(Recipe(model="test_vit", size=160), tiles)
     assert fixed_size.free == space.free - {"size"}
 
 
 def test_batches_fit_the_training_tiles(tiles: Store) -> None:
-    assert search.search_space(Recipe(), tiles).batch_sizes == (32, 64)
+    assert search_space(Recipe(), tiles).batch_sizes == (32, 64)
     few = Recipe(per_class=20)
-    assert "batch_size" not in search.search_space(few, tiles).free
+    assert "batch_size" not in search_space(few, tiles).free
 
 
 def test_nothing_left_to_search_is_refused(tiles: Store) -> None:
     with pytest.raises(KitError, match="nothing is left to search"):
-        search.search_space(Recipe(), tiles, fixed=(*search.SEARCHED, *search.SEARCHED_SMALL))
+        search_space(Recipe(), tiles, fixed=(*spaces.SEARCHED, *spaces.SEARCHED_SMALL))
 
 
 # --- What a search leaves ----------------------------------------------------------------
@@ -173,9 +181,9 @@ def test_one_worker_and_one_seed_give_one_search(tiles: Store, whole: Path, tmp_
 
 def test_importances_need_enough_trials(tiles: Store, tmp_path: Path) -> None:
     recipe = replace(RECIPE, epochs=1)
-    few = find(tiles, tmp_path / "search", recipe, trials=search.IMPORTANCE_TRIALS - 1)
+    few = find(tiles, tmp_path / "search", recipe, trials=IMPORTANCE_TRIALS - 1)
     assert few.importances == {}
-    enough = find(tiles, tmp_path / "search", recipe, trials=search.IMPORTANCE_TRIALS)
+    enough = find(tiles, tmp_path / "search", recipe, trials=IMPORTANCE_TRIALS)
     parameters = {"lr", "batch_size", "weight_decay", "crop", "bn", "bn_momentum_in_pytorch"}
     assert enough.importances.keys() == parameters
     assert sum(enough.importances.values()) == pytest.approx(1)
@@ -198,7 +206,7 @@ def test_several_seeds_count_by_their_mean(tiles: Store, tmp_path: Path) -> None
 
 # Real processes, that share one import of the libraries.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["kit.search", "pytest"])
+PROCESSES.set_forkserver_preload(["kit.study.search", "pytest"])
 
 
 def work(
@@ -290,8 +298,17 @@ def test_workers_side_by_side_do_each_trial_once(tiles: Store, tmp_path: Path) -
 
 def test_a_trial_too_many_is_not_trained(tiles: Store, tmp_path: Path) -> None:
     """Two workers may both find room for the last trial: the second to begin one steps back."""
-    space = search.search_space(RECIPE, tiles, fixed=FIXED)
-    worker = search._Worker(space, tiles, tmp_path, 1, 1, "cpu", 0, tqdm(disable=True))
+    space = search_space(RECIPE, tiles, fixed=FIXED)
+    worker = search._Worker(
+        space=space,
+        store=tiles,
+        out=tmp_path,
+        trials=1,
+        seeds=1,
+        device="cpu",
+        workers=0,
+        bar=tqdm(disable=True),
+    )
     study = optuna.create_study(direction="maximize")
     first, second = study.ask(), study.ask()
     with pytest.raises(sharing.SurplusTrial):
@@ -305,13 +322,13 @@ def test_a_trial_that_never_ends_an_epoch_is_given_up(tiles: Store, tmp_path: Pa
     out = tmp_path / "search"
     find(tiles, out, trials=1)
     study = open_study(out)
-    for attempt in range(1, search.ATTEMPTS + 1):
+    for attempt in range(1, trials.ATTEMPTS + 1):
         dead = study.ask()
         assert dead.user_attrs.get("attempt", 1) == attempt
-        sharing.give_up_dead(study, out / "trials.lock", search._begin_again)
+        sharing.give_up_dead(study, out / "trials.lock", trials.begin_again)
     assert [trial.state for trial in study.trials].count(TrialState.WAITING) == 0
     find(tiles, out, trials=2)
-    assert finished(out)["trial"].tolist() == ["0000", f"{search.ATTEMPTS + 1:04d}"]
+    assert finished(out)["trial"].tolist() == ["0000", f"{trials.ATTEMPTS + 1:04d}"]
 
 
 def test_what_stops_a_worker_keeps_its_trial(tiles: Store, whole: Path, tmp_path: Path) -> None:

@@ -24,12 +24,11 @@ from conftest import competition_files, write_zip
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from kit import runs
+from kit import runs, study
 from kit.base import EpochResult, KitError, Recipe
 from kit.data import store
 from kit.data.store import Store
-from kit.study import momentum, sharing, study
-from kit.study.study import Study
+from kit.study import MomentumSweep, Study, sharing
 
 ROOT = Path(__file__).parents[1]
 RECIPE = Recipe(epochs=12, batch_size=8, widths=(4, 6, 8))
@@ -38,7 +37,7 @@ CLOCKS = {"seconds": 0.0, "tiles_per_second": 0.0}
 
 # Real processes, that share one import of the libraries.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["kit.pages", "pytest"])
+PROCESSES.set_forkserver_preload(["kit.report.pages", "pytest"])
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +94,7 @@ def test_four_workers_of_which_two_die_do_each_run_once(tiles: Store, tmp_path: 
     assert printed[2].read_text() == printed[3].read_text()
     assert "Not shown" in printed[2].read_text() or "No conclusion" in printed[2].read_text()
     arms = {bn: replace(RECIPE, bn=bn) for bn in ("before", "after")}
-    alone = study.train(Study(tmp_path / "alone", arms, (1,)), tiles, device="cpu")
+    alone = study.train_arms(Study(tmp_path / "alone", arms, (1,)), tiles, device="cpu")
     for arm, (history,) in alone.items():
         shared = runs.read_history(out / "runs" / f"{arm}-1")
         assert without_clocks(shared) == without_clocks(history)
@@ -141,7 +140,8 @@ def sweep(data: Path, out: Path, url: str) -> None:
     torch.set_num_threads(1)
     sharing.HEARTBEAT, sharing.GRACE = 1, 4
     tiles = store.open_store(data)
-    momentum.sweep(RECIPE, MOMENTA, range(2), tiles, out, device="cpu", storage=url)
+    spec = MomentumSweep(out, RECIPE, MOMENTA, (0, 1))
+    study.sweep_momenta(spec, tiles, device="cpu", storage=url)
 
 
 def test_a_database_hands_the_run_of_a_dead_worker_on(
@@ -153,9 +153,11 @@ def test_a_database_hands_the_run_of_a_dead_worker_on(
     assert trained(sharing.open_storage(postgresql, out / "none"), out) == [
         f"sweep-{seed}" for seed in range(2)
     ]
-    shared = momentum.sweep(RECIPE, MOMENTA, range(2), tiles, out, storage=postgresql)
-    alone = momentum.sweep(RECIPE, MOMENTA, (0,), tiles, tmp_path / "alone", device="cpu")
-    for name in ("0.99", "0.5", momentum.RECALIBRATED):
+    spec = MomentumSweep(out, RECIPE, MOMENTA, (0, 1))
+    shared = study.sweep_momenta(spec, tiles, storage=postgresql)
+    single = MomentumSweep(tmp_path / "alone", RECIPE, MOMENTA, (0,))
+    alone = study.sweep_momenta(single, tiles, device="cpu")
+    for name in ("0.99", "0.5", study.RECALIBRATED):
         assert without_clocks(shared[name][0]) == without_clocks(alone[name][0])
 
 
@@ -168,7 +170,7 @@ def test_a_failing_run_is_left_to_the_next_worker(tmp_path: Path) -> None:
         yield
 
     def run(train_one: Callable[[str], Iterator[EpochResult]]) -> None:
-        sharing.train(["a", "b"], tmp_path, train_one, is_done=lambda name: name in done)
+        sharing.share_runs(["a", "b"], tmp_path, train_one, is_done=lambda name: name in done)
 
     done: set[str] = set()
     with pytest.raises(KitError, match="the disk is full"):
@@ -189,6 +191,6 @@ def test_an_unusable_database_is_named_without_its_password(tiles: Store, tmp_pa
     spec = Study(tmp_path, arms, (0,))
     url = "postgresql+pg8000://me:secret@127.0.0.1:1/none"
     with pytest.raises(KitError, match=re.escape("cannot keep the study in 127.0.0.1:1")) as raised:
-        study.train(spec, tiles, device="cpu", storage=url)
+        study.train_arms(spec, tiles, device="cpu", storage=url)
     assert "secret" not in str(raised.value)
     assert "the same command goes on" in str(raised.value)

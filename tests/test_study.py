@@ -12,14 +12,12 @@ import torch
 from conftest import competition_files, run_kernel, start_kernel, write_zip
 from safetensors.torch import load_file
 
-from kit import runs, stats
+from kit import runs, stats, study
 from kit.base import EpochResult, KitError, Recipe
 from kit.data import dataset, store
 from kit.data.store import Store
 from kit.runs import Run
-from kit.study import momentum, study
-from kit.study.momentum import StatisticsBank
-from kit.study.study import Study
+from kit.study import MomentumSweep, StatisticsBank, Study
 
 ROOT = Path(__file__).parents[1]
 RECIPE = Recipe(epochs=3, batch_size=8, widths=(4, 6, 8))
@@ -90,7 +88,7 @@ def test_table_holds_means_and_paired_differences() -> None:
     ],
 )
 def test_verdict_follows_from_the_numbers(differences: list[float], expected: str) -> None:
-    assert study.verdict(histories(np.array(differences)), "one", "two").startswith(expected)
+    assert study.paired_verdict(histories(np.array(differences)), "one", "two").startswith(expected)
 
 
 def test_an_arm_against_itself_is_rarely_found_different() -> None:
@@ -98,7 +96,7 @@ def test_an_arm_against_itself_is_rarely_found_different() -> None:
     rng = np.random.default_rng(1)
     found = 0
     for _ in range(300):
-        verdict = study.verdict(histories(0.01 * rng.standard_normal(8)), "one", "two")
+        verdict = study.paired_verdict(histories(0.01 * rng.standard_normal(8)), "one", "two")
         found += "is better than" in verdict
     # Binomial with p = 0.05: 15 expected, standard deviation 3.8; three of them.
     assert found <= 26
@@ -106,27 +104,27 @@ def test_an_arm_against_itself_is_rarely_found_different() -> None:
 
 def test_finished_study_holds_its_runs_and_is_kept(tiles: Store, tmp_path: Path) -> None:
     spec = Study(tmp_path / "study", ARMS, (0, 1))
-    first = study.train(spec, tiles, device="cpu")
+    first = study.train_arms(spec, tiles, device="cpu")
     weights = spec.run_folder("after", 1) / "model.safetensors"
     written = weights.stat().st_mtime_ns
-    assert study.train(spec, tiles, device="cpu") == first
+    assert study.train_arms(spec, tiles, device="cpu") == first
     assert weights.stat().st_mtime_ns == written
     assert [len(seeds) for seeds in first.values()] == [2, 2]
 
 
 def test_more_seeds_go_on_from_fewer(tiles: Store, tmp_path: Path) -> None:
-    few = study.train(Study(tmp_path / "study", ARMS, (0,)), tiles, device="cpu")
-    more = study.train(Study(tmp_path / "study", ARMS, (0, 1)), tiles, device="cpu")
+    few = study.train_arms(Study(tmp_path / "study", ARMS, (0,)), tiles, device="cpu")
+    more = study.train_arms(Study(tmp_path / "study", ARMS, (0, 1)), tiles, device="cpu")
     assert few["before"][0] == more["before"][0]
 
 
 def test_study_of_something_else_is_refused(tiles: Store, tmp_path: Path) -> None:
-    study.train(Study(tmp_path, ARMS, (0,)), tiles, device="cpu")
+    study.train_arms(Study(tmp_path, ARMS, (0,)), tiles, device="cpu")
     others = {name: replace(arm, lr=0.1) for name, arm in ARMS.items()}
     with pytest.raises(KitError, match="holds a study of other arms"):
-        study.train(Study(tmp_path, others, (0,)), tiles, device="cpu")
+        study.train_arms(Study(tmp_path, others, (0,)), tiles, device="cpu")
     with pytest.raises(KitError, match="holds a study of other arms"):
-        study.train(Study(tmp_path, ARMS, (0,)), replace(tiles, fingerprint="0"), device="cpu")
+        study.train_arms(Study(tmp_path, ARMS, (0,)), replace(tiles, fingerprint="0"), device="cpu")
 
 
 def test_arms_are_read_from_recipes_and_options_hold_for_both(tmp_path: Path) -> None:
@@ -163,13 +161,13 @@ def test_a_backbone_has_no_arms_or_momenta_to_choose(tiles: Store, tmp_path: Pat
     with pytest.raises(KitError, match=r"is fixed in test_resnet: name two recipes"):
         study.parse_arms([], backbone, set())
     with pytest.raises(KitError, match=r"has a momentum of its own: leave out --independent"):
-        momentum.independent(backbone, MOMENTA, (0,), tiles, tmp_path / "alone")
+        study.train_momenta(MomentumSweep(tmp_path / "alone", backbone, MOMENTA, (0,)), tiles)
     assert not (tmp_path / "alone").exists()
 
 
 def test_predictions_are_pooled_and_compared(tiles: Store, tmp_path: Path) -> None:
     spec = Study(tmp_path, ARMS, (0, 1))
-    study.train(spec, tiles, device="cpu")
+    study.train_arms(spec, tiles, device="cpu")
     pooled = study.pooled_predictions(spec)
     assert len(pooled) == 2 * 24
     table = study.delong_table(pooled, "before", "after")
@@ -184,8 +182,9 @@ def test_predictions_are_pooled_and_compared(tiles: Store, tmp_path: Path) -> No
 
 def test_sweep_is_the_independent_runs_bit_for_bit(tiles: Store, tmp_path: Path) -> None:
     """The same buffers and the same figures from one training as from one for each momentum."""
-    swept = momentum.sweep(RECIPE, MOMENTA, (0, 1), tiles, tmp_path / "sweep", device="cpu")
-    alone = momentum.independent(RECIPE, MOMENTA, (0, 1), tiles, tmp_path / "alone", device="cpu")
+    spec = MomentumSweep(tmp_path / "sweep", RECIPE, MOMENTA, (0, 1))
+    swept = study.sweep_momenta(spec, tiles, device="cpu")
+    alone = study.train_momenta(replace(spec, folder=tmp_path / "alone"), tiles, device="cpu")
     clocks = {"seconds": 0.0, "tiles_per_second": 0.0}
     for name, seeds in alone.items():
         for one, other in zip(swept[name], seeds, strict=True):
@@ -196,8 +195,8 @@ def test_sweep_is_the_independent_runs_bit_for_bit(tiles: Store, tmp_path: Path)
         for key, tensor in weights.items():
             if "running" in key:
                 assert torch.equal(statistics[f"{name}/{key}"], tensor)
-    table = momentum.momentum_table(swept)
-    assert table.index.tolist() == ["0.99", "0.75", "0.5", momentum.RECALIBRATED]
+    table = study.momentum_table(swept)
+    assert table.index.tolist() == ["0.99", "0.75", "0.5", study.RECALIBRATED]
     assert len(set(table["training accuracy"])) == 1
 
 
@@ -219,7 +218,7 @@ def test_verdict_on_momentum_is_corrected_for_its_comparisons(
         name: [history(0.7, 0.8 + mean + jitter) for jitter in row]
         for (name, mean), row in zip(gains.items(), noise, strict=True)
     }
-    assert re.search(expected, momentum.verdict(swept))
+    assert re.search(expected, study.momentum_verdict(swept))
 
 
 def test_bank_leaves_the_models_own_statistics_alone(tiles: Store, tmp_path: Path) -> None:

@@ -11,9 +11,7 @@ from kit.data.store import Store
 from kit.report import plots, report
 from kit.report.plots import Predictions
 from kit.report.report import Drawing, Page, Section, Slides, Table
-from kit.study import momentum
-from kit.study.search import IMPORTANCE_TRIALS, SearchResult
-from kit.study.study import Histories, Study
+from kit.study import IMPORTANCE_TRIALS, RECALIBRATED, Histories, SearchResult, Study
 
 Tables = Mapping[str, pd.DataFrame]
 
@@ -115,7 +113,7 @@ def momentum_page(
                 text=[
                     "Momentum is the share of a running statistic that is kept at each step, as "
                     "Keras counts it; PyTorch's is 1 minus it. It never touches training, so the "
-                    f"training figures are one; {momentum.RECALIBRATED} statistics, which know no "
+                    f"training figures are one; {RECALIBRATED} statistics, which know no "
                     "momentum, are computed over the whole training side after the last epoch and "
                     "over about 1,000 of its tiles after each other one."
                 ],

@@ -1,4 +1,8 @@
-"""The room study."""
+"""Studies of several runs: two arms paired by seed, BatchNorm's momentum, a search; their workers.
+
+What lives here trains runs into a study's folder, alone or with other machines, and compares them
+in tables and one sentence. It knows nothing of pages and plots.
+"""
 
 import lazy_loader
 

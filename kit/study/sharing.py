@@ -43,7 +43,7 @@ class LeaveTrial(BaseException):
     """Passes by Optuna's handlers, so that the trial stays as a killed worker would leave it."""
 
 
-def train(
+def share_runs(
     names: Sequence[str],
     folder: Path,
     train_one: Callable[[str], Iterable[EpochResult]],

@@ -1,0 +1,138 @@
+"""The tables and the verdict of two arms, paired by seed."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from kit import runs, stats
+from kit.base import KitError
+from kit.study.arms import Study
+from kit.study.figures import PRIMARY, Histories, figures_by_run
+
+
+def paired_table(histories: Histories, first: str, second: str) -> pd.DataFrame:
+    """Return each figure's mean and spread in two arms, and their difference paired by seed.
+
+    The difference is the first arm less the second. `interval` goes with `p` (both from sign
+    flips); the BCa bootstrap's interval stands beside it and is too narrow for few seeds.
+    """
+    tables = figures_by_run({arm: histories[arm] for arm in (first, second)})
+    rows = {}
+    for figure in tables[first].columns:
+        pair = [tables[arm][figure] for arm in (first, second)]
+        difference = stats.paired_difference(*pair)
+        rows[figure] = {
+            f"{first} mean": pair[0].mean(),
+            f"{first} sd": pair[0].std(),
+            f"{second} mean": pair[1].mean(),
+            f"{second} sd": pair[1].std(),
+            "n": difference.n,
+            "difference": difference.difference.estimate,
+            "interval": _bounds(difference.difference),
+            "BCa interval": _bounds(difference.bca),
+            "p": difference.p_value,
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("figure")
+
+
+def paired_verdict(histories: Histories, first: str, second: str) -> str:
+    """Say in one sentence which arm is better, by how much, how sure; or that none is shown."""
+    values = {arm: table[PRIMARY] for arm, table in figures_by_run(histories).items()}
+    swap = values[first].mean() < values[second].mean()
+    better, worse = (second, first) if swap else (first, second)
+    pair = stats.paired_difference(values[better], values[worse])
+    if pair.p_value is None:
+        return f"No conclusion is possible about {first} and {second}: {pair.difference.note}."
+    size = f"{pair.difference.estimate:.4f} {PRIMARY}"
+    how_sure = (
+        f"95 % interval {_bounds(pair.difference)}, sign-flip p = {pair.p_value:.3f}, "
+        f"{pair.n} seeds"
+    )
+    if pair.p_value > 1 - stats.CONFIDENCE:
+        return (
+            f"Not shown: {better} is ahead of {worse} by {size}, within what seeds alone may do "
+            f"({how_sure})."
+        )
+    return f"{better} is better than {worse} by {size} ({how_sure})."
+
+
+def pooled_predictions(study: Study) -> pd.DataFrame:
+    """Return seed,id,label and each arm's rank for all seeds' held-out tiles.
+
+    A rank is a probability's place among those of its run, from 0 to 1: two runs' probabilities
+    are not calibrated to each other, and pooled as they are they would be compared.
+
+    Raises
+    ------
+    KitError
+        If the arms of a seed hold out different tiles.
+    """
+    tables = []
+    for seed in study.seeds:
+        valid = {arm: runs.read_valid(study.run_folder(arm, seed)) for arm in study.arms}
+        first, second = valid.values()
+        if not first[["id", "label"]].equals(second[["id", "label"]]):
+            raise KitError(f"the arms of seed {seed} hold out different tiles")
+        columns = {arm: table["probability"].rank(pct=True) for arm, table in valid.items()}
+        tables.append(first[["id", "label"]].assign(seed=seed, **columns))
+    return pd.concat(tables, ignore_index=True)
+
+
+def delong_table(predictions: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
+    """Compare the two runs of each seed on their held-out tiles (DeLong et al. 1988)."""
+    rows = []
+    for seed, table in predictions.groupby("seed"):
+        labels, one, two = (table[column].to_numpy() for column in ("label", first, second))
+        test = stats.delong_test(labels, one, two)
+        rows.append(
+            {
+                "seed": seed,
+                f"{first} AUC": stats.auc(labels, one),
+                f"{second} AUC": stats.auc(labels, two),
+                "difference": test.difference.estimate,
+                "interval": _bounds(test.difference),
+                "p": test.p_value,
+            }
+        )
+    return pd.DataFrame(rows).set_index("seed")
+
+
+def pooled_table(
+    predictions: pd.DataFrame, first: str, second: str, slides: Mapping[str, str] | None
+) -> pd.DataFrame:
+    """Compare the arms on all seeds' held-out tiles together, by bootstraps over tiles and slides.
+
+    Tiles of one slide look alike, and one tile may be held out by several seeds: the naive
+    interval over tiles takes them for independent, and flatters.
+
+    Parameters
+    ----------
+    slides
+        The slide of each id, where it is known.
+    """
+    units: dict[str, npt.NDArray[Any] | None] = {
+        "tiles, as if independent (naive)": None,
+        "tiles, each with all its seeds": predictions["id"].to_numpy(str),
+    }
+    if slides is not None:
+        units["slides"] = predictions["id"].map(slides).to_numpy(str)
+    labels, one, two = (predictions[column].to_numpy() for column in ("label", first, second))
+    rows = {}
+    for name, groups in units.items():
+        test = stats.bootstrap_test(labels, one, two, groups)
+        rows[name] = {
+            "units": len(labels) if groups is None else len(np.unique(groups)),
+            "difference": test.difference.estimate,
+            "interval": _bounds(test.difference),
+            "p": test.p_value,
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("bootstrap over")
+
+
+def _bounds(interval: stats.Interval) -> str:
+    if interval.low is None or interval.high is None:
+        return interval.note
+    return f"{interval.low:+.4f} to {interval.high:+.4f}"

@@ -1,0 +1,134 @@
+"""What a search found, and the files that tell it.
+
+OUT/trials.csv       the finished trials
+OUT/importance.json  what decided
+OUT/best.toml        the best trial's recipe
+"""
+
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+import pandas as pd
+import tomli_w
+from optuna import Study
+from optuna.importance import PedAnovaImportanceEvaluator
+from optuna.trial import FixedTrial, FrozenTrial, TrialState
+
+from kit.base import FolderLock, KitError, Recipe, recipe_values, write_text
+from kit.study.space import Space
+from kit.study.trials import FINISHED, count_trials, trial_name
+
+IMPORTANCE_TRIALS = 10
+"""Trials that must finish before importances are computed."""
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found.
+
+    Attributes
+    ----------
+    recipe
+        The best trial's, as best.toml holds it.
+    auc
+        The best trial's validation AUC after its last epoch: optimistic, as it is the highest
+        of many on one holdout.
+    folder
+        The best trial's run folder, on the machine that trained it.
+    importances
+        Share of each parameter in what sets the best quarter of the finished trials apart;
+        they sum to 1. Empty where fewer than `IMPORTANCE_TRIALS` finished.
+    complete, pruned
+        Trials that were trained to the end, and trials that were stopped.
+    """
+
+    recipe: Recipe
+    auc: float
+    folder: Path
+    importances: dict[str, float]
+    complete: int
+    pruned: int
+
+
+def conclude(study: Study, space: Space, out: Path) -> SearchResult:
+    """Write what the search found by now, and return it."""
+    finished = study.get_trials(deepcopy=False, states=FINISHED)
+    complete = count_trials(study, TrialState.COMPLETE)
+    if not complete:
+        reasons = [str(trial.user_attrs.get("reason", "pruned")) for trial in finished]
+        raise KitError(f"none of {len(finished)} trials reached its last epoch: {reasons[0]}")
+    best = study.best_trial
+    result = SearchResult(
+        recipe=space.suggest(FixedTrial(best.params)),
+        auc=study.best_value,
+        folder=out / "trials" / trial_name(best),
+        importances=_importances(study) if complete >= IMPORTANCE_TRIALS else {},
+        complete=complete,
+        pruned=len(finished) - complete,
+    )
+    # Workers of one folder end at the same moment.
+    with FolderLock(out, wait=True):
+        write_text(out / "trials.csv", _table(finished).to_csv(index=False, lineterminator="\n"))
+        write_text(out / "importance.json", _importance_json(result))
+        write_text(out / "best.toml", _best_toml(result, out))
+    return result
+
+
+def _importances(study: Study) -> dict[str, float]:
+    """Return each parameter's share by PED-ANOVA (Watanabe et al., IJCAI 2023)."""
+    # Of the tenth that is Optuna's default a search of this size leaves a trial or two.
+    evaluator = PedAnovaImportanceEvaluator(target_quantile=0.25)
+    with warnings.catch_warnings():
+        # Of parameters that fewer than two trials have: they get no share.
+        warnings.simplefilter("ignore", UserWarning)
+        shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    return dict(sorted(shares.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _table(trials: list[FrozenTrial]) -> pd.DataFrame:
+    """Return a row a finished trial; the AUC is that of its last epoch."""
+    parameters = sorted({name for trial in trials for name in trial.params})
+    rows = [
+        {
+            "trial": trial_name(trial),
+            "state": trial.state.name.lower(),
+            "auc": trial.value,
+            "epochs": trial.last_step or 0,
+            **{name: trial.params.get(name) for name in parameters},
+            "reason": trial.user_attrs.get("reason"),
+        }
+        for trial in trials
+    ]
+    return pd.DataFrame(rows, dtype=object)
+
+
+def _importance_json(result: SearchResult) -> str:
+    values = {
+        "complete": result.complete,
+        "needed": IMPORTANCE_TRIALS,
+        "importances": result.importances,
+    }
+    return json.dumps(values, indent=2) + "\n"
+
+
+def _best_toml(result: SearchResult, out: Path) -> str:
+    return (
+        f"# The best of {result.complete + result.pruned} trials of the search in {out}: "
+        f"validation AUC {result.auc:.4f} in trials/{result.folder.name}.\n"
+        "# It is optimistic: the recipe was chosen for it, on that very holdout.\n"
+        + _recipe_toml(result.recipe)
+    )
+
+
+def _recipe_toml(recipe: Recipe) -> str:
+    """Return a recipe as `read_recipe` takes it; None stands where it is no default."""
+    defaults = Recipe()
+    values = {
+        name: "None" if value is None else value
+        for name, value in recipe_values(recipe).items()
+        if value is not None or getattr(defaults, name) is not None
+    }
+    return tomli_w.dumps(values)
