@@ -40,6 +40,7 @@ from .recipe import Orientations as Orientations
 from .recipe import Precision as Precision
 from .recipe import Recipe as Recipe
 from .recipe import Views as Views
+from .recipe import describe_errors as describe_errors
 from .recipe import parse_recipe as parse_recipe
 from .recipe import plain_values as plain_values
 from .recipe import read_recipe as read_recipe

@@ -11,7 +11,7 @@ import tyro
 from pydantic import Field, TypeAdapter, ValidationError
 
 from kit.base.errors import KitError
-from kit.base.recipe import Recipe, describe, read_recipe
+from kit.base.recipe import Recipe, describe_errors, read_recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ def parse_options(kind: type[Options], description: str, argv: Sequence[str]) ->
     try:
         options = TypeAdapter(kind).validate_python(dataclasses.asdict(parsed))
     except ValidationError as error:
-        raise KitError(describe(error)) from error
+        raise KitError(describe_errors(error)) from error
     options.recipe.reject_unused(given_options(argv))
     return options
 

@@ -202,7 +202,7 @@ def parse_recipe(values: dict[str, Any], *, source: str) -> Recipe:
     try:
         return _RECIPE.validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
-        raise KitError(f"{source}: {describe(error)}") from error
+        raise KitError(f"{source}: {describe_errors(error)}") from error
 
 
 def recipe_values(recipe: Recipe) -> dict[str, Any]:
@@ -217,7 +217,7 @@ def plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def describe(error: ValidationError) -> str:
+def describe_errors(error: ValidationError) -> str:
     """Say in one line what is wrong with each key."""
     return "; ".join(_describe_one(dict(problem)) for problem in error.errors())
 
