@@ -18,9 +18,14 @@ from torch.nn import functional
 from kit import models
 from kit.base import Recipe
 from kit.data import dataset, store
-from kit.training import inference, training
-from kit.training.inference import Normalize
-from kit.training.training import TrainingState
+from kit.training import (
+    TrainingState,
+    autocast,
+    choose_device,
+    choose_precision,
+    fit,
+    reuse_memory,
+)
 
 # Of training tiles to one that is evaluated, which then costs next to nothing.
 TRAIN_TO_VALID = 48
@@ -33,14 +38,16 @@ def create_recipe(options: Options) -> Recipe:
         size=options["size"],
         batch_size=options["batch"],
         augment=options["augment"],
+        # As many as there are rounds.
+        epochs=10**6,
     )
 
 
 def create_state(recipe: Recipe, device: str) -> TrainingState:
     """Return what a run of the recipe starts from."""
-    chosen = inference.choose_device(device)
-    dtype = inference.choose_precision(recipe.precision, chosen)
-    return TrainingState(models.create_model(recipe), lr=recipe.lr, device=chosen, dtype=dtype)
+    chosen = choose_device(device)
+    dtype = choose_precision(recipe.precision, chosen)
+    return TrainingState(models.create_model(recipe), recipe, device=chosen, dtype=dtype)
 
 
 def one_batch(options: Options) -> tuple[Tensor, Tensor]:
@@ -56,6 +63,7 @@ def one_batch(options: Options) -> tuple[Tensor, Tensor]:
 def prepare(options: Options) -> Task:
     """Make one of KINDS from options kind, data, device, model, size, batch, augment, tiles."""
     plain.require(options["device"])
+    reuse_memory()
     return KINDS[options["kind"]](options)
 
 
@@ -80,12 +88,10 @@ def prepare_kit(options: Options) -> Task:
         )
     )
     count = options["tiles"] // recipe.batch_size * recipe.batch_size
-    epochs = training.fit(
+    epochs = fit(
         state,
         dataset.train_loader(train, batch_size=recipe.batch_size, workers=0),
         dataset.eval_loader(valid),
-        Normalize(*recipe.channel_statistics),
-        epochs=10**6,
         progress=False,
     )
 
@@ -108,7 +114,7 @@ def prepare_ceiling(options: Options) -> Task:
     def run() -> int:
         steps = options["tiles"] // recipe.batch_size
         for _ in range(steps):
-            with inference.autocast(state.device, state.dtype):
+            with autocast(state.device, state.dtype):
                 logits = state.model(images).squeeze(1)
             loss = functional.binary_cross_entropy_with_logits(logits.float(), labels)
             state.optimizer.zero_grad()

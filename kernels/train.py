@@ -42,12 +42,12 @@ class TrainOptions(RunOptions):
 def main(options: TrainOptions, argv: list[str]) -> None:
     """Train one run, or one a fold."""
     folder = options.out or default_folder(options)
-    with distributed.first():
+    with distributed.rank_zero_first():
         tiles = store.open_store(options.data)
     command = shlex.join(["python", "kernels/train.py", *argv])
     if options.recipe.folds is None or options.recipe.fold is not None:
         train(options, tiles, folder, command)
-    elif distributed.size() > 1:
+    elif distributed.world_size() > 1:
         raise KitError("--folds under torchrun: start one fold at a time, with --fold 0, 1, ...")
     else:
         train_folds(options, tiles, folder, command)
@@ -153,5 +153,5 @@ def conclude_folds(figures: dict[str, Any], folder: Path, data: Path) -> str:
 
 
 if __name__ == "__main__":
-    with exit_on_error(), distributed.processes():
+    with exit_on_error(), distributed.process_group():
         main(parse_options(TrainOptions, __doc__, sys.argv[1:]), sys.argv[1:])

@@ -16,7 +16,7 @@ from kit.base import KitError, Recipe
 from kit.data import store
 from kit.report import report
 from kit.runs import Run
-from kit.training import training
+from kit.training import evaluate
 
 ROOT = Path(__file__).parents[1]
 EVEN = [0, 1] * 12
@@ -171,7 +171,7 @@ def test_weights_that_are_no_numbers_are_not_evaluated(tmp_path: Path) -> None:
     with torch.no_grad():
         next(run.state.model.parameters()).fill_(torch.nan)
     with pytest.raises(KitError, match=r"prediction nan at position 0 is not a finite number"):
-        training.evaluate(run.state, run.valid_loader, run.normalize)
+        evaluate(run.state, run.valid_loader)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

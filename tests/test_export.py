@@ -19,7 +19,7 @@ from kit.base import KitError, Recipe
 from kit.data import dataset, store
 from kit.data.store import Store
 from kit.runs import export
-from kit.training.inference import Normalize
+from kit.training import Normalize
 
 ROOT = Path(__file__).parents[1]
 SMALL = Recipe(epochs=2, batch_size=8)

@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch.nn import functional
 
+from kit.base import Recipe
 from kit.models import SmallCNN
-from kit.training.training import TrainingState
+from kit.training import TrainingState
 
 pytestmark = pytest.mark.skipif(not find_spec("keras"), reason="Keras is not installed")
 REFERENCE = Path(__file__).with_name("keras_reference.py")
@@ -59,7 +60,7 @@ def inputs() -> tuple[np.ndarray, np.ndarray]:
 
 def steps(model: SmallCNN, images: np.ndarray, labels: np.ndarray) -> list[float]:
     """Train one step a batch; return the losses."""
-    state = TrainingState(model.train(), lr=1e-3)
+    state = TrainingState(model.train(), Recipe(lr=1e-3))
     losses = []
     for batch, truth in zip(images, labels, strict=True):
         logits = model(torch.from_numpy(batch).permute(0, 3, 1, 2)).squeeze(1)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,9 +14,7 @@ from kit import models
 from kit.base import EpochResult, Recipe
 from kit.data import dataset, store
 from kit.runs import Run
-from kit.training import training
-from kit.training.inference import Normalize
-from kit.training.training import TrainingState
+from kit.training import TrainingState, fit
 
 RECIPE = Recipe(size=8, widths=(4, 8), batch_size=8)
 WARM_UP = 20
@@ -57,12 +56,10 @@ def fitting(epochs: int) -> Iterator[EpochResult]:
     rng = np.random.default_rng(0)
     tiles = rng.integers(0, 256, (16, 8, 8, 3), dtype=np.uint8)
     train = dataset.TileDataset(tiles, np.arange(16) % 2)
-    return training.fit(
-        TrainingState(models.create_model(RECIPE)),
+    return fit(
+        TrainingState(models.create_model(RECIPE), replace(RECIPE, epochs=epochs)),
         dataset.train_loader(train, batch_size=8, workers=0),
         dataset.eval_loader(train),
-        Normalize(*RECIPE.channel_statistics),
-        epochs=epochs,
         progress=False,
     )
 

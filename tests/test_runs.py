@@ -449,7 +449,7 @@ def test_adapted_statistics_are_those_of_the_tiles_that_are_predicted(
     assert isinstance(run.state.model, models.SmallCNN)
     first = run.state.model.features[0].layer
     loader = dataset.eval_loader(dataset.recipe_dataset(tiles.test.tiles, RECIPE))
-    maps = torch.cat([first(run.normalize(batch)) for batch, _ in loader])
+    maps = torch.cat([first(run.state.normalize(batch)) for batch, _ in loader])
     mean = model.model.state_dict()["features.0.norm.running_mean"]
     torch.testing.assert_close(mean, maps.mean((0, 2, 3)), atol=1e-5, rtol=1e-4)
 

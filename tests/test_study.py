@@ -269,7 +269,7 @@ def test_recalibrated_statistics_are_those_of_all_inputs(
     assert len(loaded) > 2
     images = torch.cat(loaded[:batches])
     model = run.state.model
-    inputs = model.features[0].layer(run.normalize(images)).double()
+    inputs = model.features[0].layer(run.state.normalize(images)).double()
     norm = model.features[0].norm
     # PyTorch sums the 50,000 values of a channel one after another in single precision.
     torch.testing.assert_close(

@@ -1,5 +1,5 @@
 import copy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -13,9 +13,16 @@ from kit import models, stats
 from kit.base import EpochResult, KitError, Recipe
 from kit.data import dataset
 from kit.data.dataset import TileDataset
-from kit.training import inference, training
-from kit.training.inference import Normalize
-from kit.training.training import NonFiniteLossError, TrainingState
+from kit.training import (
+    NonFiniteLossError,
+    Normalize,
+    TrainingState,
+    choose_device,
+    choose_precision,
+    fit,
+    predict,
+    symmetries,
+)
 
 RNG = np.random.default_rng(0)
 LABELS = np.arange(80) % 2
@@ -33,8 +40,6 @@ def loaders(seed: int = 0) -> tuple[TileDataset, TileDataset]:
 
 def run(
     state: TrainingState,
-    epochs: int,
-    dtype: torch.dtype = torch.float32,
     *,
     workers: int = 0,
     into: list[EpochResult] | None = None,
@@ -43,12 +48,10 @@ def run(
     train, valid = loaders()
     results = [] if into is None else into
     results.extend(
-        training.fit(
+        fit(
             state,
             dataset.train_loader(train, batch_size=16, workers=workers),
             dataset.eval_loader(valid),
-            Normalize(*UNIT).to(dtype),
-            epochs=epochs,
             progress=False,
             **options,
         )
@@ -56,8 +59,9 @@ def run(
     return results
 
 
-def new_state(bn: str = "before", dtype: torch.dtype = torch.float32) -> TrainingState:
-    return TrainingState(models.create_model(Recipe(bn=bn)), dtype=dtype)  # type: ignore[arg-type]
+def new_state(dtype: torch.dtype = torch.float32, **options: Any) -> TrainingState:
+    recipe = Recipe(**options)
+    return TrainingState(models.create_model(recipe), recipe, dtype=dtype)
 
 
 def figures(results: list[EpochResult]) -> list[dict[str, float]]:
@@ -91,8 +95,8 @@ def test_first_epoch_is_the_written_out_loop() -> None:
                 scaled = mean / (1 - 0.9 ** (step + 1))
                 weight -= 1e-3 * scaled / ((square / (1 - 0.999 ** (step + 1))).sqrt() + 1e-7)
 
-    state = TrainingState(models.create_model(Recipe()).double())
-    result = run(state, 1, torch.float64)[0]
+    state = TrainingState(models.create_model(Recipe()).double(), Recipe(epochs=1))
+    result = run(state)[0]
     assert result.train_loss == pytest.approx(np.mean(losses), abs=1e-5)
     assert result.train_accuracy == hits / 48
     for name, weight in model.named_parameters():
@@ -103,8 +107,8 @@ def test_first_epoch_is_the_written_out_loop() -> None:
 
 
 def test_validation_figures_are_those_of_the_last_weights() -> None:
-    state = new_state()
-    result = run(state, 2)[-1]
+    state = new_state(epochs=2)
+    result = run(state)[-1]
     images = torch.from_numpy(TILES[56:]).permute(0, 3, 1, 2) / 255
     with torch.no_grad():
         probabilities = state.model.eval()(images)[:, 0].double().sigmoid().numpy()
@@ -118,20 +122,20 @@ def test_validation_figures_are_those_of_the_last_weights() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_seed_gives_the_same_run(dtype: torch.dtype) -> None:
-    first, again = (run(new_state(dtype=dtype), 2) for _ in range(2))
+    first, again = (run(new_state(dtype, epochs=2)) for _ in range(2))
     assert figures(first) == figures(again)
 
 
 @pytest.mark.parametrize("bn", ["before", "after"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_resumed_is_uninterrupted_bit_for_bit(bn: str, dtype: torch.dtype) -> None:
-    whole = new_state(bn, dtype)
-    results = run(whole, 4)
-    first = new_state(bn, dtype)
-    begun = run(first, 2)
-    second = new_state(bn, dtype)
+    whole = new_state(dtype, bn=bn, epochs=4)
+    results = run(whole)
+    first = new_state(dtype, bn=bn, epochs=2)
+    begun = run(first)
+    second = new_state(dtype, bn=bn, epochs=4)
     second.load_state_dict(first.state_dict())
-    assert figures(begun + run(second, 4)) == figures(results)
+    assert figures(begun + run(second)) == figures(results)
     for one, other in zip(
         whole.model.state_dict().values(), second.model.state_dict().values(), strict=True
     ):
@@ -143,18 +147,18 @@ def test_dropout_is_drawn_anew_each_epoch_and_again_when_resumed() -> None:
         model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(3072, 1))
         torch.nn.init.zeros_(model[2].weight)
         torch.nn.init.zeros_(model[2].bias)
-        return TrainingState(model, lr=1e-4)
+        return TrainingState(model, Recipe(lr=1e-4, epochs=3))
 
-    whole = run(state(), 3)
+    whole = run(state())
     torch.manual_seed(99)
-    assert figures(run(state(), 3)) == figures(whole)
+    assert figures(run(state())) == figures(whole)
     assert len({one.train_loss for one in whole}) == 3
 
 
 def test_a_loss_that_is_no_number_stops_and_names_its_batch() -> None:
-    state = TrainingState(models.create_model(Recipe()), lr=1e30)
+    state = new_state(lr=1e30)
     with pytest.raises(NonFiniteLossError, match=r"the loss of epoch 1, step 2 is nan") as raised:
-        run(state, 5)
+        run(state)
     order = np.random.default_rng([0, 1]).permutation(56)
     assert raised.value.indices == order[16:32].tolist()
     assert state.progress.step == 1
@@ -164,7 +168,9 @@ class _Stop(Exception):
     pass
 
 
-FULL = {"lr": 1e-2, "weight_decay": 0.05, "ema": 0.9, "one_cycle_steps": 9}
+FULL = Recipe(
+    lr=1e-2, weight_decay=0.05, ema=0.9, schedule="one-cycle", label_smoothing=0.1, epochs=3
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -180,10 +186,10 @@ def test_resumed_after_any_step_is_uninterrupted_bit_for_bit(
             model = nn.Sequential(
                 nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3)
             ).append(nn.Linear(4 * 30**2, 1))
-        return TrainingState(model, dtype=dtype, **FULL)  # type: ignore[arg-type]
+        return TrainingState(model, FULL, steps_per_epoch=3, dtype=dtype)
 
     whole = state()
-    results = run(whole, 3, workers=workers, label_smoothing=0.1)
+    results = run(whole, workers=workers)
     for stop_after in (1, 3, 4, 8):
         saved: list[dict[str, Any]] = []
         results_before: list[EpochResult] = []
@@ -197,15 +203,13 @@ def test_resumed_after_any_step_is_uninterrupted_bit_for_bit(
         with pytest.raises(_Stop):
             run(
                 begun,
-                3,
-                label_smoothing=0.1,
                 after_step=partial(stop, begun, stop_after, saved),
                 into=results_before,
             )
         torch.manual_seed(123)
         resumed = state()
         resumed.load_state_dict(saved[0])
-        after = run(resumed, 3, workers=workers, label_smoothing=0.1)
+        after = run(resumed, workers=workers)
         assert figures(results_before + after) == figures(results)
         first, second = (
             {**one.model.state_dict(), **one.averaged.state_dict()} for one in (whole, resumed)
@@ -215,7 +219,8 @@ def test_resumed_after_any_step_is_uninterrupted_bit_for_bit(
 
 def test_one_cycle_is_smith_and_topins() -> None:
     """Cosine from a 25th of the peak up in a quarter of the steps, and down to nothing."""
-    state = TrainingState(nn.Linear(3, 1), lr=0.1, one_cycle_steps=101)
+    recipe = Recipe(lr=0.1, schedule="one-cycle", epochs=1)
+    state = TrainingState(nn.Linear(3, 1), recipe, steps_per_epoch=101)
     assert state.schedule is not None
     rates = []
     for _ in range(101):
@@ -231,7 +236,7 @@ def test_one_cycle_is_smith_and_topins() -> None:
 
 
 def test_average_of_weights_is_the_written_out_recursion() -> None:
-    state = TrainingState(nn.Linear(1, 1, bias=False), ema=0.5)
+    state = TrainingState(nn.Linear(1, 1, bias=False), Recipe(ema=0.5))
     assert state.averaged is not None
     expected = None
     for step, weight in enumerate([1.0, 5.0, 2.0, 3.0]):
@@ -245,20 +250,21 @@ def test_average_of_weights_is_the_written_out_recursion() -> None:
 
 
 def test_label_smoothing_draws_labels_to_one_half() -> None:
-    plain, smooth = (run(new_state(), 1, label_smoothing=share)[0] for share in (0.0, 1.0))
+    plain, smooth = (run(new_state(epochs=1, label_smoothing=share))[0] for share in (0.0, 1.0))
     # With all labels at 1/2 a loss below log 2 is impossible.
     assert plain.train_loss < np.log(2) < smooth.train_loss
 
 
 def test_frozen_epochs_move_the_classifier_alone() -> None:
-    model = models.create_model(Recipe(model="test_resnet"))
+    recipe = Recipe(model="test_resnet", epochs=1)
+    model = models.create_model(recipe)
     before = copy.deepcopy(model.state_dict())
-    run(TrainingState(model), 1, frozen_epochs=1)
+    run(TrainingState(model, replace(recipe, frozen_epochs=1)))
     moved = {
         name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])
     }
     assert moved == {"fc.weight", "fc.bias"}
-    run(TrainingState(model), 1)
+    run(TrainingState(model, recipe))
     assert all(weight.requires_grad for weight in model.parameters())
 
 
@@ -270,7 +276,7 @@ class _CornerModel(nn.Module):
 def test_eight_views_are_the_mean_over_the_symmetries() -> None:
     tiles = RNG.integers(0, 256, (3, 5, 5, 3), dtype=np.uint8)
     loader = dataset.eval_loader(TileDataset(tiles))
-    seen = inference.predict(_CornerModel(), loader, Normalize(*UNIT), views=8)
+    seen = predict(_CornerModel(), loader, Normalize(*UNIT), views=8)
     ring = tiles[..., 0] / 255
     corners = np.stack(
         [
@@ -283,7 +289,7 @@ def test_eight_views_are_the_mean_over_the_symmetries() -> None:
 
 def test_symmetries_are_eight_different_views() -> None:
     image = torch.arange(12.0).view(1, 3, 2, 2)
-    views = inference.symmetries(image)
+    views = symmetries(image)
     assert len({tuple(view.flatten().tolist()) for view in views}) == 8
 
 
@@ -298,9 +304,9 @@ def test_normalize_is_the_formula() -> None:
 
 def test_precision_is_what_is_asked_for_and_can_be_done() -> None:
     cpu = torch.device("cpu")
-    assert inference.choose_precision("bf16", cpu) == torch.bfloat16
-    assert inference.choose_precision("auto", cpu) in (torch.float32, torch.bfloat16)
+    assert choose_precision("bf16", cpu) == torch.bfloat16
+    assert choose_precision("auto", cpu) in (torch.float32, torch.bfloat16)
     with pytest.raises(KitError, match="fp16 needs a GPU"):
-        inference.choose_precision("fp16", cpu)
+        choose_precision("fp16", cpu)
     with pytest.raises(KitError, match="--device nowhere"):
-        inference.choose_device("nowhere")
+        choose_device("nowhere")

@@ -31,7 +31,7 @@ from kit.models import GroupConv2d
 from kit.report import plots
 from kit.runs import TrainedModel
 from kit.stats import Interval
-from kit.training.inference import Normalize
+from kit.training import Normalize
 
 Floats = npt.NDArray[np.float64]
 Slides = npt.NDArray[np.str_]

@@ -27,7 +27,7 @@ from kit.data import dataset, transforms
 from kit.data.dataset import EVAL_BATCH_SIZE, Tiles
 from kit.runs.folder import read_config, read_history
 from kit.runs.trained import TrainedModel, load
-from kit.training.inference import Normalize
+from kit.training import Normalize
 
 TOLERANCE = 1e-4
 """How far a logit may lie from PyTorch's."""

@@ -40,9 +40,18 @@ from kit.data.dataset import Batch, TileDataset
 from kit.data.store import Store
 from kit.runs.checkpoint import read_checkpoint, write_checkpoint
 from kit.runs.folder import inside, is_content, read_config, write_json, write_predictions
-from kit.training import distributed, inference, training
-from kit.training.inference import Normalize
-from kit.training.training import Evaluate, NonFiniteLossError, TrainingState
+from kit.training import (
+    Evaluate,
+    NonFiniteLossError,
+    TrainingState,
+    choose_device,
+    choose_precision,
+    distributed,
+    evaluate,
+    fit,
+    predict,
+    recalibrate,
+)
 
 # What must be the same for a resumed run to be the run that was never interrupted.
 _MUST_MATCH = ("recipe", "data", "kit", "torch", "precision", "device")
@@ -89,8 +98,8 @@ class Run:
         self.recipe = recipe
         self.store = store
         self.folder = folder
-        self.device = inference.choose_device(device)
-        self.dtype = inference.choose_precision(recipe.precision, self.device)
+        self.device = choose_device(device)
+        self.dtype = choose_precision(recipe.precision, self.device)
         self.workers = workers
         self.checkpoint_steps = checkpoint_steps
         self.rank = distributed.rank()
@@ -100,16 +109,11 @@ class Run:
         self.holds_tiles = not workers and dataset.can_hold(recipe, len(store.train), self.device)
         self.state = TrainingState(
             models.create_model(recipe),
-            lr=recipe.lr,
-            weight_decay=recipe.weight_decay,
-            layer_decay=recipe.layer_decay,
-            one_cycle_steps=self._steps() if recipe.schedule == "one-cycle" else None,
-            ema=recipe.ema,
+            recipe,
+            steps_per_epoch=len(self.holdout.train) // recipe.batch_size,
             device=self.device,
             dtype=self.dtype,
-            seed=recipe.seed,
         )
-        self.normalize = Normalize(*recipe.channel_statistics).to(self.device)
         self.history: list[EpochResult] = []
         if resume:
             self._resume(force=force)
@@ -119,7 +123,7 @@ class Run:
             split.write(folder / "split.csv", store.train.ids, self.holdout)
 
     def train(
-        self, *, evaluate: Evaluate = training.evaluate, progress: bool = True
+        self, *, evaluate: Evaluate = evaluate, progress: bool = True
     ) -> Iterator[EpochResult]:
         """Train to the last epoch, keeping checkpoints, and yield each epoch's result.
 
@@ -143,20 +147,16 @@ class Run:
         assert isinstance(valid, TileDataset)
         with _sigterm_flag() as sigterm:
             try:
-                for result in training.fit(
+                for result in fit(
                     self.state,
                     dataset.train_loader(
                         self._train_dataset,
                         batch_size=self.recipe.batch_size,
                         workers=self.workers,
                         rank=self.rank,
-                        processes=distributed.size(),
+                        processes=distributed.world_size(),
                     ),
-                    dataset.eval_loader(valid, rank=self.rank, processes=distributed.size()),
-                    self.normalize,
-                    epochs=self.recipe.epochs,
-                    label_smoothing=self.recipe.label_smoothing,
-                    frozen_epochs=self.recipe.frozen_epochs,
+                    dataset.eval_loader(valid, rank=self.rank, processes=distributed.world_size()),
                     after_step=lambda: self._after_step(sigterm),
                     evaluate=evaluate,
                     progress=progress and self.rank == 0,
@@ -172,7 +172,7 @@ class Run:
                     f"{', or --workers 1, which holds no tiles in it' if self.holds_tiles else ''}"
                 ) from error
         # What is left is rank 0's, which needs no one for it.
-        distributed.leave()
+        distributed.leave_group()
         if self.rank == 0:
             self._finish()
 
@@ -184,10 +184,10 @@ class Run:
         batches
             Only the first ones, of `dataset.EVAL_BATCH_SIZE` tiles at most; None takes all.
         """
-        inference.recalibrate(
+        recalibrate(
             self.state.model,
             islice(self.plain_train_loader, batches),
-            self.normalize,
+            self.state.normalize,
             device=self.device,
             dtype=self.dtype,
         )
@@ -217,10 +217,6 @@ class Run:
             train=train,
             device=self.device if self.holds_tiles else None,
         )
-
-    def _steps(self) -> int:
-        """Return the steps of the whole training."""
-        return self.recipe.epochs * (len(self.holdout.train) // self.recipe.batch_size)
 
     def _start(self) -> None:
         if self.rank > 0:
@@ -262,7 +258,7 @@ class Run:
         """Keep a checkpoint when it is time, or when the process was asked to stop."""
         progress = self.state.progress
         # All processes stop at the same step, or those that go on would wait for the others.
-        stop = any(distributed.total(sigterm.is_set()))
+        stop = any(distributed.all_reduce(sigterm.is_set()))
         if stop or progress.step % self.checkpoint_steps == 0:
             self._checkpoint()
         if stop:
@@ -306,7 +302,7 @@ class Run:
             "device": str(self.device),
             "workers": self.workers,
             "holds_tiles": self.holds_tiles,
-            "processes": distributed.size(),
+            "processes": distributed.world_size(),
             # Sums are rounded in another order by another number of threads.
             "threads": torch.get_num_threads(),
             "kit": kit.__version__,
@@ -338,10 +334,10 @@ class Run:
         weights = save({name: tensor.contiguous() for name, tensor in state.items()})
         with atomic_path(self.folder / "model.safetensors") as partial:
             partial.write_bytes(weights)
-        probabilities = inference.predict(
+        probabilities = predict(
             self.state.model,
             self.valid_loader,
-            self.normalize,
+            self.state.normalize,
             views=self.recipe.views,
             device=self.device,
             dtype=self.dtype,

@@ -18,8 +18,14 @@ from kit.base import CLASS_NAMES, KitError, Recipe, Views, parse_recipe
 from kit.data import dataset
 from kit.data.store import TileSet
 from kit.runs.folder import inside, read_config, read_metrics
-from kit.training import inference
-from kit.training.inference import Normalize
+from kit.training import (
+    Normalize,
+    choose_device,
+    choose_precision,
+    predict,
+    recalibrate,
+    reuse_memory,
+)
 
 
 @dataclass(frozen=True)
@@ -70,10 +76,8 @@ class TrainedModel:
         loader = dataset.eval_loader(dataset.recipe_dataset(tiles.tiles, self.recipe))
         normalize = Normalize(*self.recipe.channel_statistics).to(self.device)
         if adapt_bn:
-            inference.recalibrate(
-                self.model, loader, normalize, device=self.device, dtype=self.dtype
-            )
-        probabilities = inference.predict(
+            recalibrate(self.model, loader, normalize, device=self.device, dtype=self.dtype)
+        probabilities = predict(
             self.model,
             loader,
             normalize,
@@ -99,8 +103,8 @@ def load(folder: Path, *, device: str = "auto") -> TrainedModel:
     weights = inside(folder, "model.safetensors")
     if not weights.is_file():
         raise KitError(f"{folder} is not a finished run: go on with train.py --resume")
-    inference.reuse_memory()
-    chosen = inference.choose_device(device)
+    reuse_memory()
+    chosen = choose_device(device)
     # The run's own weights follow: nothing is to be fetched for the ones it began with.
     model = models.create_model(dataclasses.replace(recipe, pretrained=False, weights=None))
     try:
@@ -108,7 +112,7 @@ def load(folder: Path, *, device: str = "auto") -> TrainedModel:
     except (SafetensorError, RuntimeError) as error:
         raise KitError(f"{weights} does not fit {folder}/config.json: {error}") from error
     model = model.to(chosen).to(memory_format=torch.channels_last)
-    dtype = inference.choose_precision(recipe.precision, chosen)
+    dtype = choose_precision(recipe.precision, chosen)
     temperature = read_metrics(folder).get("temperature")
     return TrainedModel(folder.name, recipe, model, chosen, dtype, temperature)
 

@@ -25,7 +25,7 @@ from kit.study.figures import Histories
 from kit.study.folder import claim
 from kit.study.sharing import share_runs
 from kit.study.statistics_bank import StatisticsBank
-from kit.training import training
+from kit.training import evaluate_each
 
 RECALIBRATED = "recalibrated"
 """Name of the statistics computed over the training side after each epoch."""
@@ -137,7 +137,7 @@ def _sweep_one(run: Run, momenta: Sequence[float]) -> Iterator[EpochResult]:
     latest: dict[str, dict[str, Any]] = {}
 
     def evaluate(*data: Any) -> dict[str, Any]:
-        own, *found = training.evaluate_each(_candidates(run, bank, others), *data)
+        own, *found = evaluate_each(_candidates(run, bank, others), *data)
         latest.update({f"{momentum:g}": own for momentum in momenta})
         latest.update(zip([*(f"{one:g}" for one in others), RECALIBRATED], found, strict=True))
         return own

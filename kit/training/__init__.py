@@ -1,4 +1,7 @@
-"""The room training."""
+"""Training and predicting: device and precision, the loop, recalibrating, several processes.
+
+It takes datasets and networks, and yields results. It knows nothing of the run folder.
+"""
 
 import lazy_loader
 

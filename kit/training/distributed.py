@@ -10,7 +10,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -18,33 +17,33 @@ from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from kit.base import KitError
+from kit.base import Floats, KitError
 
-# How long a process waits for one that lives but says nothing; one that dies is noticed at once.
+# How long a process waits for one that is alive but silent; one that dies is noticed at once.
 _TIMEOUT = timedelta(minutes=10)
 
 
 def rank() -> int:
-    """Return this process's place among those that train together; 0 writes and prints."""
+    """Return this process's rank among those that train together; rank zero writes and prints."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def size() -> int:
-    """Return how many processes train together."""
+def world_size() -> int:
+    """Return the number of processes that train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 @contextmanager
-def processes() -> Iterator[None]:
-    """Join the processes that torchrun started; on the way out, leave them.
+def process_group() -> Iterator[None]:
+    """Join the processes that torchrun started; leave them at the end of the block.
 
-    Tensors of a processor travel by gloo, those of a GPU by NCCL. Only rank 0 prints, and of
-    all processes one alone tells an error: the first.
+    Tensors on a CPU travel by gloo, those on a GPU by NCCL. Only rank zero prints. Of several
+    processes that fail only the first one says so.
 
     Raises
     ------
     KitError
-        If there are more processes than GPUs, or another process ends before its time.
+        If there are more processes than GPUs, or another process ends too early.
     """
     if not dist.is_torchelastic_launched():
         yield
@@ -57,7 +56,7 @@ def processes() -> Iterator[None]:
                 silence.enter_context(redirect_stdout(nowhere))
                 silence.enter_context(redirect_stderr(nowhere))
             yield
-        leave()
+        leave_group()
     except KitError as error:
         _tell_once(store, error)
     except RuntimeError as error:
@@ -70,51 +69,51 @@ def processes() -> Iterator[None]:
         _tell_once(store, lost)
 
 
-def leave() -> None:
-    """Go on alone: from here on `size` is 1."""
+def leave_group() -> None:
+    """Go on alone: from here on the world size is 1."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 @contextmanager
-def first() -> Iterator[None]:
-    """Let rank 0 go through the block before the others do."""
-    if size() > 1 and rank() > 0:
+def rank_zero_first() -> Iterator[None]:
+    """Let rank zero go through the block before the others do."""
+    if world_size() > 1 and rank() > 0:
         dist.barrier()
     yield
-    if size() > 1 and rank() == 0:
+    if world_size() > 1 and rank() == 0:
         dist.barrier()
 
 
-def wrap(model: nn.Module) -> nn.Module:
+def data_parallel(model: nn.Module) -> nn.Module:
     """Return what to call in place of the model, so that gradients are the mean over processes.
 
-    All processes get rank 0's weights, and before each step its running statistics.
+    All processes get rank zero's weights, and before each step its running statistics.
     """
-    return DistributedDataParallel(model) if size() > 1 else model
+    return DistributedDataParallel(model) if world_size() > 1 else model
 
 
-def total(*values: float) -> list[float]:
+def all_reduce(*values: float) -> list[float]:
     """Return each value's sum over the processes."""
-    if size() == 1:
+    if world_size() == 1:
         return list(values)
     sums = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(sums)
     return sums.tolist()
 
 
-def concatenate(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the values of all processes, in the order of their ranks."""
-    if size() == 1:
+def all_gather(values: Floats) -> Floats:
+    """Return the values of all processes in one array, in the order of their ranks."""
+    if world_size() == 1:
         return values
-    parts: list[npt.NDArray[np.float64]] = [values] * size()
+    parts: list[Floats] = [values] * world_size()
     dist.all_gather_object(parts, values)
     return np.concatenate(parts)
 
 
-def copy_buffers(model: nn.Module) -> None:
-    """Give all processes rank 0's buffers: BatchNorm's running statistics."""
-    if size() > 1:
+def broadcast_buffers(model: nn.Module) -> None:
+    """Give all processes rank zero's buffers: BatchNorm's running statistics."""
+    if world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
 
@@ -125,28 +124,30 @@ def _join() -> Store:
     if 0 < devices < here:
         raise KitError(
             f"{here} processes do not fit {devices} GPUs: take --nproc-per-node={devices} (or, to "
-            "train on processors, set CUDA_VISIBLE_DEVICES to nothing)"
+            "train on CPUs, set CUDA_VISIBLE_DEVICES to nothing)"
         )
     if devices:
         # From here on `cuda` is this process's own.
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     store: Store
-    store, rank, size = next(rendezvous("env://"))
+    store, rank, world_size = next(rendezvous("env://"))
     backend = "cpu:gloo,cuda:nccl" if devices else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_TIMEOUT)
+    dist.init_process_group(
+        backend, store=store, rank=rank, world_size=world_size, timeout=_TIMEOUT
+    )
     return store
 
 
 def _tell_once(store: Store, error: KitError) -> None:
-    """Raise an error in the first process that comes here; end the others without a word."""
+    """Raise an error in the first process that comes here; end the others silently."""
     try:
         is_first = store.add("errors", 1) == 1
     except RuntimeError:
-        # Who kept the store is gone.
+        # The process that kept the store is gone.
         is_first = True
     if is_first:
         raise error
-    # Waiting for the processes that are gone, as a proper exit would, takes for ever.
+    # A proper exit would wait for the processes that are gone, for ever.
     os._exit(error.status)
 
 

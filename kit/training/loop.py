@@ -1,0 +1,202 @@
+"""The training loop: a generator of one result per epoch."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from kit import models, stats
+from kit.base import EpochResult, KitError
+from kit.data.dataset import Batch, EpochSampler, TileDataset
+from kit.training import distributed
+from kit.training.device import autocast
+from kit.training.inference import predict_each
+from kit.training.state import Progress, TrainingState
+
+
+class NonFiniteLossError(KitError):
+    """A loss that is not a finite number.
+
+    Attributes
+    ----------
+    indices
+        Of the batch's tiles in the training dataset.
+    """
+
+    def __init__(self, message: str, indices: list[int]) -> None:
+        super().__init__(message)
+        self.indices = indices
+
+
+def evaluate(state: TrainingState, valid: DataLoader[Batch]) -> dict[str, Any]:
+    """Return the figures of an epoch's result that its weights and running statistics give."""
+    (figures,) = evaluate_each([state.model], state, valid)
+    return figures
+
+
+def evaluate_each(
+    candidates: Iterable[nn.Module], state: TrainingState, valid: DataLoader[Batch]
+) -> list[dict[str, Any]]:
+    """Return what `evaluate` does for each of several models in place of the state's own.
+
+    Parameters
+    ----------
+    candidates
+        They differ in their running statistics alone. Each is copied before the next is asked
+        for, so that they may be one model that changes.
+    """
+    dataset = valid.dataset
+    assert isinstance(dataset, TileDataset)
+    labels = dataset.labels.astype(np.int64)
+    fused, lowest = [], []
+    for model in candidates:
+        fused.append(models.fuse_norms(model.eval()))
+        lowest.append(models.min_running_var(model))
+    probabilities = predict_each(
+        fused, valid, state.normalize, device=state.device, dtype=state.dtype
+    )
+    found = [stats.summary(labels, distributed.all_gather(own)) for own in probabilities]
+    return [
+        {
+            "valid_loss": figures["log_loss"],
+            "valid_accuracy": figures["accuracy"],
+            "valid_auc": figures["auc"],
+            "min_running_var": low,
+        }
+        for figures, low in zip(found, lowest, strict=True)
+    ]
+
+
+Evaluate = Callable[[TrainingState, DataLoader[Batch]], dict[str, Any]]
+
+
+def fit(
+    state: TrainingState,
+    train: DataLoader[Batch],
+    valid: DataLoader[Batch],
+    *,
+    after_step: Callable[[], None] | None = None,
+    evaluate: Evaluate = evaluate,
+    progress: bool = True,
+) -> Iterator[EpochResult]:
+    """Train to the recipe's last epoch, from where `state` stands, and yield a result per epoch.
+
+    The processes of `distributed` train together: they call this with the same state and their
+    own shares of the tiles, and all get the same results.
+
+    Between two steps `state` holds all of the training: save it in `after_step` or between two
+    results to resume later, and the resumed training is the one that was never interrupted,
+    bit for bit; on several processes, within rounding.
+
+    Parameters
+    ----------
+    train
+        From `data.train_loader`.
+    valid
+        From `data.eval_loader`; each tile is evaluated once, by one of the processes.
+    after_step
+        Called after each step of the optimizer.
+    evaluate
+        Called after each epoch; it returns what the module's own does.
+    progress
+        Whether to draw a bar of the epoch's steps on stderr.
+
+    Raises
+    ------
+    NonFiniteLossError
+        If the loss stops being a finite number.
+    """
+    epochs = state.recipe.epochs
+    tiles = _tiles_per_epoch(train)
+    for epoch in range(state.epoch + 1, epochs + 1):
+        start = time.perf_counter() - state.progress.seconds
+        models.freeze_backbone(state.model, frozen=epoch <= state.recipe.frozen_epochs)
+        for _ in _steps(state, train, f"epoch {epoch}/{epochs}" if progress else None):
+            state.progress.seconds = time.perf_counter() - start
+            if after_step is not None:
+                after_step()
+        trained = state.progress
+        distributed.broadcast_buffers(state.model)
+        figures = evaluate(state, valid)
+        state.progress = Progress(epoch=epoch)
+        yield EpochResult(
+            epoch=epoch,
+            train_loss=trained.loss / trained.step,
+            train_accuracy=trained.correct / tiles,
+            seconds=time.perf_counter() - start,
+            tiles_per_second=tiles / trained.seconds,
+            **figures,
+        )
+
+
+def _steps(
+    state: TrainingState, loader: DataLoader[Batch], description: str | None
+) -> Iterator[None]:
+    """Take the steps that the epoch still lacks, one at a time."""
+    sampler = loader.sampler
+    assert isinstance(sampler, EpochSampler)
+    sampler.epoch, sampler.first = state.epoch + 1, state.progress.step
+    if state.progress.step == 0:
+        state.seed_draws(sampler.epoch, distributed.rank())
+    # New for each epoch: it holds on to the parameters that learn.
+    parallel = distributed.data_parallel(state.model).train()
+    bar = tqdm(
+        loader,
+        desc=description,
+        unit=" steps",
+        initial=sampler.first,
+        total=sampler.first + len(sampler),
+        leave=False,
+        disable=description is None,
+    )
+    for images, labels in bar:
+        own_loss, own_correct = _step(state, parallel, images, labels)
+        loss, correct = distributed.all_reduce(own_loss / distributed.world_size(), own_correct)
+        if not math.isfinite(loss):
+            raise NonFiniteLossError(
+                f"the loss of epoch {sampler.epoch}, step {state.progress.step + 1} is {loss}",
+                sampler.batch(state.progress.step),
+            )
+        state.progress.step += 1
+        state.progress.loss += loss
+        state.progress.correct += int(correct)
+        yield
+
+
+def _step(
+    state: TrainingState, parallel: nn.Module, images: Tensor, labels: Tensor
+) -> tuple[float, int]:
+    """Take one step of the optimizer; return the batch's mean loss and its hits."""
+    images = images.to(state.device, non_blocking=True)
+    labels = labels.to(state.device, non_blocking=True)
+    with autocast(state.device, state.dtype):
+        logits = parallel(state.normalize(images)).squeeze(1)
+    loss = functional.binary_cross_entropy_with_logits(
+        logits.float(), _smooth(labels, state.recipe.label_smoothing)
+    )
+    state.optimizer.zero_grad()
+    state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    if state.schedule is not None:
+        state.schedule.step()
+    if state.averaged is not None:
+        state.averaged.update_parameters(state.model)
+    return loss.item(), int(((logits.detach() > 0) == (labels > 0.5)).sum())
+
+
+def _smooth(labels: Tensor, share: float) -> Tensor:
+    """Return labels drawn towards 1/2 by a share (Szegedy et al., arXiv:1512.00567)."""
+    return labels.lerp(torch.full_like(labels, 0.5), share) if share else labels
+
+
+def _tiles_per_epoch(loader: DataLoader[Batch]) -> int:
+    assert isinstance(loader.sampler, EpochSampler)
+    return loader.sampler.steps * loader.sampler.batch_size
