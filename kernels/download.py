@@ -10,10 +10,10 @@ from pathlib import Path
 
 import tyro
 
+from kit import kaggle
 from kit.base import KitError, competition, exit_on_error
 from kit.data import store
 from kit.data.store import CorruptArchiveError
-from kit.kaggle import kaggle_client
 
 
 def main(data: Path = Path("data")) -> None:
@@ -44,12 +44,12 @@ def _is_extracted(data: Path) -> bool:
 
 
 def _download(data: Path) -> None:
-    if kaggle_client.is_downloaded(data):
+    if kaggle.is_downloaded(data):
         print(f"{data / competition.ARCHIVE} is there: proving it", file=sys.stderr)
     else:
-        print(f"downloading with {kaggle_client.credential()}", file=sys.stderr)
+        print(f"downloading with {kaggle.credential()}", file=sys.stderr)
     try:
-        kaggle_client.download(data)
+        kaggle.download_archive(data)
     except KeyboardInterrupt:
         print("\nwhat has come is kept: the same command goes on from there", file=sys.stderr)
         raise

@@ -10,10 +10,9 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 
-from kit import runs, stats
+from kit import kaggle, runs, stats
 from kit.base import KitError, Views, exit_on_error
 from kit.data import store
-from kit.kaggle import submission
 from kit.runs import Ensemble
 
 
@@ -76,8 +75,8 @@ def main(
             print(cost_of_hard_labels(Path(folder)))
         probabilities = (probabilities > 0.5).astype(float)
     ids = tiles.test.ids.tolist()
-    submission.write(out, ids, probabilities)
-    submission.validate(out, ids)
+    kaggle.write_submission(out, ids, probabilities)
+    kaggle.validate_submission(out, ids)
     print(f"{out}: {len(probabilities):,} tiles, mean {probabilities.mean():.4f}; it is valid")
     if not tiles.is_standin:
         print(f"next: python kernels/submit.py --file {out} --data {data} --message TEXT")

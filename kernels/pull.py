@@ -8,8 +8,8 @@ from pathlib import Path
 
 import tyro
 
+from kit import kaggle
 from kit.base import KitError, exit_on_error
-from kit.kaggle import bundle, kaggle_client
 
 
 def main(name: str = "histopathologic-train", out: Path = Path()) -> None:
@@ -22,17 +22,17 @@ def main(name: str = "histopathologic-train", out: Path = Path()) -> None:
     out
         Folder that holds runs/ and studies/.
     """
-    bundle.require_free(out, name)
-    kernel = f"{kaggle_client.username()}/{name}"
-    status = kaggle_client.kernel_status(kernel)
+    kaggle.require_free(out, name)
+    kernel = f"{kaggle.username()}/{name}"
+    status = kaggle.kernel_status(kernel)
     if status not in ("COMPLETE", "ERROR", "CANCEL_ACKNOWLEDGED"):
         raise KitError(
             f"{kernel} is {status}: wait for its end, see https://www.kaggle.com/code/{kernel}"
         )
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".pull-") as temporary:
-        kaggle_client.pull_kernel(kernel, Path(temporary))
-        folder = bundle.bring_back(Path(temporary), out, name)
+        kaggle.pull_kernel(kernel, Path(temporary))
+        folder = kaggle.bring_back(Path(temporary), out, name)
     print(f"{folder}: checked, of a kernel that ended as {status}")
     if not (folder / "metrics.json").exists() and folder.parent.name == "runs":
         print("it has not come to its last epoch: push it again with --resume to go on")

@@ -13,9 +13,9 @@ from typing import Annotated
 
 import tyro
 
+from kit import kaggle
 from kit.base import exit_on_error
-from kit.kaggle import bundle, kaggle_client
-from kit.kaggle.on_kaggle import Command, Job
+from kit.kaggle import Command, Job
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -42,9 +42,9 @@ def main(options: PushOptions, arguments: list[str]) -> None:
     """Build and push."""
     name = options.name or f"histopathologic-{options.command}"
     job = Job(options.command, tuple(arguments), name, options.resume, options.hours)
-    owner = kaggle_client.username()
+    owner = kaggle.username()
     with tempfile.TemporaryDirectory() as temporary:
-        bundle.build(
+        kaggle.build_kernel(
             Path(temporary),
             job,
             owner=owner,
@@ -52,8 +52,8 @@ def main(options: PushOptions, arguments: list[str]) -> None:
             datasets=options.dataset,
             gpu=options.gpu,
         )
-        print(f"pushing {owner}/{name} with {kaggle_client.credential()}", file=sys.stderr)
-        print(f"pushed {kaggle_client.push_kernel(Path(temporary))}")
+        print(f"pushing {owner}/{name} with {kaggle.credential()}", file=sys.stderr)
+        print(f"pushed {kaggle.push_kernel(Path(temporary))}")
     print(f"next, once it has ended: python kernels/pull.py --name {name}")
 
 

@@ -3,8 +3,8 @@
 import pandas as pd
 import tyro
 
+from kit import kaggle
 from kit.base import exit_on_error
-from kit.kaggle import kaggle_client
 
 COLUMNS = {
     "ref": "ref",
@@ -19,7 +19,7 @@ COLUMNS = {
 
 def main() -> None:
     """Print one row a submission."""
-    rows = kaggle_client.submissions()
+    rows = kaggle.list_submissions()
     if not rows:
         print("no submissions yet")
         return

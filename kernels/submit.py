@@ -11,10 +11,10 @@ from pathlib import Path
 
 import tyro
 
+from kit import kaggle
 from kit.base import KitError, exit_on_error
 from kit.data import store
-from kit.kaggle import kaggle_client, submission
-from kit.kaggle.kaggle_client import Submission
+from kit.kaggle import Submission
 
 
 def main(
@@ -37,14 +37,14 @@ def main(
         Seconds to wait for the score.
     """
     _validate(file, data)
-    account = kaggle_client.credential()
-    left = kaggle_client.submissions_left()
+    account = kaggle.credential()
+    left = kaggle.submissions_left()
     if left == 0:
         raise KitError(
             "the submission limit is used up, so nothing was sent: try again after 00:00 UTC"
         )
     print(f"submitting with {account}", file=sys.stderr)
-    submitted = kaggle_client.submit(file, message or _description(file))
+    submitted = kaggle.submit(file, message or _description(file))
     remaining = "" if left is None else f", {left - 1} left today"
     print(f"submitted {file} as {submitted.ref}{remaining}", flush=True)
     _report(_wait(submitted, timeout), timeout)
@@ -54,7 +54,7 @@ def _validate(file: Path, data: Path) -> None:
     packed = store.open_store(data)
     if packed.is_standin:
         raise KitError(f"{data} holds the synthetic stand-in: Kaggle cannot score its submission")
-    summary = submission.validate(file, list(packed.test.ids))
+    summary = kaggle.validate_submission(file, list(packed.test.ids))
     order = "in the sample's order" if summary.in_order else "in another order than the sample's"
     print(
         f"{file}: {summary.rows:,} rows {order}, "
@@ -76,7 +76,7 @@ def _wait(submitted: Submission, timeout: float) -> Submission:
         return submitted
     print("waiting for the score; Ctrl-C ends the waiting, not the submission", file=sys.stderr)
     try:
-        return kaggle_client.wait_for_score(submitted.ref, timeout=timeout)
+        return kaggle.wait_for_score(submitted.ref, timeout=timeout)
     except KitError as error:
         raise KitError(
             f"{submitted.ref} is submitted, but its score cannot be read: {error}\n"
@@ -86,7 +86,7 @@ def _wait(submitted: Submission, timeout: float) -> Submission:
 
 def _report(row: Submission, timeout: float) -> None:
     if row.status == "ERROR":
-        raise KitError(f"Kaggle cannot score {row.ref}: {kaggle_client.scoring_error(row.ref)}")
+        raise KitError(f"Kaggle cannot score {row.ref}: {kaggle.scoring_error(row.ref)}")
     if row.status == "PENDING":
         print(f"not scored yet after {timeout:g} s: `make scores` will show the score")
         return

@@ -33,9 +33,10 @@ from kaggle_server import (
     until,
 )
 
+from kit import kaggle
 from kit.base import ARCHIVE, LOCK_NAME, RULES_PAGE, KitError, competition
 from kit.data import store
-from kit.kaggle import kaggle_client, submission
+from kit.kaggle import client
 
 KERNELS = Path(__file__).parents[1] / "kernels"
 CLIENT = tuple(map(int, version("kaggle").split(".")[:3]))
@@ -66,22 +67,24 @@ def server(
     archive: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[KaggleServer]:
     """Return a server that this process and its children take for Kaggle."""
-    with serve(archive) as kaggle:
-        move_in(kaggle, tmp_path, monkeypatch)
-        yield kaggle
+    with serve(archive) as fake:
+        move_in(fake, tmp_path, monkeypatch)
+        yield fake
 
 
 @pytest.fixture
 def submission_file(packed: Path, tmp_path: Path) -> Path:
     ids = list(store.open_store(packed).test.ids)
-    submission.write(tmp_path / "submission.csv", ids, [i / len(ids) for i in range(len(ids))])
+    kaggle.write_submission(
+        tmp_path / "submission.csv", ids, [i / len(ids) for i in range(len(ids))]
+    )
     return tmp_path / "submission.csv"
 
 
 IMPATIENT = """
 import runpy, sys
-from kit.kaggle import kaggle_client
-kaggle_client.PATIENCE = 8
+from kit.kaggle import client
+client.PATIENCE = 8
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -350,7 +353,7 @@ class TestDownload:
         with Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
             until(lambda: partial.exists() and partial.stat().st_size >= 2**20)
             with pytest.raises(KitError, match=r"another download into .* is under way"):
-                kaggle_client.download(Path("data"))
+                kaggle.download_archive(Path("data"))
             if interrupted == "both":
                 os.killpg(process.pid, signal.SIGINT)
             else:
@@ -367,7 +370,7 @@ class TestDownload:
 
     def test_goes_on_with_what_the_bare_client_left(self, server: KaggleServer) -> None:
         leave_partial(Path("data"), server.archive[:1_000_000], size=len(server.archive))
-        path = kaggle_client.download(Path("data"))
+        path = kaggle.download_archive(Path("data"))
         assert last_start(server) == 1_000_000
         assert path.read_bytes() == server.archive
         assert files(Path("data")) == {ARCHIVE}
@@ -375,7 +378,7 @@ class TestDownload:
     def test_does_not_resume_onto_an_error_page(self, server: KaggleServer) -> None:
         body = page(403, "the link has expired").body
         leave_partial(Path("data/download"), body, size=len(server.archive))
-        path = kaggle_client.download(Path("data"))
+        path = kaggle.download_archive(Path("data"))
         assert last_start(server) == 0
         assert path.read_bytes() == server.archive
 
@@ -429,7 +432,7 @@ class TestDownload:
         server.file_sizes = {"train/a.tif": free, "test/b.tif": 2_000_000_000}
         leave_partial(Path("data/download"), server.archive[:1_000_000], size=free)
         with pytest.raises(KitError, match=r"data needs [\d.]+ GB .* its disk has [\d.]+ GB free"):
-            kaggle_client.download(Path("data"))
+            kaggle.download_archive(Path("data"))
         assert files(Path("data")) == {f"download/{ARCHIVE}", f"download/{MARKER}"}
         assert not server.asked("DownloadDataFiles")
 
@@ -440,7 +443,7 @@ class TestDownload:
         usage = shutil.disk_usage(".")
         monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=14_000_000_000))
         with pytest.raises(KitError, match=r"needs 14\.5 GB \(6\.8 to download and 7\.7 for"):
-            kaggle_client.download(Path("data"))
+            kaggle.download_archive(Path("data"))
 
 
 def leave_partial(folder: Path, content: bytes, size: int) -> None:
@@ -532,8 +535,8 @@ def test_the_credential_named_is_the_one_sent(
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         (home / name).write_text(content)
         (home / name).chmod(0o600)
-    assert kaggle_client.credential() == named.replace("~", str(home))
-    kaggle_client.submissions()
+    assert kaggle.credential() == named.replace("~", str(home))
+    kaggle.list_submissions()
     (headers,) = server.asked("ListSubmissions")
     assert headers["Authorization"] == sent
 
@@ -545,7 +548,7 @@ def test_a_stale_token_is_named_with_what_it_hides(
     server.refusals = {"*": refusal(401, "Unauthenticated")}
     hidden = "the username and key in KAGGLE_USERNAME and KAGGLE_KEY"
     with pytest.raises(KitError, match=f"API token in KAGGLE_API_TOKEN, which hides {hidden}"):
-        kaggle_client.submissions()
+        kaggle.list_submissions()
 
 
 @pytest.mark.usefixtures("server")
@@ -556,10 +559,10 @@ def test_a_key_that_others_can_read_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     file.chmod(0o644)
     monkeypatch.delenv("KAGGLE_USERNAME")
     monkeypatch.delenv("KAGGLE_KEY")
-    assert f"chmod 600 {file}" in kaggle_client.credential()
+    assert f"chmod 600 {file}" in kaggle.credential()
     file.write_text("{")
     with pytest.raises(KitError, match="is there, but holds no username and key"):
-        kaggle_client.credential()
+        kaggle.credential()
 
 
 def test_no_secret_is_told_even_if_the_client_is_made_verbose(
@@ -617,21 +620,21 @@ class TestSubmit:
         with pytest.raises(
             KitError, match=r"says '.*Success.*', but Kaggle lists no new submission"
         ):
-            kaggle_client.submit(submission_file, "a model", patience=0)
+            kaggle.submit(submission_file, "a model", patience=0)
 
     def test_a_submission_that_came_through_in_silence_is_found(
         self, server: KaggleServer, submission_file: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """No answer is no proof that it was not submitted."""
-        monkeypatch.setattr(kaggle_client, "PATIENCE", 8)
+        monkeypatch.setattr(client, "PATIENCE", 8)
         server.answers_submission = False
-        assert kaggle_client.submit(submission_file, "a model").description == "a model"
+        assert kaggle.submit(submission_file, "a model").description == "a model"
 
     def test_tells_its_own_submission_from_a_team_mates(
         self, server: KaggleServer, submission_file: Path
     ) -> None:
         server.team_mate_submits = True
-        submitted = kaggle_client.submit(submission_file, '-m, "quoted"\n')
+        submitted = kaggle.submit(submission_file, '-m, "quoted"\n')
         assert submitted.ref == 40_000_001
         assert submitted.description == '-m, "quoted"\n'
 
@@ -639,7 +642,7 @@ class TestSubmit:
         self, server: KaggleServer
     ) -> None:
         server.limits = {}
-        assert kaggle_client.submissions_left() is None
+        assert kaggle.submissions_left() is None
 
 
 class TestScores:

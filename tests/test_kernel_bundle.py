@@ -18,11 +18,11 @@ import torch
 from conftest import competition_files, write_folder
 from kaggle_server import KEY, KaggleServer, move_in, refusal, serve
 
-from kit import runs
+from kit import kaggle, runs
 from kit.base import LOCK_NAME, KitError, RunOptions, parse_options
 from kit.data import store
-from kit.kaggle import bundle, kaggle_client, on_kaggle
-from kit.kaggle.on_kaggle import CHECKSUMS, Job
+from kit.kaggle import Job, bundle
+from kit.kaggle.on_kaggle import CHECKSUMS
 
 ROOT = Path(__file__).parents[1]
 NAME = "hcd-before"
@@ -59,7 +59,7 @@ class Container:
 
     def run(self, python: Path, job: Job) -> CompletedProcess[str]:
         """Build a job's script and run it with nothing else at hand."""
-        bundle.build(self.folder / "built", job, owner="nobody", repository=ROOT)
+        kaggle.build_kernel(self.folder / "built", job, owner="nobody", repository=ROOT)
         shutil.copy(self.folder / "built" / bundle.SCRIPT_FILE, self.folder / "src")
         before = listing(self.input)
         for path in [self.input, *self.input.rglob("*")]:
@@ -163,7 +163,7 @@ def test_a_command_that_fails_ends_the_job_and_what_it_left_is_summed(tmp_path: 
     )
     (tmp_path / "home" / "kernels" / "train.py").write_text(f"{leaves}; p.touch(); sys.exit(3)")
     with pytest.raises(KitError, match="train ended with status 3"):
-        on_kaggle.run(job(), tmp_path / "home", tmp_path / "kaggle")
+        kaggle.run_job(job(), tmp_path / "home", tmp_path / "kaggle")
     sums = json.loads((container.working / CHECKSUMS).read_text())
     assert sums == {f"{RUN}/last.pt": hashlib.sha256(b"").hexdigest()}
 
@@ -196,16 +196,16 @@ def test_what_cannot_be_pushed_is_refused(
     monkeypatch.chdir(tmp_path)
     Path("large.csv").write_bytes(os.urandom(1_000_000))
     with pytest.raises(KitError, match=message):
-        bundle.build(tmp_path, job(**changes), owner="nobody", repository=ROOT)
+        kaggle.build_kernel(tmp_path, job(**changes), owner="nobody", repository=ROOT)
     assert not (tmp_path / bundle.SCRIPT_FILE).exists()
 
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KaggleServer]:
     """Return a server that this process and its children take for Kaggle."""
-    with serve() as kaggle:
-        move_in(kaggle, tmp_path, monkeypatch)
-        yield kaggle
+    with serve() as fake:
+        move_in(fake, tmp_path, monkeypatch)
+        yield fake
 
 
 def kernel(name: str, *options: str) -> CompletedProcess[str]:
@@ -273,7 +273,7 @@ class TestPush:
     ) -> None:
         server.push_answer = answer
         with pytest.raises(KitError, match=message):
-            kaggle_client.push_kernel(built)
+            kaggle.push_kernel(built)
 
     def test_needs_a_credential(
         self, server: KaggleServer, monkeypatch: pytest.MonkeyPatch
@@ -287,7 +287,7 @@ class TestPush:
     def test_tells_a_refusal(self, server: KaggleServer, built: Path) -> None:
         server.refusals = {"SaveKernel": refusal(401, "Unauthenticated")}
         with pytest.raises(KitError, match="does not accept the username and key in KAGGLE_USER"):
-            kaggle_client.push_kernel(built)
+            kaggle.push_kernel(built)
 
     def test_tells_of_a_client_that_does_not_start(
         self, server: KaggleServer, built: Path, monkeypatch: pytest.MonkeyPatch
@@ -297,7 +297,7 @@ class TestPush:
         Path("lacks/six.py").write_text("""raise ModuleNotFoundError("No module named 'six'")""")
         monkeypatch.setenv("PYTHONPATH", "lacks")
         with pytest.raises(KitError, match="client does not start: pip install"):
-            kaggle_client.push_kernel(built)
+            kaggle.push_kernel(built)
         assert not server.requests
 
 
@@ -351,7 +351,7 @@ class TestPull:
         files |= {name: content} if content else {}
         write_folder(tmp_path / "fetched", {k: v for k, v in files.items() if content or k != name})
         with pytest.raises(KitError, match=message):
-            bundle.bring_back(tmp_path / "fetched", tmp_path, NAME)
+            kaggle.bring_back(tmp_path / "fetched", tmp_path, NAME)
         assert not (tmp_path / RUN).exists()
 
     def test_waits_for_the_kernel_to_end(self, server: KaggleServer) -> None:
@@ -365,4 +365,4 @@ class TestPull:
             "GetKernelSessionStatus": refusal(403, "Permission 'kernels.get' denied")
         }
         with pytest.raises(KitError, match="has no kernel of that name on Kaggle"):
-            kaggle_client.kernel_status(f"nobody/{NAME}")
+            kaggle.kernel_status(f"nobody/{NAME}")

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from kit import kaggle
 from kit.base import KitError
-from kit.kaggle import submission
 
 IDS = [f"{i:040x}" for i in range(0xA0, 0xA5)]
 ROWS = [f"{name},0.{i}" for i, name in enumerate(IDS)]
@@ -27,7 +27,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_writes_the_competitions_format(path: Path) -> None:
-    submission.write(path, IDS[:2], [0.25, 1e-9])
+    kaggle.write_submission(path, IDS[:2], [0.25, 1e-9])
     assert path.read_bytes() == f"id,label\n{IDS[0]},0.25\n{IDS[1]},1e-09\n".encode()
 
 
@@ -35,7 +35,7 @@ def test_writes_the_competitions_format(path: Path) -> None:
 def test_writing_neither_makes_nor_breaks_ties(path: Path, dtype: type) -> None:
     @given(hnp.arrays(dtype, 50, elements=st.floats(0, 1, width=np.finfo(dtype).bits)))
     def keeps_ranks(probabilities: np.ndarray) -> None:
-        submission.write(path, [f"{i}" for i in range(50)], probabilities)
+        kaggle.write_submission(path, [f"{i}" for i in range(50)], probabilities)
         read = pd.read_csv(path)["label"]
         pd.testing.assert_series_equal(
             read.rank(), pd.Series(probabilities.astype(float)).rank(), check_names=False
@@ -47,14 +47,14 @@ def test_writing_neither_makes_nor_breaks_ties(path: Path, dtype: type) -> None:
 def test_a_failed_write_leaves_the_old_file(path: Path) -> None:
     write_lines(path, "old")
     with pytest.raises(ValueError, match="same length"):
-        submission.write(path, IDS, [0.5])
+        kaggle.write_submission(path, IDS, [0.5])
     assert path.read_text() == "old\n"
     assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_valid_file_is_described(path: Path) -> None:
-    submission.write(path, IDS, np.array([0.5, 0.25, 0.75, 0.5, 1]))
-    assert submission.validate(path, IDS) == submission.Summary(
+    kaggle.write_submission(path, IDS, np.array([0.5, 0.25, 0.75, 0.5, 1]))
+    assert kaggle.validate_submission(path, IDS) == kaggle.SubmissionSummary(
         rows=5, minimum=0.25, maximum=1, in_order=True, hard=False
     )
 
@@ -62,18 +62,18 @@ def test_a_valid_file_is_described(path: Path) -> None:
 def test_quotes_will_do(path: Path) -> None:
     """R quotes all text, the header too."""
     write_lines(path, '"id","label"', *(f'"{name}",0.5' for name in IDS))
-    assert submission.validate(path, IDS).in_order
+    assert kaggle.validate_submission(path, IDS).in_order
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_any_order_and_line_end_will_do(path: Path, end: str) -> None:
     path.write_bytes(end.join(["id,label", *ROWS[::-1]]).encode())
-    assert not submission.validate(path, IDS).in_order
+    assert not kaggle.validate_submission(path, IDS).in_order
 
 
 def test_hard_labels_are_told(path: Path) -> None:
-    submission.write(path, IDS, [0, 1, 1, 0, 1])
-    assert submission.validate(path, IDS).hard
+    kaggle.write_submission(path, IDS, [0, 1, 1, 0, 1])
+    assert kaggle.validate_submission(path, IDS).hard
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_hard_labels_are_told(path: Path) -> None:
 def test_faults_in_rows_are_refused(path: Path, rows: list[str], problem: str) -> None:
     write_lines(path, "id,label", *rows)
     with pytest.raises(KitError) as error:
-        submission.validate(path, IDS)
+        kaggle.validate_submission(path, IDS)
     assert problem in str(error.value)
 
 
@@ -116,14 +116,14 @@ def test_faults_in_rows_are_refused(path: Path, rows: list[str], problem: str) -
 def test_faults_in_the_header_are_refused(path: Path, header: str) -> None:
     write_lines(path, header, *ROWS)
     with pytest.raises(KitError) as error:
-        submission.validate(path, IDS)
+        kaggle.validate_submission(path, IDS)
     assert f"line 1: the header is {header!r}, not 'id,label'" in str(error.value)
 
 
 def test_all_kinds_of_problem_are_told_at_once(path: Path) -> None:
     write_lines(path, "id,label", ROWS[0], ROWS[0], "abc,2", f"{IDS[1].upper()},nan")
     with pytest.raises(KitError) as error:
-        submission.validate(path, IDS)
+        kaggle.validate_submission(path, IDS)
     _, *problems, next_step = str(error.value).splitlines()
     assert [problem.split()[1] for problem in problems] == [
         "rows",
@@ -140,11 +140,11 @@ def test_all_kinds_of_problem_are_told_at_once(path: Path) -> None:
 def test_other_encodings_are_refused(path: Path) -> None:
     path.write_text("id,label\n", encoding="utf-16")
     with pytest.raises(KitError, match="line 1 is not text in UTF-8"):
-        submission.validate(path, IDS)
+        kaggle.validate_submission(path, IDS)
 
 
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(KitError, match=r"no submission at .*none\.csv"):
-        submission.validate(tmp_path / "none.csv", IDS)
+        kaggle.validate_submission(tmp_path / "none.csv", IDS)
     with pytest.raises(KitError, match="Is a directory"):
-        submission.validate(tmp_path, IDS)
+        kaggle.validate_submission(tmp_path, IDS)

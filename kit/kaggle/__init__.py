@@ -1,4 +1,7 @@
-"""The room kaggle."""
+"""What talks to Kaggle: credentials, the download, submissions, kernels and their script.
+
+The only place that touches Kaggle's client. It knows nothing of models and training.
+"""
 
 import lazy_loader
 

@@ -42,14 +42,14 @@ home = Path(tempfile.gettempdir(), "histopathologic-cancer-kit")
 zipfile.ZipFile(io.BytesIO(base64.b85decode(BUNDLE))).extractall(home)
 sys.path.insert(0, str(home))
 
-from kit.kaggle.on_kaggle import Job, run
+from kit.kaggle import Job, run_job
 
 with exit_on_error():
-    run({job!r}, home, Path(os.environ.get("HCD_KAGGLE_ROOT", "/kaggle")))
+    run_job({job!r}, home, Path(os.environ.get("HCD_KAGGLE_ROOT", "/kaggle")))
 '''
 
 
-def build(
+def build_kernel(
     folder: Path,
     job: Job,
     *,

@@ -56,7 +56,7 @@ class Job:
         return Path(FOLDERS[self.command], self.name)
 
 
-def run(job: Job, home: Path, root: Path) -> None:
+def run_job(job: Job, home: Path, root: Path) -> None:
     """Do the job, and leave checksums over all that is kept, whatever happens.
 
     Parameters

@@ -15,7 +15,7 @@ MAX_EXAMPLES = 3
 
 
 @dataclass(frozen=True)
-class Summary:
+class SubmissionSummary:
     """What a valid submission holds.
 
     Attributes
@@ -36,7 +36,7 @@ class Summary:
     hard: bool
 
 
-def write(path: Path, ids: Sequence[str], probabilities: ArrayLike) -> None:
+def write_submission(path: Path, ids: Sequence[str], probabilities: ArrayLike) -> None:
     """Write a submission, whole or not at all.
 
     Parameters
@@ -50,7 +50,7 @@ def write(path: Path, ids: Sequence[str], probabilities: ArrayLike) -> None:
         table.to_csv(partial, index=False, lineterminator="\n")
 
 
-def validate(path: Path, ids: Sequence[str]) -> Summary:
+def validate_submission(path: Path, ids: Sequence[str]) -> SubmissionSummary:
     """Check a submission against the ids of the sample submission.
 
     Kaggle gets the file as it is. So a form that only a lenient reader understands (semicolons,
@@ -70,7 +70,7 @@ def validate(path: Path, ids: Sequence[str]) -> Summary:
             f"{path} would not be scored:\n{listed}\n"
             "Write it anew with `python kernels/predict.py`, or mend these lines"
         )
-    return Summary(
+    return SubmissionSummary(
         rows=len(table),
         minimum=float(labels.min()),
         maximum=float(labels.max()),

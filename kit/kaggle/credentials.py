@@ -1,0 +1,112 @@
+"""Which credential Kaggle's client sends, and how its value is kept out of all that is printed."""
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from kit.base import KitError
+
+SETTINGS_PAGE = "https://www.kaggle.com/settings"
+
+
+def credential() -> str:
+    """Name the credential that the client sends, and where it comes from; never its value.
+
+    Raises
+    ------
+    KitError
+        If there is none, saying how to get one.
+    """
+    found = next(credentials(), None)
+    if found is None:
+        file = _config_folder() / "kaggle.json"
+        broken = f"\n({file} is there, but holds no username and key)" if file.exists() else ""
+        raise KitError(
+            f"no Kaggle credential found.{broken}\nCreate an API token at {SETTINGS_PAGE} "
+            "(API, Create New Token), then save the token as ~/.kaggle/access_token, or the "
+            "kaggle.json that Kaggle sends as ~/.kaggle/kaggle.json, or type `kaggle auth login`"
+        )
+    return found
+
+
+def credentials() -> Iterator[str]:
+    """Name the credentials there are in the order in which the client takes them (2.2.4)."""
+    home = Path.home() / ".kaggle"
+    if "KAGGLE_DATA_PROXY_URL" in os.environ and "KAGGLE_API_V1_TOKEN" in os.environ:
+        yield "the Kaggle notebook's own token"
+    if os.environ.get("KAGGLE_API_TOKEN"):
+        yield "the API token in KAGGLE_API_TOKEN"
+    for file in (home / "access_token", home / "access_token.txt"):
+        if _is_filled(file):
+            yield f"the API token in {file}"
+    legacy = _legacy_key()
+    if legacy:
+        yield legacy
+    if (home / "credentials.json").is_file():
+        yield f"the login in {home / 'credentials.json'}"
+
+
+def without_secrets(text: str) -> str:
+    """Drop credentials, and what a URL holds beside its address: a signature, a password."""
+    for secret in _secrets():
+        text = text.replace(secret, "***")
+    text = re.sub(r"(Basic|Bearer) \S+", r"\1 ***", text)
+    return re.sub(r"\?[^\s'\")]+", "", re.sub(r"://[^/\s@]+@", "://", text))
+
+
+def _legacy_key() -> str | None:
+    """Say where username and key come from: the environment overrides the file key by key."""
+    file = _config_folder() / "kaggle.json"
+    saved = _saved(file)
+    sources = []
+    for name in ("username", "key"):
+        variable = f"KAGGLE_{name.upper()}"
+        if os.environ.get(variable):
+            sources.append(variable)
+        elif saved.get(name):
+            readable = file.stat().st_mode & 0o044
+            advice = f" (others on this machine can read it: chmod 600 {file})" if readable else ""
+            sources.append(f"{file}{advice}")
+    if len(sources) < 2:
+        return None
+    return f"the username and key in {' and '.join(dict.fromkeys(sources))}"
+
+
+def _saved(file: Path) -> dict[str, Any]:
+    """Read a file of credentials; nothing if there is none in it."""
+    try:
+        saved = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return saved if isinstance(saved, dict) else {}
+
+
+def _config_folder() -> Path:
+    """Return where the client looks for kaggle.json (2.2.4)."""
+    home = Path.home() / ".kaggle"
+    if os.environ.get("KAGGLE_CONFIG_DIR"):
+        return Path(os.environ["KAGGLE_CONFIG_DIR"])
+    if sys.platform.startswith("linux") and not home.exists():
+        return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "kaggle"
+    return home
+
+
+def _secrets() -> set[str]:
+    """Return the values of all credentials there are: a server may echo what it was sent."""
+    home = Path.home() / ".kaggle"
+    variables = ("KAGGLE_KEY", "KAGGLE_API_TOKEN", "KAGGLE_API_V1_TOKEN")
+    found = [os.environ.get(name, "") for name in variables]
+    for file in (home / "access_token", home / "access_token.txt"):
+        found += [file.read_text("utf-8", "replace").strip()] if _is_filled(file) else []
+    for file in (_config_folder() / "kaggle.json", home / "credentials.json"):
+        entries = _saved(file).items()
+        found += [str(value) for name, value in entries if re.search("key|token", name)]
+    return {value for value in found if value}
+
+
+def _is_filled(file: Path) -> bool:
+    return file.is_file() and file.stat().st_size > 0

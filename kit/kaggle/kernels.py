@@ -1,0 +1,90 @@
+"""Kernels: push a script that runs on Kaggle, look how far it is, fetch what it has left."""
+
+import re
+from pathlib import Path
+
+from kit.base import RULES_PAGE, KitError
+from kit.kaggle.client import run_client
+from kit.kaggle.credentials import SETTINGS_PAGE, credential, without_secrets
+from kit.kaggle.faults import explain
+
+
+def username() -> str:
+    """Return the name of the account whose credential the client sends.
+
+    Raises
+    ------
+    KitError
+        If there is no credential, or the client does not know the name.
+    """
+    said = run_client("view", group="config")
+    found = re.search(r"^- username: (\S+)$", said, re.M)
+    if not found or found[1] == "None":
+        raise KitError(
+            f"the Kaggle client does not know whose {credential()} is: set KAGGLE_USERNAME as well"
+        )
+    return found[1]
+
+
+def push_kernel(folder: Path) -> str:
+    """Push the script and metadata of a folder as a kernel, which then runs on Kaggle.
+
+    Returns
+    -------
+    str
+        Its version and its address.
+
+    Raises
+    ------
+    KitError
+        If Kaggle does not take it, or takes it without one of its inputs.
+    """
+    said = run_client("push", f"--path={folder}", group="kernels")
+    # The client exits with 0 either way.
+    pushed = re.search(r"^Kernel version (\d+) successfully pushed.* at (\S+)$", said, re.M)
+    if not pushed:
+        reason = without_secrets(said).strip().removeprefix("Kernel push error: ")
+        raise KitError(
+            f"Kaggle has not taken the kernel: {reason or 'the client does not say why'}\n"
+            f"See at {SETTINGS_PAGE} what the account may run (phone number, GPU hours), then try "
+            "again"
+        )
+    refused = re.search(r"^The following are not valid (\w+) sources.*: (.*)$", said, re.M)
+    if refused:
+        kind, names = refused.groups()
+        step = {
+            "competition": f"accept the rules at {RULES_PAGE}, then push again",
+            "kernel": "push it without --resume the first time",
+        }.get(kind, "mend the name, then push again")
+        raise KitError(
+            f"Kaggle runs version {pushed[1]} without its {kind} {names}, so it will fail: {step}"
+        )
+    return f"version {pushed[1]}, {pushed[2]}"
+
+
+def kernel_status(kernel: str) -> str:
+    """Return how far a kernel's latest version is: QUEUED, RUNNING, COMPLETE, ERROR, ...
+
+    Parameters
+    ----------
+    kernel
+        OWNER/NAME.
+    """
+    said = run_client("status", kernel, group="kernels")
+    found = re.search(r'has status "(?:\w+\.)?(\w+)"', said)
+    if not found:
+        raise KitError(explain(said))
+    return found[1]
+
+
+def pull_kernel(kernel: str, folder: Path) -> None:
+    """Fetch what a kernel's latest version has left, and its log.
+
+    The client checks nothing that it fetches: not even whether it is an error page.
+
+    Parameters
+    ----------
+    kernel
+        OWNER/NAME.
+    """
+    run_client("output", kernel, f"--path={folder}", "--force", "--quiet", group="kernels")
