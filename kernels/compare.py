@@ -13,10 +13,9 @@ from typing import Annotated
 
 import tyro
 
-from kit import study
+from kit import report, study
 from kit.base import Count, FolderLock, RunOptions, exit_on_error, given_options, parse_options
 from kit.data import split, store
-from kit.report import pages, report
 from kit.study import Study
 
 
@@ -61,7 +60,7 @@ def main(options: CompareOptions, argv: list[str]) -> None:
     }
     verdict = study.paired_verdict(histories, first, second)
     command = shlex.join(["python", "kernels/compare.py", *argv])
-    page = pages.compare_page(
+    page = report.compare_page(
         comparison,
         histories,
         predictions,
@@ -73,7 +72,7 @@ def main(options: CompareOptions, argv: list[str]) -> None:
     )
     with FolderLock(options.out, wait=True):
         study.write_tables(options.out, tables, verdict)
-        report.write(options.out / "report.html", page)
+        report.write_page(options.out / "report.html", page)
     for table in tables.values():
         print(f"\n{table.to_string(float_format='{:.4f}'.format)}")
     print(f"\n{verdict}\nthe whole study: {options.out}/report.html")

@@ -13,10 +13,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from kit import study
+from kit import report, study
 from kit.base import Count, FolderLock, KitError, RunOptions, exit_on_error, parse_options
 from kit.data import split, store
-from kit.report import pages, report
 from kit.study import MomentumSweep
 
 Momentum = Annotated[float, Field(ge=0, lt=1)]
@@ -61,12 +60,12 @@ def main(options: MomentumOptions, argv: list[str]) -> None:
     folders = {path.name: path for path in sorted((options.out / "runs").iterdir())[:3]}
     command = shlex.join(["python", "kernels/momentum.py", *argv])
     slides = split.slides_of(tiles, recipe.slides)
-    page = pages.momentum_page(
+    page = report.momentum_page(
         histories, tables, verdict, store=tiles, slides=slides, folders=folders, command=command
     )
     with FolderLock(options.out, wait=True):
         study.write_tables(options.out, tables, verdict)
-        report.write(options.out / "report.html", page)
+        report.write_page(options.out / "report.html", page)
     for table in tables.values():
         print(f"\n{table.to_string(float_format='{:.4f}'.format)}")
     print(f"\n{verdict}\nthe whole study: {options.out}/report.html")

@@ -11,10 +11,9 @@ import pytest
 import torch
 from conftest import competition_files, write_zip
 
-from kit import runs, stats
+from kit import report, runs, stats
 from kit.base import KitError, Recipe
 from kit.data import store
-from kit.report import report
 from kit.runs import Run
 from kit.training import evaluate
 

@@ -8,11 +8,10 @@ import pytest
 from browser import DESKTOP, PHONE, needs_chromium, visit
 from conftest import competition_files, write_zip
 
-from kit import study
+from kit import report, study
 from kit.base import Recipe
 from kit.data import split, store
 from kit.data.store import Store
-from kit.report import pages, report
 from kit.study import MomentumSweep, Study
 
 RECIPE = Recipe(epochs=2, batch_size=16, widths=(4, 6, 8))
@@ -43,7 +42,7 @@ def write_comparison(tiles: Store, folder: Path) -> Path:
         ),
     }
     verdict = study.paired_verdict(histories, *arms)
-    page = pages.compare_page(
+    page = report.compare_page(
         comparison,
         histories,
         predictions,
@@ -53,7 +52,7 @@ def write_comparison(tiles: Store, folder: Path) -> Path:
         slides=slides,
         command="compare <b>",
     )
-    report.write(folder / "report.html", page)
+    report.write_page(folder / "report.html", page)
     return folder / "report.html"
 
 
@@ -68,10 +67,10 @@ def write_sweep(tiles: Store, folder: Path) -> Path:
     folders = {"sweep-0": folder / "runs" / "sweep-0"}
     verdict = study.momentum_verdict(histories)
     slides = split.slides_of(tiles)
-    page = pages.momentum_page(
+    page = report.momentum_page(
         histories, tables, verdict, store=tiles, slides=slides, folders=folders, command="tune"
     )
-    report.write(folder / "report.html", page)
+    report.write_page(folder / "report.html", page)
     return folder / "report.html"
 
 

@@ -37,7 +37,7 @@ CLOCKS = {"seconds": 0.0, "tiles_per_second": 0.0}
 
 # Real processes, that share one import of the libraries.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["kit.report.pages", "pytest"])
+PROCESSES.set_forkserver_preload(["kit.report.studies", "pytest"])
 
 
 @pytest.fixture(scope="module")

@@ -17,13 +17,12 @@ import torch
 from conftest import Files, competition_files, write_folder, write_zip
 from matplotlib.figure import Figure
 
-from kit import runs
+from kit import report, runs
 from kit.base import KitError, Recipe
 from kit.data import store
 from kit.data.store import Store
 from kit.models import create_model
-from kit.report import report
-from kit.report.report import Drawing, GalleryTile, Page, Section, Table
+from kit.report import Drawing, GalleryTile, Page, Section, Table
 from kit.runs import Run
 
 ROOT = Path(__file__).parents[1]
@@ -68,7 +67,7 @@ def trained(tiles: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
             patch.setenv(name, value)
         for _ in Run(RECIPE, tiles, folder, device="cpu").train(progress=False):
             pass
-        report.write(folder / "report.html", report.run_page(folder, tiles, "train.py"))
+        report.write_page(folder / "report.html", report.run_page(folder, tiles, "train.py"))
     return folder
 
 
@@ -188,7 +187,7 @@ def test_nothing_outside_a_run_folder_is_written(run: Path, tiles: Store, tmp_pa
     (run / "report.html").symlink_to(precious)
     for _ in Run(RECIPE, tiles, run, device="cpu", resume=True).train(progress=False):
         pass
-    report.write(run / "report.html", report.run_page(run, tiles, "train.py"))
+    report.write_page(run / "report.html", report.run_page(run, tiles, "train.py"))
     assert precious.read_text() == "mine"
     assert not (run / "report.html").is_symlink()
 
@@ -273,10 +272,12 @@ def test_a_page_escapes_all_that_it_prints(tmp_path: Path) -> None:
         gallery={MARKUP: [tile]},
         code=MARKUP,
     )
-    report.write(tmp_path / "r.html", Page(MARKUP, MARKUP, [section], [MARKUP], is_standin=True))
+    report.write_page(
+        tmp_path / "r.html", Page(MARKUP, MARKUP, [section], [MARKUP], is_standin=True)
+    )
     text = (tmp_path / "r.html").read_text("utf-8")
     plain = Page("t", "v", [Section("s", gallery={"g": [tile]})])
-    report.write(tmp_path / "plain.html", plain)
+    report.write_page(tmp_path / "plain.html", plain)
     tags = Tags(text).found
     scripts = [tag for tag, _ in tags if tag == "script"]
     assert scripts == [
