@@ -15,7 +15,7 @@ import tyro
 
 from kit import report, study
 from kit.base import Count, FolderLock, RunOptions, exit_on_error, given_options, parse_options
-from kit.data import split, store
+from kit.data import find_slides, open_store
 from kit.study import Study
 
 
@@ -35,7 +35,7 @@ class CompareOptions(RunOptions):
 
 def main(options: CompareOptions, argv: list[str]) -> None:
     """Train what is missing, then compare."""
-    tiles = store.open_store(options.data)
+    tiles = open_store(options.data)
     recipe = options.recipe
     comparison = Study(
         options.out,
@@ -51,7 +51,7 @@ def main(options: CompareOptions, argv: list[str]) -> None:
     )
     first, second = comparison.arms
     predictions = study.pooled_predictions(comparison)
-    slides = split.slides_of(tiles, recipe.slides)
+    slides = find_slides(tiles, recipe.slides)
     by_id = None if slides is None else dict(zip(tiles.train.ids, slides, strict=True))
     tables = {
         "table1": study.paired_table(histories, first, second),

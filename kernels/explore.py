@@ -15,7 +15,7 @@ import tyro
 
 from kit import report
 from kit.base import KitError, exit_on_error, write_text
-from kit.data import split, store
+from kit.data import find_slides, open_store
 
 
 def main(data: Path = Path("data"), out: Path | None = None, slides: Path | None = None) -> None:
@@ -33,8 +33,8 @@ def main(data: Path = Path("data"), out: Path | None = None, slides: Path | None
     """
     if slides is not None and not slides.is_file():
         raise KitError(f"no table of slides at {slides}")
-    packed = store.open_store(data)
-    found = report.explore_store(packed, split.slides_of(packed, slides))
+    packed = open_store(data)
+    found = report.explore_store(packed, find_slides(packed, slides))
     out = out or data / "explore"
     drawn = report.exploration_figures(found)
     for name, drawing in drawn.items():

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from kit import report, study
 from kit.base import Count, FolderLock, KitError, RunOptions, exit_on_error, parse_options
-from kit.data import split, store
+from kit.data import find_slides, open_store
 from kit.study import MomentumSweep
 
 Momentum = Annotated[float, Field(ge=0, lt=1)]
@@ -41,7 +41,7 @@ def main(options: MomentumOptions, argv: list[str]) -> None:
     """Train what is missing, then compare the momenta."""
     if len(set(options.values)) < 2 or len(set(options.values)) < len(options.values):
         raise KitError("--values takes two or more different momenta")
-    tiles = store.open_store(options.data)
+    tiles = open_store(options.data)
     recipe = options.recipe
     seeds = tuple(range(recipe.seed, recipe.seed + options.seeds))
     train = study.train_momenta if options.independent else study.sweep_momenta
@@ -59,7 +59,7 @@ def main(options: MomentumOptions, argv: list[str]) -> None:
     verdict = study.momentum_verdict(histories)
     folders = {path.name: path for path in sorted((options.out / "runs").iterdir())[:3]}
     command = shlex.join(["python", "kernels/momentum.py", *argv])
-    slides = split.slides_of(tiles, recipe.slides)
+    slides = find_slides(tiles, recipe.slides)
     page = report.momentum_page(
         histories, tables, verdict, store=tiles, slides=slides, folders=folders, command=command
     )

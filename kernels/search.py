@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kit import report, study
 from kit.base import Count, FolderLock, RunOptions, exit_on_error, given_options, parse_options
-from kit.data import store
+from kit.data import open_store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class SearchOptions(RunOptions):
 
 def main(options: SearchOptions, argv: list[str]) -> None:
     """Search until enough trials are finished, then tell what was found."""
-    tiles = store.open_store(options.data)
+    tiles = open_store(options.data)
     result = study.run_search(
         options.recipe,
         tiles,

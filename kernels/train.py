@@ -17,8 +17,7 @@ from pydantic import Field
 
 from kit import models, report, runs
 from kit.base import EpochResult, KitError, RunOptions, exit_on_error, parse_options
-from kit.data import store
-from kit.data.store import Store
+from kit.data import Store, open_store
 from kit.runs import Run
 from kit.stats import Interval
 from kit.training import distributed
@@ -42,7 +41,7 @@ def main(options: TrainOptions, argv: list[str]) -> None:
     """Train one run, or one a fold."""
     folder = options.out or default_folder(options)
     with distributed.rank_zero_first():
-        tiles = store.open_store(options.data)
+        tiles = open_store(options.data)
     command = shlex.join(["python", "kernels/train.py", *argv])
     if options.recipe.folds is None or options.recipe.fold is not None:
         train(options, tiles, folder, command)

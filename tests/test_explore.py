@@ -14,8 +14,8 @@ from browser import DESKTOP, PHONE, needs_chromium, visit
 from conftest import competition_files, kernel, tiff, write_zip
 
 from kit.base import CHANNEL_MEAN
-from kit.data import store
-from kit.data.store import Store, TileSet
+from kit.data import Store, TileSet, pack_tiles
+from kit.data import stains as colours
 from kit.report import exploration
 
 ROOT = Path(__file__).parents[1]
@@ -41,7 +41,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         files[table] += f"{tile},0\n".encode()
     folder = tmp_path_factory.mktemp("place") / "data"
     write_zip(folder, files)
-    ids = store.pack(folder).train.ids
+    ids = pack_tiles(folder).train.ids
     slides = [SLIDE if row < 30 else "plain" for row in range(len(ids))]
     pd.DataFrame({"id": ids, "slide": slides}).to_csv(folder / "slides.csv", index=False)
     return folder
@@ -49,7 +49,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tiles(data: Path) -> Store:
-    return store.pack(data)
+    return pack_tiles(data)
 
 
 def random_tiles(count: int) -> TileSet:
@@ -70,7 +70,7 @@ def test_measures_are_those_of_all_pixels() -> None:
     np.testing.assert_array_equal(chosen["brightest"], split.tiles[rows].max(axis=(1, 2, 3)))
     for row in rows:
         density = -np.log10(np.maximum(split.tiles[row].reshape(-1, 3), 1) / 255)
-        stains = np.linalg.lstsq(exploration.STAINS.T, density.T)[0].mean(axis=1)
+        stains = np.linalg.lstsq(colours.RUIFROK.T, density.T)[0].mean(axis=1)
         np.testing.assert_allclose(found.tiles.loc[row, ["haematoxylin", "eosin"]], stains)
     mean, std = exploration.channel_statistics(found.histogram)
     np.testing.assert_allclose(mean, scaled.mean(axis=(0, 1, 2)))
@@ -79,7 +79,7 @@ def test_measures_are_those_of_all_pixels() -> None:
 
 def test_pure_stain_is_measured_as_itself() -> None:
     """Light through a layer of eosin alone (Beer and Lambert), up to rounding to 8 bits."""
-    colour = np.round(255 * 10 ** -(0.4 * exploration.STAINS[1])).astype(np.uint8)
+    colour = np.round(255 * 10 ** -(0.4 * colours.RUIFROK[1])).astype(np.uint8)
     pixels = np.broadcast_to(colour, (1, 96, 96, 3)).copy()
     found = exploration.measure_tiles(TileSet(pixels, np.array(["0" * 40]))).tiles.loc[0]
     assert found["eosin"] == pytest.approx(0.4, abs=0.005)

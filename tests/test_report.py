@@ -17,8 +17,7 @@ from torch.nn import functional
 
 from kit import models, report, runs, stats
 from kit.base import KitError, Recipe
-from kit.data import split, store
-from kit.data.store import Store
+from kit.data import Store, find_slides, pack_tiles
 from kit.models import SmallCNN
 from kit.report import Drawing, Page, Section, Table
 from kit.runs import Run, TrainedModel
@@ -33,7 +32,7 @@ COMMAND = f"python kernels/train.py --out 'runs/{INJECTION}'"
 def tiles(tmp_path_factory: pytest.TempPathFactory) -> Store:
     data = tmp_path_factory.mktemp("data")
     write_zip(data, competition_files(train=160, test=5))
-    packed = store.pack(data)
+    packed = pack_tiles(data)
     slides = [SLIDES[row // 2 % 4] for row in range(160)]
     table = pd.DataFrame({"id": packed.train.ids, "slide": slides})
     table.to_csv(data / "slides.csv", index=False)
@@ -145,7 +144,7 @@ def test_run_page_says_what_the_run_says(folder: Path, tiles: Store) -> None:
     assert "No slide stands on both sides" in page.limits[0]
 
     figures = page.sections[0].tables[0].frame.set_index("figure")
-    slides = split.slides_of(tiles)
+    slides = find_slides(tiles)
     assert slides is not None
     by_id = dict(zip(tiles.train.ids, slides, strict=True))
     groups = valid["id"].map(by_id).to_numpy(str)
@@ -305,5 +304,5 @@ def test_model_without_a_map_has_no_grad_cam(tiles: Store) -> None:
 
 
 def test_missing_table_of_slides_is_none(tiles: Store, tmp_path: Path) -> None:
-    assert split.slides_of(tiles, tmp_path / "none.csv") is None
-    assert split.slides_of(replace(tiles, folder=tmp_path / "store")) is None
+    assert find_slides(tiles, tmp_path / "none.csv") is None
+    assert find_slides(replace(tiles, folder=tmp_path / "store")) is None

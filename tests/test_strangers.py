@@ -19,8 +19,7 @@ from matplotlib.figure import Figure
 
 from kit import report, runs
 from kit.base import KitError, Recipe
-from kit.data import store
-from kit.data.store import Store
+from kit.data import Store, open_store, pack_tiles
 from kit.models import create_model
 from kit.report import Drawing, GalleryTile, Page, Section, Table
 from kit.runs import Run
@@ -55,7 +54,7 @@ def place(tmp_path: Path) -> Iterator[Path]:
 def tiles(tmp_path_factory: pytest.TempPathFactory) -> Store:
     data = tmp_path_factory.mktemp("data")
     write_zip(data, competition_files(train=40, test=5))
-    return store.pack(data)
+    return pack_tiles(data)
 
 
 @pytest.fixture(scope="module")
@@ -127,12 +126,12 @@ def test_weights_do_not_run(
 
 def test_a_packed_store_does_not_run(tmp_path: Path, place: Path) -> None:
     write_zip(tmp_path, competition_files(train=4, test=2))
-    packed = store.pack(tmp_path)
+    packed = pack_tiles(tmp_path)
     payloads = np.array([Payload(place)] * 4, dtype=object)
     (packed.folder / "train.npy").unlink()
     np.save(packed.folder / "train.npy", payloads, allow_pickle=True)
     with pytest.raises(KitError, match=r"train\.npy does not hold 4 tiles"):
-        store.open_store(tmp_path)
+        open_store(tmp_path)
 
 
 @pytest.mark.parametrize("model", ["hf-hub:nobody/model", "local-dir:/tmp/model", "os.system"])
@@ -202,7 +201,6 @@ def test_no_credential_stands_in_a_run_folder(trained: Path) -> None:
 # What may happen only where somebody fetches or executes.
 WATCHED = """
 import os, runpy, sys
-from kit.data import store
 data = os.path.realpath(sys.argv[-1])
 events = {"socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.system", "os.exec",
           "os.posix_spawn", "os.fork", "pickle.find_class", "ctypes.dlopen"}

@@ -12,17 +12,13 @@ from tqdm import tqdm
 
 from kit import __version__, stats
 from kit.base import CLASS_NAMES, Array, Floats, Indices, Pixels, Strings, competition, read_recipe
-from kit.data import split
-from kit.data.store import Store, TileSet
+from kit.data import Store, TileSet, recipe_holdout, stains
 from kit.stats import Interval
 
 NEAR_BLACK = 10
 """A tile is near black if no value of any channel reaches this."""
 NEAR_WHITE = 245
 """A tile is near white if no value of any channel is below this."""
-STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])
-"""Optical density by red, green and blue of haematoxylin and of eosin (Ruifrok and Johnston,
-Analytical and Quantitative Cytology and Histology 23 (2001) 291-299, table 1)."""
 BALANCING_RECIPE = "notebook"
 
 _BLOCK = 512
@@ -115,15 +111,15 @@ def measure_tiles(split: TileSet, *, description: str | None = None) -> Measures
             counts = np.stack([_channel_histograms(tile) for tile in block])
             histogram += counts.sum(axis=0).astype(np.int64)
             present = counts.max(axis=1) > 0
-            stains = _mean(counts, optical_density) @ np.linalg.pinv(STAINS)
+            densities = _mean(counts, optical_density) @ np.linalg.pinv(stains.RUIFROK)
             blocks.append(
                 pd.DataFrame(
                     {
                         "darkest": present.argmax(axis=1),
                         "brightest": 255 - present[:, ::-1].argmax(axis=1),
                         "brightness": _mean(counts, values / 255).mean(axis=1),
-                        "haematoxylin": stains[:, 0],
-                        "eosin": stains[:, 1],
+                        "haematoxylin": densities[:, 0],
+                        "eosin": densities[:, 1],
                     }
                 )
             )
@@ -193,7 +189,7 @@ def _mean(counts: Array, values: Array) -> Floats:
 
 
 def _balance(store: Store) -> pd.DataFrame:
-    holdout = split.choose_holdout(read_recipe(BALANCING_RECIPE), store)
+    holdout = recipe_holdout(store, read_recipe(BALANCING_RECIPE))
     sides = {"to train on": holdout.train, "to validate on": holdout.valid}
     counts = {side: np.bincount(store.labels[rows], minlength=2) for side, rows in sides.items()}
     return pd.DataFrame(counts, index=list(CLASS_NAMES))

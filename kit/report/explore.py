@@ -7,7 +7,7 @@ import pandas as pd
 
 from kit import __version__
 from kit.base import CLASS_NAMES, TILE_SIZE, Indices, competition
-from kit.data.store import Store
+from kit.data import Store
 from kit.report import tile_plots
 from kit.report.exploration import (
     BALANCING_RECIPE,

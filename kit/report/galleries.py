@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from kit.base import KitError, Strings
-from kit.data.store import Store
+from kit.data import Store
 from kit.report.gradcam import grad_cam, overlay
 from kit.report.page import Gallery, GalleryTile, Section
 from kit.runs import TrainedModel

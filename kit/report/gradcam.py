@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kit.base import TILE_SIZE, Floats, Pixels
-from kit.data import dataset
+from kit.data import eval_loader, recipe_dataset
 from kit.models import GroupConv2d
 from kit.runs import TrainedModel
 from kit.training import Normalize
@@ -46,7 +46,7 @@ def grad_cam(trained: TrainedModel, tiles: Pixels) -> Floats | None:
         return None
 
     recipe, model = trained.recipe, trained.model.eval()
-    loader = dataset.eval_loader(dataset.recipe_dataset(tiles, recipe))
+    loader = eval_loader(recipe_dataset(tiles, recipe))
     normalize = Normalize(*recipe.channel_statistics)
     inputs = torch.cat([normalize(images) for images, _ in loader]).to(trained.device)
     layer = _last_map(model, inputs[:1])

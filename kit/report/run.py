@@ -7,8 +7,7 @@ import pandas as pd
 
 from kit import runs, stats
 from kit.base import KitError, Strings
-from kit.data import split
-from kit.data.store import Store
+from kit.data import Store, find_slides
 from kit.report import plots
 from kit.report.galleries import choose_gallery, gallery_section
 from kit.report.page import Drawing, Page, Section, Table, bounds
@@ -32,7 +31,7 @@ def run_page(folder: Path, store: Store, command: str) -> Page:
     config = runs.read_config(folder)
     _check_data(folder, config, store)
     valid = runs.read_valid(folder)
-    slides = split.slides_of(store, config["recipe"]["slides"])
+    slides = find_slides(store, config["recipe"]["slides"])
     figures = runs.read_metrics(folder)
     by_slide = config["recipe"]["slides"] is not None
     auc = Interval(**figures["auc"])

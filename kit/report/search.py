@@ -5,8 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from kit import runs
-from kit.data import split
-from kit.data.store import Store
+from kit.data import Store, find_slides
 from kit.report import plots
 from kit.report.page import Drawing, Page, Section, Table
 from kit.report.plots import Predictions
@@ -28,7 +27,7 @@ def search_page(result: SearchResult, out: Path, store: Store, command: str) -> 
     trials = pd.read_csv(out / "trials.csv")
     valid = runs.read_valid(result.folder)
     shown: Predictions = {"best trial": (valid["label"], valid["probability"])}
-    slides = split.slides_of(store, result.recipe.slides)
+    slides = find_slides(store, result.recipe.slides)
     return Page(
         title=f"Search, {result.complete + result.pruned} trials",
         verdict=search_verdict(result),

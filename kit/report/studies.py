@@ -7,7 +7,7 @@ import pandas as pd
 
 from kit import runs
 from kit.base import Strings
-from kit.data.store import Store
+from kit.data import Store
 from kit.report import plots
 from kit.report.galleries import choose_gallery, gallery_section
 from kit.report.page import Drawing, Page, Section, Table
