@@ -13,9 +13,10 @@ from typing import Annotated
 
 import tyro
 
-from kit import report, study
+from kit import study
 from kit.base import Count, FolderLock, RunOptions, exit_on_error, given_options, parse_options
-from kit.data import find_slides, open_store
+from kit.data import split, store
+from kit.report import pages, report
 from kit.study import Study
 
 
@@ -35,7 +36,7 @@ class CompareOptions(RunOptions):
 
 def main(options: CompareOptions, argv: list[str]) -> None:
     """Train what is missing, then compare."""
-    tiles = open_store(options.data)
+    tiles = store.open_store(options.data)
     recipe = options.recipe
     comparison = Study(
         options.out,
@@ -51,7 +52,7 @@ def main(options: CompareOptions, argv: list[str]) -> None:
     )
     first, second = comparison.arms
     predictions = study.pooled_predictions(comparison)
-    slides = find_slides(tiles, recipe.slides)
+    slides = split.slides_of(tiles, recipe.slides)
     by_id = None if slides is None else dict(zip(tiles.train.ids, slides, strict=True))
     tables = {
         "table1": study.paired_table(histories, first, second),
@@ -60,7 +61,7 @@ def main(options: CompareOptions, argv: list[str]) -> None:
     }
     verdict = study.paired_verdict(histories, first, second)
     command = shlex.join(["python", "kernels/compare.py", *argv])
-    page = report.compare_page(
+    page = pages.compare_page(
         comparison,
         histories,
         predictions,
@@ -72,7 +73,7 @@ def main(options: CompareOptions, argv: list[str]) -> None:
     )
     with FolderLock(options.out, wait=True):
         study.write_tables(options.out, tables, verdict)
-        report.write_page(options.out / "report.html", page)
+        report.write(options.out / "report.html", page)
     for table in tables.values():
         print(f"\n{table.to_string(float_format='{:.4f}'.format)}")
     print(f"\n{verdict}\nthe whole study: {options.out}/report.html")

@@ -13,7 +13,8 @@ from kaggle_server import tiff as opencv_tiff
 
 from kit import runs
 from kit.base import KitError, Recipe
-from kit.data import Store, open_store, pack_tiles
+from kit.data import store
+from kit.data.store import Store
 from kit.runs import Run
 
 RECIPE = Recipe(epochs=1, batch_size=8, size=32)
@@ -47,7 +48,7 @@ def test_mutated_tiles(tmp_path: Path, count: int) -> None:
         files = mutated_competition(rng, min(BATCH, count - batch))
         data = tmp_path / str(batch)
         (write_folder if batch % (2 * BATCH) else write_zip)(data, files)
-        packed = pack_tiles(data, skip_bad=True)
+        packed = store.pack(data, skip_bad=True)
         assert_proved(packed, labels_of(files))
         mutated = sum(name.startswith("train/") for name in files) - 2
         assert len(packed.train) + len(packed.skipped) == mutated + 2
@@ -85,7 +86,7 @@ def test_mutated_archives(tmp_path: Path, count: int) -> None:
     for number in range(count):
         path.write_bytes(mutate(whole, rng, other))
         try:
-            packed = pack_tiles(tmp_path, skip_bad=bool(number % 2))
+            packed = store.pack(tmp_path, skip_bad=bool(number % 2))
         except KitError as error:
             assert str(tmp_path) in str(error)
             refused += 1
@@ -115,7 +116,7 @@ def test_mutated_stores(tmp_path: Path, count: int) -> None:
     """A packed folder from elsewhere: refused with a message, or read with its own labels."""
     files = flat_competition()
     write_zip(tmp_path, files)
-    folder = pack_tiles(tmp_path).folder
+    folder = store.pack(tmp_path).folder
     whole = {path.name: path.read_bytes() for path in folder.iterdir()}
     rng = np.random.default_rng(0)
     names = sorted(whole)
@@ -124,7 +125,7 @@ def test_mutated_stores(tmp_path: Path, count: int) -> None:
         (folder / name).write_bytes(mutate(whole[name], rng, whole["train.csv"]))
         (tmp_path / "histopathologic-cancer-detection.zip").unlink(missing_ok=True)
         try:
-            packed = open_store(tmp_path)
+            packed = store.open_store(tmp_path)
         except KitError as error:
             assert str(tmp_path) in str(error)
         else:
@@ -137,7 +138,7 @@ def test_mutated_stores(tmp_path: Path, count: int) -> None:
 def tiles(tmp_path_factory: pytest.TempPathFactory) -> Store:
     data = tmp_path_factory.mktemp("data")
     write_zip(data, competition_files(train=40, test=5))
-    return pack_tiles(data)
+    return store.pack(data)
 
 
 @counts

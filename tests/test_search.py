@@ -23,7 +23,8 @@ from tqdm import tqdm
 
 from kit import models, runs
 from kit.base import KitError, Recipe, exit_on_error, parse_recipe, read_recipe, recipe_values
-from kit.data import Store, open_store, pack_tiles
+from kit.data import store
+from kit.data.store import Store
 from kit.study import (
     IMPORTANCE_TRIALS,
     SearchResult,
@@ -43,7 +44,7 @@ FIXED = ("widths", "size", "augment")
 def tiles(tmp_path_factory: pytest.TempPathFactory) -> Store:
     data = tmp_path_factory.mktemp("data")
     write_zip(data, competition_files(train=120, test=9))
-    return pack_tiles(data)
+    return store.pack(data)
 
 
 def find(tiles: Store, out: Path, recipe: Recipe = RECIPE, **options: object) -> SearchResult:
@@ -215,7 +216,7 @@ def work(
     sys.stderr = errors.open("w")
     start.wait()
     with exit_on_error():
-        find(open_store(data), out, recipe, **options)
+        find(store.open_store(data), out, recipe, **options)
 
 
 def start_workers(

@@ -1,7 +1,4 @@
-"""The tiles: packing and proving them, splits and slides, transforms, datasets and loaders.
-
-Also the synthetic competition. It knows nothing of models.
-"""
+"""The room data."""
 
 import lazy_loader
 

@@ -1,7 +1,4 @@
-"""Pages and figures of runs, studies, searches and tiles: one HTML file each.
-
-It knows nothing of how a run was trained: it reads run folders, studies' tables and the store.
-"""
+"""The room report."""
 
 import lazy_loader
 
