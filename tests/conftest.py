@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -116,6 +117,13 @@ def _run_script(argv: list[str], cwd: Path, log: Path) -> None:
     os.chdir(cwd)
     sys.argv = argv
     runpy.run_path(argv[0], run_name="__main__")
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

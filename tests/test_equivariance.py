@@ -107,3 +107,15 @@ def test_plain_layers_do_the_same() -> None:
     plain = conv.as_conv2d()
     torch.testing.assert_close(plain(batch), conv(batch))
     torch.testing.assert_close(norm.as_batch_norm2d(8)(plain(batch)), norm(conv(batch)))
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_gradient_is_the_same_bit_for_bit_on_two_threads() -> None:
+    conv = GroupConv2d(6, 12, 3, orientations=8, padding=1)
+    batch = torch.randn(2, 48, 8, 8).contiguous(memory_format=torch.channels_last)
+    gradients = set()
+    for _ in range(10):
+        conv.weight.grad = None
+        conv(batch).square().sum().backward()
+        gradients.add(conv.weight.grad.numpy().tobytes())
+    assert len(gradients) == 1

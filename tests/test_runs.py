@@ -16,7 +16,7 @@ from conftest import FORKSERVER, competition_files, write_zip
 from safetensors.torch import load_file, save_file
 
 from kit import models, runs, stats
-from kit.base import KitError, Recipe, read_recipe
+from kit.base import KitError, Precision, Recipe, read_recipe, recipe_names
 from kit.data import dataset, store
 from kit.data.store import Store
 from kit.runs import Run
@@ -73,6 +73,18 @@ def test_folder_holds_the_run(tiles: Store, tmp_path: Path) -> None:
     last = runs.read_history(run.folder)[-1]
     assert last.valid_auc == pytest.approx(expected, abs=1e-12)
     assert last.epoch == 2
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", recipe_names())
+def test_two_threads_train_the_same_run_bit_for_bit(
+    tiles: Store, tmp_path: Path, name: str, precision: Precision
+) -> None:
+    short = replace(read_recipe(name), precision=precision, epochs=1, batch_size=11, size=32)
+    tiny = replace(short, model="test_resnet", pretrained=False) if short.is_backbone else short
+    first, again = (train(tiny, tiles, tmp_path / folder) for folder in "ab")
+    assert contents(first.folder) == contents(again.folder)
 
 
 def test_folder_alone_rebuilds_the_model(tiles: Store, tmp_path: Path) -> None:

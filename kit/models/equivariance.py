@@ -56,7 +56,11 @@ class GroupConv2d(nn.Module):
 
     def kernel(self) -> Tensor:
         """Return all filters, (orientations * out_channels, inputs, height, width)."""
-        filters = self.weight.flatten(1)[:, self.index].transpose(0, 1)
+        # In each orientation every weight stands once. So the gradient of `gather` adds nothing up,
+        # and that of `expand` sums the orientations in one order: threads cannot change a bit.
+        # Indexing adds in the order in which the threads arrive.
+        filters = self.weight.flatten(1).unsqueeze(1).expand(-1, self.orientations, -1)
+        filters = filters.gather(2, self.index.expand(len(filters), -1, -1)).transpose(0, 1)
         kernel = filters.reshape(-1, *self.weight.shape[1:])
         return kernel.contiguous(memory_format=torch.channels_last)
 
