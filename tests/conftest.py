@@ -5,6 +5,7 @@ import io
 import multiprocessing
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 # A shell that starts the tests in the background lets them, and all that they start, ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Whatever tests, and what they start, put into the temporary folder goes with them: see the hook.
+WORKER = "PYTEST_XDIST_WORKER" in os.environ
+if not WORKER:
+    os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix="kit-tests-")
 
 ROOT = Path(__file__).parents[1]
 FORKSERVER = multiprocessing.get_context("forkserver")
@@ -117,6 +124,15 @@ def _run_script(argv: list[str], cwd: Path, log: Path) -> None:
     os.chdir(cwd)
     sys.argv = argv
     runpy.run_path(argv[0], run_name="__main__")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_sessionfinish(exitstatus: int) -> Iterator[None]:
+    """Leave nothing behind, unless there is a failure to look into."""
+    yield
+    if exitstatus == 0 and not WORKER:
+        # After those of multiprocessing (-100), which remove its own folders in there.
+        Finalize(None, shutil.rmtree, (tempfile.gettempdir(), True), exitpriority=-200)
 
 
 @pytest.fixture
