@@ -42,6 +42,7 @@ home = Path(tempfile.gettempdir(), "histopathologic-cancer-kit")
 zipfile.ZipFile(io.BytesIO(base64.b85decode(BUNDLE))).extractall(home)
 sys.path.insert(0, str(home))
 
+from kit.base import exit_on_error
 from kit.kaggle import Job, run_job
 
 with exit_on_error():
