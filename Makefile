@@ -13,6 +13,11 @@ PUSH ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/pip install --disable-pip-version-check $(PIP_ARGS) --editable
+# One word of a shell's command line, whatever characters it has; ~/ is the home folder.
+home = $(if $(filter ~/%,$(firstword $(1))),$(patsubst ~/%,$(HOME)/%,$(1)),$(1))
+quoted = '$(subst ','\'',$(call home,$(1)))'
+option = $(if $(2),$(1) $(call quoted,$(2)))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -26,16 +31,23 @@ install: $(VENV)/installed ## make .venv and install the kit into it
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[test,lint]'
+	$(PIP_INSTALL) '.[export]'
+	touch $@
+
+# What only tests, checks and benchmarks need.
+$(VENV)/test $(VENV)/lint $(VENV)/bench: $(VENV)/%: $(VENV)/installed
+	$(PIP_INSTALL) '.[$*]'
 	touch $@
 
 demo: demo/submission.csv ## train and predict on the synthetic stand-in, in a few minutes
+	@echo
+	@echo "The stand-in competition: demo/data"
+	@echo "The run: demo/runs/before (see report.html there)"
+	@echo "The submission: demo/submission.csv"
+	@echo "To see them made again: rm -r demo, then make demo"
 
 demo/submission.csv: demo/runs/before/metrics.json
 	$(BIN)/python kernels/predict.py --run demo/runs/before --data demo/data --out $@
-	@echo
-	@echo "The stand-in competition: demo/data    the run: demo/runs/before (see report.html)"
-	@echo "The submission: $@"
 
 demo/runs/before/metrics.json: demo/data/store/manifest.json
 	rm -rf demo/runs/before
@@ -46,19 +58,19 @@ demo/data/store/manifest.json: $(VENV)/installed
 	$(BIN)/python kernels/pack.py --data demo/data
 
 download: $(VENV)/installed ## fetch and pack the competition's data (needs Kaggle credentials)
-	$(BIN)/python kernels/download.py --data $(DATA)
+	$(BIN)/python kernels/download.py $(call option,--data,$(DATA))
 
 pack: $(VENV)/installed ## pack the tiles in DATA, proving each one
-	$(BIN)/python kernels/pack.py --data $(DATA)
+	$(BIN)/python kernels/pack.py $(call option,--data,$(DATA))
 
 train: $(VENV)/installed ## train, with options in ARGS
-	$(BIN)/python kernels/train.py --data $(DATA) $(ARGS)
+	$(BIN)/python kernels/train.py $(call option,--data,$(DATA)) $(ARGS)
 
 submit: $(RUN)/submission.csv ## predict if need be, validate, submit RUN and wait for its score
-	$(BIN)/python kernels/submit.py --file $< --data $(DATA) --message "$(MESSAGE)"
+	$(BIN)/python kernels/submit.py --file $< $(call option,--data,$(DATA)) $(call option,--message,$(MESSAGE))
 
 %/submission.csv: %/model.safetensors | $(VENV)/installed
-	$(BIN)/python kernels/predict.py --run $* --data $(DATA) --out $@
+	$(BIN)/python kernels/predict.py --run $* $(call option,--data,$(DATA)) --out $@
 
 %/model.safetensors:
 	@echo "error: $* is not a finished run: train it with kernels/train.py --out $*" >&2; exit 1
@@ -72,23 +84,19 @@ push: $(VENV)/installed ## run KERNEL with ARGS on Kaggle; PUSH=--resume goes on
 pull: $(VENV)/installed ## bring back what that kernel has left, as a run folder
 	$(BIN)/python kernels/pull.py --name $(NAME)
 
-test: $(VENV)/installed ## run the tests
+test: $(VENV)/test ## run the tests
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-soak: $(VENV)/installed ## run the long forms: more kills, 10,000 mutations, 2,000 epochs (see docs/reliability.md)
+soak: $(VENV)/test ## run the long forms: more kills, 10,000 mutations, 2,000 epochs (see docs/reliability.md)
 	KIT_KILLS=20 $(BIN)/python -m pytest -m 'soak or not soak' -k 'soak or any_instant'
 
-lint: $(VENV)/installed ## check style and types
+lint: $(VENV)/lint ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 bench: $(VENV)/bench ## measure speed and memory beside Keras, PyTorch and timm, with options in ARGS
-	$(BIN)/python benchmarks/run.py --data $(DATA) $(ARGS)
-
-$(VENV)/bench: $(VENV)/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[bench]'
-	touch $@
+	$(BIN)/python benchmarks/run.py $(call option,--data,$(DATA)) $(ARGS)
 
 clean: ## remove the environment, the demo and the caches; data/ and runs/ stay
 	rm -rf $(VENV) demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from kit import models
 from kit.base import Recipe
-from kit.data import dataset, store
+from kit.data import eval_loader, fits_on_device, open_store, recipe_dataset, train_loader
 from kit.training import (
     TrainingState,
     autocast,
@@ -52,10 +52,10 @@ def create_state(recipe: Recipe, device: str) -> TrainingState:
 
 def one_batch(options: Options) -> tuple[Tensor, Tensor]:
     """Return the store's first tiles as float images in [0, 1], and their labels."""
-    tiles = store.open_store(Path(options["data"]))
+    tiles = open_store(Path(options["data"]))
     rows = np.arange(options["batch"])
     recipe = create_recipe(options)
-    train = dataset.recipe_dataset(tiles.train.tiles, recipe, labels=tiles.labels, rows=rows)
+    train = recipe_dataset(tiles.train.tiles, recipe, labels=tiles.labels, rows=rows)
     images, labels = train[rows.tolist()]
     return images.float().contiguous() / 255, labels
 
@@ -70,11 +70,11 @@ def prepare(options: Options) -> Task:
 def prepare_kit(options: Options) -> Task:
     """Train on the first tiles of the store."""
     recipe = create_recipe(options)
-    tiles = store.open_store(Path(options["data"]))
+    tiles = open_store(Path(options["data"]))
     state = create_state(recipe, options["device"])
-    held = dataset.can_hold(recipe, len(tiles.train), state.device)
+    held = fits_on_device(recipe, len(tiles.train), state.device)
     train, valid = (
-        dataset.recipe_dataset(
+        recipe_dataset(
             tiles.train.tiles,
             recipe,
             labels=tiles.labels,
@@ -90,8 +90,8 @@ def prepare_kit(options: Options) -> Task:
     count = options["tiles"] // recipe.batch_size * recipe.batch_size
     epochs = fit(
         state,
-        dataset.train_loader(train, batch_size=recipe.batch_size, workers=0),
-        dataset.eval_loader(valid),
+        train_loader(train, batch_size=recipe.batch_size, workers=0),
+        eval_loader(valid),
         progress=False,
     )
 

@@ -29,13 +29,13 @@ def prepare(options: Options) -> Task:
 
 def prepare_pack(options: Options) -> Task:
     """Pack the archive in `data` from nothing."""
-    from kit.data import store
+    from kit.data import pack_tiles
 
     data = Path(options["data"])
 
     def run() -> int:
         shutil.rmtree(data / "store", ignore_errors=True)
-        packed = store.pack(data)
+        packed = pack_tiles(data)
         return len(packed.train) + len(packed.test)
 
     return Task(run, "every tile proved", ("numpy",), warm_up=options["warm_up"])
@@ -60,15 +60,14 @@ def prepare_predict(options: Options) -> Task:
     import numpy as np
 
     from kit import runs
-    from kit.data import store
-    from kit.data.store import TileSet
+    from kit.data import TileSet, open_store
 
     model = runs.load(Path(options["run"]), device=options["device"])
     if options["tiles"]:
         tiles = np.load(options["tiles"], mmap_mode="r")
         test = TileSet(tiles, np.arange(len(tiles)).astype(str))
     else:
-        test = store.open_store(Path(options["data"])).test
+        test = open_store(Path(options["data"])).test
     dtype = str(model.dtype).removeprefix("torch.")
 
     def run() -> int:
@@ -80,13 +79,13 @@ def prepare_predict(options: Options) -> Task:
 def prepare_train(options: Options) -> Task:
     """Train `epochs` of the notebook's recipe into a new folder a round."""
     from kit.base import read_recipe
-    from kit.data import store
+    from kit.data import open_store
     from kit.runs import Run
 
     recipe = replace(
         read_recipe("notebook"), epochs=options["epochs"], per_class=options["per_class"]
     )
-    tiles = store.open_store(Path(options["data"]))
+    tiles = open_store(Path(options["data"]))
     folders = _new_folders(options)
 
     def run() -> int:
@@ -101,11 +100,11 @@ def prepare_train(options: Options) -> Task:
 def prepare_momenta(options: Options) -> Task:
     """Train one seed of every momentum, in one training or in one each."""
     from kit.base import read_recipe
-    from kit.data import store
+    from kit.data import open_store
     from kit.study import MomentumSweep, sweep_momenta, train_momenta
 
     recipe = replace(read_recipe("notebook"), epochs=options["epochs"])
-    tiles = store.open_store(Path(options["data"]))
+    tiles = open_store(Path(options["data"]))
     folders = _new_folders(options)
     train = {"sweep": sweep_momenta, "independent": train_momenta}[options["kind"]]
 

@@ -16,8 +16,7 @@ from children import Peer, Result, interleave
 from results import CEILING, EAGER, EIGHT, EPOCH, FOUR, KERAS, KIT, ONE, SWEEP, TIMM, TORCH
 
 from kit.base import KitError, competition
-from kit.data import store
-from kit.data.store import Store
+from kit.data import Store, open_store, pack_tiles
 
 KERNELS = Path(__file__).resolve().parents[1] / "kernels"
 FULL_SIZE = (220_025, 57_458)
@@ -57,13 +56,13 @@ class Place:
     def data(self) -> Path:
         """A data folder with the archive, packed."""
         self.link(self.work / "data")
-        store.pack(self.work / "data")
+        pack_tiles(self.work / "data")
         return self.work / "data"
 
     @cached_property
     def store(self) -> Store:
         """The packed tiles."""
-        return store.open_store(self.data)
+        return open_store(self.data)
 
     @cached_property
     def run(self) -> Path:

@@ -13,10 +13,9 @@ from typing import Annotated
 
 import tyro
 
-from kit import study
+from kit import report, study
 from kit.base import Count, FolderLock, RunOptions, exit_on_error, given_options, parse_options
-from kit.data import split, store
-from kit.report import pages, report
+from kit.data import find_slides, open_store
 from kit.study import Study
 
 
@@ -36,7 +35,7 @@ class CompareOptions(RunOptions):
 
 def main(options: CompareOptions, argv: list[str]) -> None:
     """Train what is missing, then compare."""
-    tiles = store.open_store(options.data)
+    tiles = open_store(options.data)
     recipe = options.recipe
     comparison = Study(
         options.out,
@@ -52,7 +51,7 @@ def main(options: CompareOptions, argv: list[str]) -> None:
     )
     first, second = comparison.arms
     predictions = study.pooled_predictions(comparison)
-    slides = split.slides_of(tiles, recipe.slides)
+    slides = find_slides(tiles, recipe.slides)
     by_id = None if slides is None else dict(zip(tiles.train.ids, slides, strict=True))
     tables = {
         "table1": study.paired_table(histories, first, second),
@@ -61,7 +60,7 @@ def main(options: CompareOptions, argv: list[str]) -> None:
     }
     verdict = study.paired_verdict(histories, first, second)
     command = shlex.join(["python", "kernels/compare.py", *argv])
-    page = pages.compare_page(
+    page = report.compare_page(
         comparison,
         histories,
         predictions,
@@ -73,7 +72,7 @@ def main(options: CompareOptions, argv: list[str]) -> None:
     )
     with FolderLock(options.out, wait=True):
         study.write_tables(options.out, tables, verdict)
-        report.write(options.out / "report.html", page)
+        report.write_page(options.out / "report.html", page)
     for table in tables.values():
         print(f"\n{table.to_string(float_format='{:.4f}'.format)}")
     print(f"\n{verdict}\nthe whole study: {options.out}/report.html")

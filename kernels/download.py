@@ -12,8 +12,7 @@ import tyro
 
 from kit import kaggle
 from kit.base import KitError, competition, exit_on_error
-from kit.data import store
-from kit.data.store import CorruptArchiveError
+from kit.data import CorruptArchiveError, Store, is_packed, pack_tiles
 
 
 def main(data: Path = Path("data")) -> None:
@@ -24,7 +23,7 @@ def main(data: Path = Path("data")) -> None:
     data
         Folder for the competition's data.
     """
-    already = store.is_packed(data)
+    already = is_packed(data)
     if not already and not _is_extracted(data):
         _download(data)
     packed = _pack(data)
@@ -55,13 +54,13 @@ def _download(data: Path) -> None:
         raise
 
 
-def _pack(data: Path) -> store.Store:
+def _pack(data: Path) -> Store:
     """Pack the archive; delete it if it is broken, or it would be taken for whole for ever.
 
     Nothing in it can be mended, and set aside it would take the room of the next one.
     """
     try:
-        return store.pack(data)
+        return pack_tiles(data)
     except CorruptArchiveError as error:
         (data / competition.ARCHIVE).unlink(missing_ok=True)
         raise KitError(

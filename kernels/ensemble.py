@@ -13,7 +13,7 @@ import tyro
 
 from kit import stats
 from kit.base import KitError, exit_on_error
-from kit.data import split
+from kit.data import read_slides
 from kit.runs import Ensemble, choose_ensemble, ensemble, read_predictions, write_ensemble
 from kit.runs.ensemble import Gain, Mean
 
@@ -41,7 +41,7 @@ def main(
         raise KitError("an ensemble needs two runs or more: ensemble.py runs/ONE runs/OTHER")
     tiles, predictions = read_predictions(runs)
     labels = tiles["label"].to_numpy()
-    groups = split.read_slides(slides, tiles["id"].to_numpy(str)) if slides else None
+    groups = read_slides(slides, tiles["id"].to_numpy(str)) if slides else None
     chosen = choose_ensemble(runs, labels, predictions, mean)
     judged = ensemble.gain(labels, predictions, mean, slides=groups)
     path = write_ensemble(out, chosen, asdict(judged))

@@ -13,9 +13,9 @@ from typing import Any
 
 import tyro
 
+from kit import report
 from kit.base import KitError, exit_on_error, write_text
-from kit.data import split, store
-from kit.report import explore, plots, report
+from kit.data import find_slides, open_store
 
 
 def main(data: Path = Path("data"), out: Path | None = None, slides: Path | None = None) -> None:
@@ -33,16 +33,16 @@ def main(data: Path = Path("data"), out: Path | None = None, slides: Path | None
     """
     if slides is not None and not slides.is_file():
         raise KitError(f"no table of slides at {slides}")
-    packed = store.open_store(data)
-    found = explore.explore(packed, split.slides_of(packed, slides))
+    packed = open_store(data)
+    found = report.explore_store(packed, find_slides(packed, slides))
     out = out or data / "explore"
-    drawn = explore.figures(found)
+    drawn = report.exploration_figures(found)
     for name, drawing in drawn.items():
-        plots.save(drawing.figure, out / f"{name}.png")
-    numbers = explore.numbers(found)
+        report.save_figure(drawing.figure, out / f"{name}.png")
+    numbers = report.exploration_numbers(found)
     write_text(out / "explore.json", json.dumps(numbers, indent=2) + "\n")
     command = shlex.join(["python", *sys.argv])
-    report.write(out / "explore.html", explore.page(found, drawn, command))
+    report.write_page(out / "explore.html", report.exploration_page(found, drawn, command))
     print(summary(numbers))
     print(f"{out / 'explore.html'}: the page; beside it {len(drawn)} figures and explore.json")
 

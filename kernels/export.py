@@ -11,7 +11,7 @@ import numpy as np
 import tyro
 
 from kit.base import KitError, exit_on_error
-from kit.data import store
+from kit.data import open_store
 from kit.runs import export
 
 
@@ -43,7 +43,7 @@ def main(
     if out is None and timm is None and tensorboard is None:
         raise KitError("say what to write: --out model.onnx, --timm FOLDER or --tensorboard FOLDER")
     if out is not None:
-        test = store.open_store(data).test
+        test = open_store(data).test
         rows = np.unique(np.linspace(0, len(test) - 1, max(1, tiles)).astype(int))
         difference = export.write_onnx(out, run, test.tiles[rows])
         print(

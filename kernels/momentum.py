@@ -13,10 +13,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from kit import study
+from kit import report, study
 from kit.base import Count, FolderLock, KitError, RunOptions, exit_on_error, parse_options
-from kit.data import split, store
-from kit.report import pages, report
+from kit.data import find_slides, open_store
 from kit.study import MomentumSweep
 
 Momentum = Annotated[float, Field(ge=0, lt=1)]
@@ -42,7 +41,7 @@ def main(options: MomentumOptions, argv: list[str]) -> None:
     """Train what is missing, then compare the momenta."""
     if len(set(options.values)) < 2 or len(set(options.values)) < len(options.values):
         raise KitError("--values takes two or more different momenta")
-    tiles = store.open_store(options.data)
+    tiles = open_store(options.data)
     recipe = options.recipe
     seeds = tuple(range(recipe.seed, recipe.seed + options.seeds))
     train = study.train_momenta if options.independent else study.sweep_momenta
@@ -60,13 +59,13 @@ def main(options: MomentumOptions, argv: list[str]) -> None:
     verdict = study.momentum_verdict(histories)
     folders = {path.name: path for path in sorted((options.out / "runs").iterdir())[:3]}
     command = shlex.join(["python", "kernels/momentum.py", *argv])
-    slides = split.slides_of(tiles, recipe.slides)
-    page = pages.momentum_page(
+    slides = find_slides(tiles, recipe.slides)
+    page = report.momentum_page(
         histories, tables, verdict, store=tiles, slides=slides, folders=folders, command=command
     )
     with FolderLock(options.out, wait=True):
         study.write_tables(options.out, tables, verdict)
-        report.write(options.out / "report.html", page)
+        report.write_page(options.out / "report.html", page)
     for table in tables.values():
         print(f"\n{table.to_string(float_format='{:.4f}'.format)}")
     print(f"\n{verdict}\nthe whole study: {options.out}/report.html")

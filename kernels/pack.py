@@ -11,7 +11,7 @@ from pathlib import Path
 import tyro
 
 from kit.base import exit_on_error
-from kit.data import store
+from kit.data import is_packed, pack_tiles
 
 
 def main(data: Path = Path("data"), skip_bad: bool = False) -> None:
@@ -25,9 +25,9 @@ def main(data: Path = Path("data"), skip_bad: bool = False) -> None:
         Leave bad training tiles out, with their labels, and record them in store/manifest.json.
         A bad test tile is refused all the same: a submission needs each.
     """
-    already = store.is_packed(data)
+    already = is_packed(data)
     start = time.perf_counter()
-    packed = store.pack(data, skip_bad=skip_bad)
+    packed = pack_tiles(data, skip_bad=skip_bad)
     rate = (len(packed.train) + len(packed.test)) / (time.perf_counter() - start)
     how = "packed before" if already else f"packed now, {rate:,.0f} tiles/s, each proved by its id"
     print(

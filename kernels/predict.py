@@ -12,7 +12,7 @@ import tyro
 
 from kit import kaggle, runs, stats
 from kit.base import KitError, Views, exit_on_error
-from kit.data import store
+from kit.data import open_store
 from kit.runs import Ensemble
 
 
@@ -56,7 +56,7 @@ def main(
     if bool(run) == (ensemble_file is not None):
         raise KitError("name runs (--run runs/NAME, several times) or one --ensemble FILE")
     chosen = runs.read_ensemble(ensemble_file) if ensemble_file else even(run)
-    tiles = store.open_store(data)
+    tiles = open_store(data)
     predictions = [
         np.mean(
             [

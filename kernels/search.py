@@ -9,10 +9,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from kit import study
+from kit import report, study
 from kit.base import Count, FolderLock, RunOptions, exit_on_error, given_options, parse_options
-from kit.data import store
-from kit.report import pages, report
+from kit.data import open_store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +30,7 @@ class SearchOptions(RunOptions):
 
 def main(options: SearchOptions, argv: list[str]) -> None:
     """Search until enough trials are finished, then tell what was found."""
-    tiles = store.open_store(options.data)
+    tiles = open_store(options.data)
     result = study.run_search(
         options.recipe,
         tiles,
@@ -47,13 +46,13 @@ def main(options: SearchOptions, argv: list[str]) -> None:
     # Workers of a database may share no folder.
     if result.folder.exists():
         command = shlex.join(["python", "kernels/search.py", *argv])
-        page = pages.search_page(result, options.out, tiles, command)
+        page = report.search_page(result, options.out, tiles, command)
         with FolderLock(options.out, wait=True):
-            report.write(options.out / "report.html", page)
+            report.write_page(options.out / "report.html", page)
         where = f"{options.out}/report.html"
     for name, share in result.importances.items():
         print(f"{name:24} {share:7.1%} of what sets good trials apart")
-    print(f"{pages.search_verdict(result)}\nthe whole search: {where}")
+    print(f"{report.search_verdict(result)}\nthe whole search: {where}")
     print(f"next: python kernels/train.py --recipe {options.out}/best.toml --data {options.data}")
 
 

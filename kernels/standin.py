@@ -11,7 +11,7 @@ from pathlib import Path
 import tyro
 
 from kit.base import exit_on_error
-from kit.data import standin
+from kit.data import is_standin_written, write_standin
 
 
 def main(data: Path = Path("data"), train: int = 4000, test: int = 1000, seed: int = 0) -> None:
@@ -28,9 +28,9 @@ def main(data: Path = Path("data"), train: int = 4000, test: int = 1000, seed: i
     seed
         Another one gives other tiles.
     """
-    already = standin.is_written(data, train=train, test=test, seed=seed)
+    already = is_standin_written(data, train=train, test=test, seed=seed)
     start = time.perf_counter()
-    archive = standin.write(data, train=train, test=test, seed=seed)
+    archive = write_standin(data, train=train, test=test, seed=seed)
     rate = (train + test) / (time.perf_counter() - start)
     how = "written before" if already else f"written now, {rate:,.0f} tiles/s"
     print("*** STAND-IN: synthetic tiles, not the competition's data ***")

@@ -13,7 +13,7 @@ import tyro
 
 from kit import kaggle
 from kit.base import KitError, exit_on_error
-from kit.data import store
+from kit.data import open_store
 from kit.kaggle import Submission
 
 
@@ -51,7 +51,7 @@ def main(
 
 
 def _validate(file: Path, data: Path) -> None:
-    packed = store.open_store(data)
+    packed = open_store(data)
     if packed.is_standin:
         raise KitError(f"{data} holds the synthetic stand-in: Kaggle cannot score its submission")
     summary = kaggle.validate_submission(file, list(packed.test.ids))

@@ -15,11 +15,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from kit import models, runs
+from kit import models, report, runs
 from kit.base import EpochResult, KitError, RunOptions, exit_on_error, parse_options
-from kit.data import store
-from kit.data.store import Store
-from kit.report import plots, report
+from kit.data import Store, open_store
 from kit.runs import Run
 from kit.stats import Interval
 from kit.training import distributed
@@ -43,7 +41,7 @@ def main(options: TrainOptions, argv: list[str]) -> None:
     """Train one run, or one a fold."""
     folder = options.out or default_folder(options)
     with distributed.rank_zero_first():
-        tiles = store.open_store(options.data)
+        tiles = open_store(options.data)
     command = shlex.join(["python", "kernels/train.py", *argv])
     if options.recipe.folds is None or options.recipe.fold is not None:
         train(options, tiles, folder, command)
@@ -84,8 +82,8 @@ def train(options: TrainOptions, tiles: Store, folder: Path, command: str) -> No
         print(epoch_line(result, run.recipe.epochs), flush=True)
     if run.rank > 0:
         return
-    plots.curves(run.history, folder / "curves.png", title=folder.name)
-    report.write(folder / "report.html", report.run_page(folder, tiles, command))
+    report.plots.curves(run.history, folder / "curves.png", title=folder.name)
+    report.write_page(folder / "report.html", report.run_page(folder, tiles, command))
     print(conclude(folder, options.data))
 
 

@@ -38,7 +38,7 @@ if not WORKER:
 ROOT = Path(__file__).parents[1]
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(
-    ["kit.report.pages", "kit.study.search", "captum.attr", "torch._dynamo"]
+    ["kit.report.studies", "kit.study.search", "captum.attr", "torch._dynamo"]
 )
 STREAMS = ("stdout", "stderr")
 Files = dict[str, bytes]

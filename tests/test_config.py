@@ -1,3 +1,4 @@
+import shlex
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,7 @@ from kit.base import (
     KitError,
     Recipe,
     RunOptions,
+    command,
     parse_options,
     parse_recipe,
     read_recipe,
@@ -96,3 +98,9 @@ def test_a_second_list_of_slides_is_refused(option: str) -> None:
     argv = ["--slides", "slides.csv", f"--{option}", "A", f"--{option}=B"]
     with pytest.raises(KitError, match=f"--{option} is given 2 times: name all slides after one"):
         parse(*argv)
+
+
+def test_a_command_can_be_typed_whatever_its_words_hold() -> None:
+    typed = command("train", "--data", Path("My Drive/it's"), "--epochs", 3)
+    assert typed == """python kernels/train.py --data 'My Drive/it'"'"'s' --epochs 3"""
+    assert shlex.split(typed)[3] == "My Drive/it's"

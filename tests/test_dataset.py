@@ -11,8 +11,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.data import DataLoader
 
 from kit.base import Recipe
-from kit.data import dataset, transforms
-from kit.data.dataset import EpochSampler, HeldDataset, TileDataset
+from kit.data import (
+    DeviceDataset,
+    EpochSampler,
+    Resize,
+    TileDataset,
+    augmentation,
+    eval_loader,
+    fits_on_device,
+    recipe_dataset,
+    train_loader,
+)
 
 TILES = np.random.default_rng(0).integers(0, 256, (64, 96, 96, 3), dtype=np.uint8)
 LABELS = np.arange(64) % 2
@@ -20,8 +29,8 @@ LABELS = np.arange(64) % 2
 MARKED = np.zeros((32, 8, 8, 3), np.uint8)
 MARKED[:, 0, 1] = 255
 AUGMENTATIONS = {
-    "d4": transforms.augmentation("d4"),
-    "stain": transforms.augmentation("stain"),
+    "d4": augmentation("d4"),
+    "stain": augmentation("stain"),
     "albumentations": A.Compose([A.D4(p=1), A.ColorJitter(p=1)], strict=True),
 }
 
@@ -29,7 +38,7 @@ AUGMENTATIONS = {
 def epochs(workers: int, augment: str = "d4", tiles: np.ndarray = MARKED) -> list[list[bytes]]:
     """Return each tile's augmented bytes in three epochs, in the order of the tiles."""
     data = TileDataset(tiles, augment=AUGMENTATIONS[augment], seed=3)
-    loader = dataset.train_loader(data, batch_size=4, workers=workers)
+    loader = train_loader(data, batch_size=4, workers=workers)
     seen = []
     for epoch in (1, 2, 3):
         loader.sampler.epoch = epoch  # type: ignore[attr-defined]
@@ -65,7 +74,7 @@ def test_unlabelled_tiles_carry_nan() -> None:
 
 
 def test_nearest_resize_is_pillows() -> None:
-    data = dataset.recipe_dataset(TILES, Recipe(size=32))
+    data = recipe_dataset(TILES, Recipe(size=32))
     expected = Image.fromarray(TILES[7]).resize((32, 32), Image.Resampling.NEAREST)
     np.testing.assert_array_equal(data[7][0].permute(1, 2, 0), np.asarray(expected))
 
@@ -74,7 +83,7 @@ def test_nearest_resize_is_pillows() -> None:
 def test_crop_keeps_the_centre(size: int) -> None:
     tiles = np.zeros((1, 96, 96, 3), np.uint8)
     tiles[:, 32:64, 32:64] = 200
-    data = dataset.recipe_dataset(tiles, Recipe(size=size, crop=32, interpolation="area"))
+    data = recipe_dataset(tiles, Recipe(size=size, crop=32, interpolation="area"))
     assert data[0][0].shape == (3, size, size)
     assert bool((data[0][0] == 200).all())
 
@@ -82,8 +91,8 @@ def test_crop_keeps_the_centre(size: int) -> None:
 def test_resizing_once_is_resizing_each_time() -> None:
     recipe = Recipe(size=48, crop=80, interpolation="bilinear")
     rows = np.array([5, 1, 60])
-    once = dataset.recipe_dataset(TILES, recipe, labels=LABELS, rows=rows)
-    each = TileDataset(TILES, LABELS, rows=rows, resize=transforms.Resize(80, 48, "bilinear"))
+    once = recipe_dataset(TILES, recipe, labels=LABELS, rows=rows)
+    each = TileDataset(TILES, LABELS, rows=rows, resize=Resize(80, 48, "bilinear"))
     for index in range(3):
         assert torch.equal(once[index][0], each[index][0])
         assert once[index][1] == each[index][1]
@@ -105,10 +114,9 @@ def test_no_two_epochs_and_no_two_tiles_repeat_their_draws() -> None:
 
 def test_augmentation_is_the_same_in_another_process() -> None:
     code = (
-        "import numpy as np; from kit.data import transforms;"
-        "from kit.data.dataset import TileDataset;"
+        "import numpy as np; from kit.data import TileDataset, augmentation;"
         "tile = np.arange(192, dtype=np.uint8).reshape(1, 8, 8, 3);"
-        "data = TileDataset(tile, augment=transforms.augmentation('stain'), seed=5);"
+        "data = TileDataset(tile, augment=augmentation('stain'), seed=5);"
         "print([data[(epoch, 0)][0].sum().item() for epoch in range(5)])"
     )
     runs = {subprocess.check_output([sys.executable, "-c", code]) for _ in range(2)}
@@ -136,7 +144,7 @@ def test_order_follows_from_seed_and_epoch() -> None:
 def test_eval_loader_gives_each_tile_once_in_order() -> None:
     tiles = np.zeros((600, 2, 2, 3), np.uint8)
     labels = np.arange(600)
-    seen = torch.cat([labels for _, labels in dataset.eval_loader(TileDataset(tiles, labels))])
+    seen = torch.cat([labels for _, labels in eval_loader(TileDataset(tiles, labels))])
     assert seen.tolist() == list(range(600))
 
 
@@ -145,7 +153,7 @@ def test_centre_stays_in_the_centre(kind: str) -> None:
     """Augmentation must not move what the label is about."""
     tile = np.full((1, 96, 96, 3), 230, np.uint8)
     tile[:, 32:64, 32:64] = (120, 60, 150)
-    data = TileDataset(tile, augment=transforms.augmentation(kind))  # type: ignore[arg-type]
+    data = TileDataset(tile, augment=augmentation(kind))  # type: ignore[arg-type]
     for epoch in range(16):
         image = data[(epoch, 0)][0]
         assert len(image[:, 32:64, 32:64].flatten(1).unique(dim=1)[0]) == 1
@@ -157,10 +165,10 @@ def test_held_tiles_give_the_same_batches(size: int) -> None:
     recipe = Recipe(size=size, augment="d4", interpolation="area")
     rows = np.array([5, 0, 7, 2])
     plain, held = (
-        dataset.recipe_dataset(TILES, recipe, labels=LABELS, rows=rows, train=True, device=device)
+        recipe_dataset(TILES, recipe, labels=LABELS, rows=rows, train=True, device=device)
         for device in (None, torch.device("cpu"))
     )
-    assert isinstance(held, HeldDataset)
+    assert isinstance(held, DeviceDataset)
     for draws in ([(1, 3), (1, 0)], [(2, 2), (2, 1)]):
         for expected, found in zip(plain[draws], held[draws], strict=True):
             assert torch.equal(expected, found)
@@ -170,7 +178,7 @@ def test_held_tiles_give_the_same_batches(size: int) -> None:
 def test_held_tiles_are_enlarged_as_others_within_a_level() -> None:
     recipe = Recipe(size=112, crop=90, interpolation="bicubic")
     plain, held = (
-        dataset.recipe_dataset(TILES, recipe, device=device)[[0, 1]][0].int()
+        recipe_dataset(TILES, recipe, device=device)[[0, 1]][0].int()
         for device in (None, torch.device("cpu"))
     )
     assert (plain - held).abs().max() <= 1
@@ -179,12 +187,12 @@ def test_held_tiles_are_enlarged_as_others_within_a_level() -> None:
 def test_held_tiles_stay_on_their_device() -> None:
     """With tensors that have a device but no data: what mixes devices raises."""
     with FakeTensorMode(allow_non_fake_inputs=True):
-        held = HeldDataset(
+        held = DeviceDataset(
             TILES,
             LABELS,
             device=torch.device("cuda"),
-            resize=transforms.Resize(96, 112, "bicubic"),
-            augment=transforms.augmentation("full"),
+            resize=Resize(96, 112, "bicubic"),
+            augment=augmentation("full"),
         )
         images, _ = held[[(1, 0), (1, 2)]]
         assert images.device.type == "cuda"
@@ -198,11 +206,11 @@ def test_tiles_are_held_where_half_of_the_memory_is_enough(
     card = SimpleNamespace(total_memory=2 * needed)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
     cuda = torch.device("cuda")
-    assert dataset.can_hold(Recipe(size=96), 1000, cuda)
-    assert dataset.can_hold(Recipe(size=224, interpolation="bicubic"), 1000, cuda)
-    assert dataset.can_hold(Recipe(size=32), 9000, cuda)
-    assert not dataset.can_hold(Recipe(size=96), 1001, cuda)
-    assert not dataset.can_hold(Recipe(size=32), 9001, cuda)
+    assert fits_on_device(Recipe(size=96), 1000, cuda)
+    assert fits_on_device(Recipe(size=224, interpolation="bicubic"), 1000, cuda)
+    assert fits_on_device(Recipe(size=32), 9000, cuda)
+    assert not fits_on_device(Recipe(size=96), 1001, cuda)
+    assert not fits_on_device(Recipe(size=32), 9001, cuda)
     # What OpenCV does by area where it enlarges.
-    assert not dataset.can_hold(Recipe(size=224, interpolation="area"), 1000, cuda)
-    assert not dataset.can_hold(Recipe(size=32), 10, torch.device("cpu"))
+    assert not fits_on_device(Recipe(size=224, interpolation="area"), 1000, cuda)
+    assert not fits_on_device(Recipe(size=32), 10, torch.device("cpu"))

@@ -11,10 +11,9 @@ import pytest
 import torch
 from conftest import competition_files, write_zip
 
-from kit import runs, stats
+from kit import report, runs, stats
 from kit.base import KitError, Recipe
-from kit.data import store
-from kit.report import report
+from kit.data import pack_tiles
 from kit.runs import Run
 from kit.training import evaluate
 
@@ -167,7 +166,7 @@ def test_an_epoch_whose_probabilities_are_no_numbers_is_a_message(
 
 def test_weights_that_are_no_numbers_are_not_evaluated(tmp_path: Path) -> None:
     write_zip(tmp_path / "data", competition_files(train=24, test=2))
-    run = Run(Recipe(batch_size=8), store.pack(tmp_path / "data"), tmp_path / "run", device="cpu")
+    run = Run(Recipe(batch_size=8), pack_tiles(tmp_path / "data"), tmp_path / "run", device="cpu")
     with torch.no_grad():
         next(run.state.model.parameters()).fill_(torch.nan)
     with pytest.raises(KitError, match=r"prediction nan at position 0 is not a finite number"):

@@ -16,9 +16,7 @@ from torch import nn
 
 from kit import models, runs
 from kit.base import KitError, Recipe
-from kit.data import dataset, store
-from kit.data.dataset import EpochSampler, TileDataset
-from kit.data.store import Store
+from kit.data import EpochSampler, Store, TileDataset, eval_loader, pack_tiles, train_loader
 from kit.runs import Run
 
 ROOT = Path(__file__).parents[1]
@@ -32,7 +30,7 @@ CLOCKS = {"seconds": 0.0, "tiles_per_second": 0.0}
 def tiles(tmp_path_factory: pytest.TempPathFactory) -> Store:
     data = tmp_path_factory.mktemp("data")
     write_zip(data, competition_files(train=80, test=8))
-    return store.pack(data)
+    return pack_tiles(data)
 
 
 @pytest.fixture(scope="module")
@@ -126,17 +124,17 @@ def test_shares_make_up_the_batches() -> None:
 @pytest.mark.parametrize("count", [4, 7, 1500])
 def test_each_held_out_tile_is_evaluated_by_one_process(count: int) -> None:
     data = TileDataset(np.zeros((count, 2, 2, 3), np.uint8), np.arange(count))
-    loaders = [dataset.eval_loader(data, rank=rank, processes=4) for rank in range(4)]
+    loaders = [eval_loader(data, rank=rank, processes=4) for rank in range(4)]
     seen = torch.cat([labels for loader in loaders for _, labels in loader])
     assert seen.tolist() == list(range(count))
     with pytest.raises(KitError, match=f"{count} held-out tiles are too few for {count + 1}"):
-        dataset.eval_loader(data, processes=count + 1)
+        eval_loader(data, processes=count + 1)
 
 
 def test_a_batch_that_cannot_be_shared_is_refused() -> None:
     data = TileDataset(np.zeros((16, 2, 2, 3), np.uint8), np.zeros(16))
     with pytest.raises(KitError, match=r"--batch-size 8 cannot be shared by 3 processes: .* of 3"):
-        dataset.train_loader(data, batch_size=8, workers=0, processes=3)
+        train_loader(data, batch_size=8, workers=0, processes=3)
 
 
 @pytest.mark.parametrize("recipe", [Recipe(), Recipe(model="test_resnet")])

@@ -10,8 +10,7 @@ from conftest import competition_files, run_kernel, write_zip
 
 from kit import runs, stats
 from kit.base import KitError
-from kit.data import store
-from kit.data.store import Store
+from kit.data import Store, pack_tiles
 from kit.runs import ensemble
 
 RNG = np.random.default_rng(0)
@@ -88,7 +87,7 @@ def test_another_file_is_no_ensemble(tmp_path: Path, text: str) -> None:
 def tiles(tmp_path_factory: pytest.TempPathFactory) -> Store:
     data = tmp_path_factory.mktemp("data")
     write_zip(data, competition_files(train=80, test=10))
-    return store.pack(data)
+    return pack_tiles(data)
 
 
 def test_cross_validation_ensemble_and_prediction(tiles: Store, tmp_path: Path) -> None:

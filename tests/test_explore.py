@@ -14,9 +14,9 @@ from browser import DESKTOP, PHONE, needs_chromium, visit
 from conftest import competition_files, kernel, tiff, write_zip
 
 from kit.base import CHANNEL_MEAN
-from kit.data import store
-from kit.data.store import Store, TileSet
-from kit.report import explore
+from kit.data import Store, TileSet, pack_tiles
+from kit.data import stains as colours
+from kit.report import exploration
 
 ROOT = Path(__file__).parents[1]
 SLIDE = "<img src=x onerror=alert(1)>"
@@ -41,7 +41,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         files[table] += f"{tile},0\n".encode()
     folder = tmp_path_factory.mktemp("place") / "data"
     write_zip(folder, files)
-    ids = store.pack(folder).train.ids
+    ids = pack_tiles(folder).train.ids
     slides = [SLIDE if row < 30 else "plain" for row in range(len(ids))]
     pd.DataFrame({"id": ids, "slide": slides}).to_csv(folder / "slides.csv", index=False)
     return folder
@@ -49,7 +49,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tiles(data: Path) -> Store:
-    return store.pack(data)
+    return pack_tiles(data)
 
 
 def random_tiles(count: int) -> TileSet:
@@ -61,7 +61,7 @@ def random_tiles(count: int) -> TileSet:
 def test_measures_are_those_of_all_pixels() -> None:
     """More tiles than one block; the stains by least squares for each pixel, then their mean."""
     split = random_tiles(515)
-    found = explore.measure(split)
+    found = exploration.measure_tiles(split)
     assert found.tiles["id"].tolist() == split.ids.tolist()
     rows = [0, 3, 511, 512, 514]
     chosen, scaled = found.tiles.loc[rows], split.tiles / 255
@@ -70,25 +70,25 @@ def test_measures_are_those_of_all_pixels() -> None:
     np.testing.assert_array_equal(chosen["brightest"], split.tiles[rows].max(axis=(1, 2, 3)))
     for row in rows:
         density = -np.log10(np.maximum(split.tiles[row].reshape(-1, 3), 1) / 255)
-        stains = np.linalg.lstsq(explore.STAINS.T, density.T)[0].mean(axis=1)
+        stains = np.linalg.lstsq(colours.RUIFROK.T, density.T)[0].mean(axis=1)
         np.testing.assert_allclose(found.tiles.loc[row, ["haematoxylin", "eosin"]], stains)
-    mean, std = explore.channel_statistics(found.histogram)
+    mean, std = exploration.channel_statistics(found.histogram)
     np.testing.assert_allclose(mean, scaled.mean(axis=(0, 1, 2)))
     np.testing.assert_allclose(std, scaled.std(axis=(0, 1, 2)))
 
 
 def test_pure_stain_is_measured_as_itself() -> None:
     """Light through a layer of eosin alone (Beer and Lambert), up to rounding to 8 bits."""
-    colour = np.round(255 * 10 ** -(0.4 * explore.STAINS[1])).astype(np.uint8)
+    colour = np.round(255 * 10 ** -(0.4 * colours.RUIFROK[1])).astype(np.uint8)
     pixels = np.broadcast_to(colour, (1, 96, 96, 3)).copy()
-    found = explore.measure(TileSet(pixels, np.array(["0" * 40]))).tiles.loc[0]
+    found = exploration.measure_tiles(TileSet(pixels, np.array(["0" * 40]))).tiles.loc[0]
     assert found["eosin"] == pytest.approx(0.4, abs=0.005)
     assert found["haematoxylin"] == pytest.approx(0, abs=0.005)
 
 
 def test_blank_tiles_follow_the_rule(tiles: Store) -> None:
-    found = explore.explore(tiles, progress=False)
-    blank = pd.DataFrame(explore.numbers(found)["blank"]).set_index("kind")
+    found = exploration.explore_store(tiles, progress=False)
+    blank = pd.DataFrame(exploration.exploration_numbers(found)["blank"]).set_index("kind")
     black, white = (hashlib.sha1(uniform_tile(value).tobytes()).hexdigest() for value in (9, 245))
     assert blank["id"].to_dict() == {"near black": black, "near white": white}
     assert blank["split"].to_dict() == {"near black": "train", "near white": "test"}
@@ -96,20 +96,20 @@ def test_blank_tiles_follow_the_rule(tiles: Store) -> None:
 
 
 def test_equal_ids_are_duplicates(tiles: Store) -> None:
-    assert set(explore.duplicates(tiles).values()) == {0}
+    assert set(exploration.duplicates(tiles).values()) == {0}
     train = replace(tiles.train, ids=tiles.train.ids[[0, 0, 0, 1, 2]])
     test = replace(tiles.test, ids=np.array([tiles.train.ids[1], "x", "x"]))
-    counted = explore.duplicates(replace(tiles, train=train, test=test))
+    counted = exploration.duplicates(replace(tiles, train=train, test=test))
     assert counted == {"within train": 2, "within test": 1, "in train and test": 1}
 
 
 def test_balancing_is_what_the_notebook_draws(tiles: Store) -> None:
     """22 negative and 20 positive tiles: 20 of each, 14 to train on and 6 to validate on."""
-    found = explore.explore(tiles, progress=False)
-    drawn = explore.numbers(found)["balanced_by_notebook"]
+    found = exploration.explore_store(tiles, progress=False)
+    drawn = exploration.exploration_numbers(found)["balanced_by_notebook"]
     assert drawn["to train on"] == {"negative": 14, "positive": 14}
     assert drawn["to validate on"] == {"negative": 6, "positive": 6}
-    assert explore.numbers(found)["classes"] == {"negative": 22, "positive": 20}
+    assert exploration.exploration_numbers(found)["classes"] == {"negative": 22, "positive": 20}
 
 
 @pytest.fixture(scope="module")

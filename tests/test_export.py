@@ -16,8 +16,7 @@ from torch import Tensor
 
 from kit import runs
 from kit.base import KitError, Recipe
-from kit.data import dataset, store
-from kit.data.store import Store
+from kit.data import Store, open_store, recipe_dataset
 from kit.runs import export
 from kit.training import Normalize
 
@@ -38,7 +37,7 @@ TIMM = Recipe(
 def tiles(tmp_path_factory: pytest.TempPathFactory) -> Store:
     data = tmp_path_factory.mktemp("place") / "data"
     write_zip(data, competition_files(train=24, test=9))
-    return store.open_store(data)
+    return open_store(data)
 
 
 def finished(recipe: Recipe, tiles: Store, folder: Path) -> Path:
@@ -67,7 +66,7 @@ def backbone(tiles: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def inputs(folder: Path, tiles: Store) -> Tensor:
     """Return the test tiles as the run's recipe crops and resizes them."""
-    own = dataset.recipe_dataset(tiles.test.tiles, runs.load(folder, device="cpu").recipe)
+    own = recipe_dataset(tiles.test.tiles, runs.load(folder, device="cpu").recipe)
     return own[list(range(len(own)))][0]
 
 
@@ -104,7 +103,7 @@ def test_graph_takes_the_pixels_that_the_kit_takes(
         runs.TrainedModel("", recipe, torch.nn.Identity(), trained.device, trained.dtype)
     )
     raw = torch.from_numpy(np.array(tiles.test.tiles)).permute(0, 3, 1, 2)
-    own = dataset.recipe_dataset(tiles.test.tiles, recipe)
+    own = recipe_dataset(tiles.test.tiles, recipe)
     expected = Normalize(*recipe.channel_statistics)(own[list(range(len(own)))][0])
     torch.testing.assert_close(network(raw), expected, rtol=0, atol=0)
 

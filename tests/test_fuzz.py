@@ -13,8 +13,7 @@ from kaggle_server import tiff as opencv_tiff
 
 from kit import runs
 from kit.base import KitError, Recipe
-from kit.data import store
-from kit.data.store import Store
+from kit.data import Store, open_store, pack_tiles
 from kit.runs import Run
 
 RECIPE = Recipe(epochs=1, batch_size=8, size=32)
@@ -48,7 +47,7 @@ def test_mutated_tiles(tmp_path: Path, count: int) -> None:
         files = mutated_competition(rng, min(BATCH, count - batch))
         data = tmp_path / str(batch)
         (write_folder if batch % (2 * BATCH) else write_zip)(data, files)
-        packed = store.pack(data, skip_bad=True)
+        packed = pack_tiles(data, skip_bad=True)
         assert_proved(packed, labels_of(files))
         mutated = sum(name.startswith("train/") for name in files) - 2
         assert len(packed.train) + len(packed.skipped) == mutated + 2
@@ -86,7 +85,7 @@ def test_mutated_archives(tmp_path: Path, count: int) -> None:
     for number in range(count):
         path.write_bytes(mutate(whole, rng, other))
         try:
-            packed = store.pack(tmp_path, skip_bad=bool(number % 2))
+            packed = pack_tiles(tmp_path, skip_bad=bool(number % 2))
         except KitError as error:
             assert str(tmp_path) in str(error)
             refused += 1
@@ -116,7 +115,7 @@ def test_mutated_stores(tmp_path: Path, count: int) -> None:
     """A packed folder from elsewhere: refused with a message, or read with its own labels."""
     files = flat_competition()
     write_zip(tmp_path, files)
-    folder = store.pack(tmp_path).folder
+    folder = pack_tiles(tmp_path).folder
     whole = {path.name: path.read_bytes() for path in folder.iterdir()}
     rng = np.random.default_rng(0)
     names = sorted(whole)
@@ -125,7 +124,7 @@ def test_mutated_stores(tmp_path: Path, count: int) -> None:
         (folder / name).write_bytes(mutate(whole[name], rng, whole["train.csv"]))
         (tmp_path / "histopathologic-cancer-detection.zip").unlink(missing_ok=True)
         try:
-            packed = store.open_store(tmp_path)
+            packed = open_store(tmp_path)
         except KitError as error:
             assert str(tmp_path) in str(error)
         else:
@@ -138,7 +137,7 @@ def test_mutated_stores(tmp_path: Path, count: int) -> None:
 def tiles(tmp_path_factory: pytest.TempPathFactory) -> Store:
     data = tmp_path_factory.mktemp("data")
     write_zip(data, competition_files(train=40, test=5))
-    return store.pack(data)
+    return pack_tiles(data)
 
 
 @counts

@@ -35,7 +35,7 @@ from kaggle_server import (
 
 from kit import kaggle
 from kit.base import ARCHIVE, LOCK_NAME, RULES_PAGE, KitError, competition
-from kit.data import store
+from kit.data import open_store, pack_tiles
 from kit.kaggle import client
 
 KERNELS = Path(__file__).parents[1] / "kernels"
@@ -58,7 +58,7 @@ def packed(archive: bytes, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a data folder that is packed."""
     data = tmp_path_factory.mktemp("packed")
     (data / ARCHIVE).write_bytes(archive)
-    store.pack(data)
+    pack_tiles(data)
     return data
 
 
@@ -74,7 +74,7 @@ def server(
 
 @pytest.fixture
 def submission_file(packed: Path, tmp_path: Path) -> Path:
-    ids = list(store.open_store(packed).test.ids)
+    ids = list(open_store(packed).test.ids)
     kaggle.write_submission(
         tmp_path / "submission.csv", ids, [i / len(ids) for i in range(len(ids))]
     )

@@ -20,7 +20,7 @@ from kaggle_server import KEY, KaggleServer, move_in, refusal, serve
 
 from kit import kaggle, runs
 from kit.base import LOCK_NAME, KitError, RunOptions, parse_options
-from kit.data import store
+from kit.data import open_store
 from kit.kaggle import Job, bundle
 from kit.kaggle.on_kaggle import CHECKSUMS
 
@@ -98,7 +98,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     folder = tmp_path_factory.mktemp("reference")
     write_folder(folder / "data", competition_files(train=120, test=9))
     options = parse_options(RunOptions, "", ARGUMENTS)
-    tiles = store.open_store(folder / "data")
+    tiles = open_store(folder / "data")
     run = runs.Run(options.recipe, tiles, folder / NAME, device=options.device)
     kept = {}
     for result in run.train(progress=False):

@@ -108,3 +108,5 @@ def test_help_says_what_the_command_does(place: Path, name: str) -> None:
     shown = kernel(name, "--help", cwd=place)
     assert shown.returncode == 0
     assert len(shown.stdout.split()) > 15
+    if "--recipe" in shown.stdout:
+        assert "notebook  The study's own protocol and network" in shown.stdout

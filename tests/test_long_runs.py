@@ -12,7 +12,7 @@ from conftest import competition_files, write_zip
 
 from kit import models
 from kit.base import EpochResult, Recipe
-from kit.data import dataset, store
+from kit.data import TileDataset, eval_loader, pack_tiles, train_loader
 from kit.runs import Run
 from kit.training import TrainingState, fit
 
@@ -55,11 +55,11 @@ def fitting(epochs: int) -> Iterator[EpochResult]:
     """Train the smallest network on sixteen tiles of 8x8 pixels."""
     rng = np.random.default_rng(0)
     tiles = rng.integers(0, 256, (16, 8, 8, 3), dtype=np.uint8)
-    train = dataset.TileDataset(tiles, np.arange(16) % 2)
+    train = TileDataset(tiles, np.arange(16) % 2)
     return fit(
         TrainingState(models.create_model(RECIPE), replace(RECIPE, epochs=epochs)),
-        dataset.train_loader(train, batch_size=8, workers=0),
-        dataset.eval_loader(train),
+        train_loader(train, batch_size=8, workers=0),
+        eval_loader(train),
         progress=False,
     )
 
@@ -89,7 +89,7 @@ def test_a_long_run_holds_no_more_than_a_short_one(
     write_zip(tmp_path / "data", competition_files(train=24, test=2))
     recipe = Recipe(size=8, widths=(4, 8), batch_size=8, epochs=epochs, ema=0.9, augment="stain")
     run = Run(
-        recipe, store.pack(tmp_path / "data"), tmp_path / "run", device="cpu", workers=workers
+        recipe, pack_tiles(tmp_path / "data"), tmp_path / "run", device="cpu", workers=workers
     )
     assert_steady(run.train(progress=False), 4 if epochs > 1000 else 100)
     assert len(run.history) == epochs

@@ -14,8 +14,8 @@ from torch.nn import functional
 
 from kit import models
 from kit.base import Bn, KitError, Recipe
+from kit.data import eight_views
 from kit.models import SmallCNN
-from kit.training import symmetries
 
 TINY = "test_resnet"
 
@@ -285,7 +285,7 @@ def test_compact_network_gives_all_eight_views_one_answer(bn: Bn, size: int) -> 
     network(torch.randn(8, 3, size, size, dtype=torch.float64))
     images = torch.randn(4, 3, size, size, dtype=torch.float64)
     network.eval()
-    logits = [network(view) for view in symmetries(images)]
+    logits = [network(view) for view in eight_views(images)]
     assert logits[0].std() > 0
     for one in logits[1:]:
         torch.testing.assert_close(one, logits[0])

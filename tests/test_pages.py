@@ -8,11 +8,9 @@ import pytest
 from browser import DESKTOP, PHONE, needs_chromium, visit
 from conftest import competition_files, write_zip
 
-from kit import study
+from kit import report, study
 from kit.base import Recipe
-from kit.data import split, store
-from kit.data.store import Store
-from kit.report import pages, report
+from kit.data import Store, find_slides, pack_tiles
 from kit.study import MomentumSweep, Study
 
 RECIPE = Recipe(epochs=2, batch_size=16, widths=(4, 6, 8))
@@ -22,7 +20,7 @@ RECIPE = Recipe(epochs=2, batch_size=16, widths=(4, 6, 8))
 def tiles(tmp_path_factory: pytest.TempPathFactory) -> Store:
     data = tmp_path_factory.mktemp("data")
     write_zip(data, competition_files(train=120, test=5))
-    packed = store.pack(data)
+    packed = pack_tiles(data)
     rows = [f"{tile},S{number % 3}\n" for number, tile in enumerate(packed.train.ids)]
     (data / "slides.csv").write_text("id,slide\n" + "".join(rows))
     return packed
@@ -32,7 +30,7 @@ def write_comparison(tiles: Store, folder: Path) -> Path:
     arms = {bn: replace(RECIPE, bn=bn) for bn in ("before", "after")}  # type: ignore[arg-type]
     comparison = Study(folder, arms, (0, 1))
     histories = study.train_arms(comparison, tiles, device="cpu")
-    slides = split.slides_of(tiles)
+    slides = find_slides(tiles)
     assert slides is not None
     predictions = study.pooled_predictions(comparison)
     tables = {
@@ -43,7 +41,7 @@ def write_comparison(tiles: Store, folder: Path) -> Path:
         ),
     }
     verdict = study.paired_verdict(histories, *arms)
-    page = pages.compare_page(
+    page = report.compare_page(
         comparison,
         histories,
         predictions,
@@ -53,7 +51,7 @@ def write_comparison(tiles: Store, folder: Path) -> Path:
         slides=slides,
         command="compare <b>",
     )
-    report.write(folder / "report.html", page)
+    report.write_page(folder / "report.html", page)
     return folder / "report.html"
 
 
@@ -67,11 +65,11 @@ def write_sweep(tiles: Store, folder: Path) -> Path:
     }
     folders = {"sweep-0": folder / "runs" / "sweep-0"}
     verdict = study.momentum_verdict(histories)
-    slides = split.slides_of(tiles)
-    page = pages.momentum_page(
+    slides = find_slides(tiles)
+    page = report.momentum_page(
         histories, tables, verdict, store=tiles, slides=slides, folders=folders, command="tune"
     )
-    report.write(folder / "report.html", page)
+    report.write_page(folder / "report.html", page)
     return folder / "report.html"
 
 

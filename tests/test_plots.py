@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from scipy import stats
 
 from kit.base import EpochResult
-from kit.report import plots
+from kit.report import plots, save_figure, tile_plots
 
 RESULT = EpochResult(1, 0.6, 0.7, 0.5, 0.75, 0.8, 1.0, 1000.0, 0.1)
 
@@ -124,15 +124,15 @@ def test_names_are_text_not_mathematics(name: str, tmp_path: Path) -> None:
     counts = pd.DataFrame({"negative": [1], "positive": [2]}, index=[name])
     for figure in (
         plots.roc({name: ([0, 1], [0.2, 0.9])}, title=name),
-        plots.classes_by_slide(counts, title=name),
+        tile_plots.classes_by_slide(counts, title=name),
     ):
-        plots.save(figure, tmp_path / "figure.png")
+        save_figure(figure, tmp_path / "figure.png")
         assert (tmp_path / "figure.png").stat().st_size > 5000
 
 
 def test_class_counts_stack_columns() -> None:
     counts = pd.DataFrame({"train": [6, 7], "valid": [2, 3]}, index=["negative", "positive"])
-    axes = plots.class_counts(counts, title="t").axes[0]
+    axes = tile_plots.class_counts(counts, title="t").axes[0]
     spans = [(bar.get_y(), bar.get_height()) for bar in axes.patches]
     assert spans == [(0, 6), (0, 7), (6, 2), (7, 3)]
     texts = {text.get_text() for text in axes.texts}
@@ -141,7 +141,7 @@ def test_class_counts_stack_columns() -> None:
 
 def test_tile_sheet_outlines_the_central_square() -> None:
     tiles = np.random.default_rng(0).integers(0, 256, (5, 96, 96, 3), dtype=np.uint8)
-    axes = plots.tile_sheet(tiles, title="t", columns=4).axes[0]
+    axes = tile_plots.tile_sheet(tiles, title="t", columns=4).axes[0]
     sheet = np.asarray(axes.images[0].get_array())
     squares = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
     assert len(squares) == 2 * 5
@@ -154,7 +154,7 @@ def test_tile_sheet_outlines_the_central_square() -> None:
 
 def test_distributions_are_shares_of_each_group() -> None:
     groups = {"negative": [0.1] * 10, "positive": [0.1, 0.9], "test": []}
-    axes = plots.distributions(groups, xlabel="x", title="t").axes[0]
+    axes = tile_plots.distributions(groups, xlabel="x", title="t").axes[0]
     shares = [patch.get_xy()[:, 1].max() for patch in axes.patches]
     assert sorted(shares) == pytest.approx([0.5, 1.0])
 
@@ -163,7 +163,7 @@ def test_distributions_are_shares_of_each_group() -> None:
 def test_slides_are_named_where_there_is_room(slides: int, named: int) -> None:
     names = [f"slide-{number}" for number in range(slides)]
     counts = pd.DataFrame({"negative": 3, "positive": 2}, index=names)
-    axes = plots.classes_by_slide(counts, title="t").axes[0]
+    axes = tile_plots.classes_by_slide(counts, title="t").axes[0]
     assert len(axes.patches) == 2 * slides
     labels = [label.get_text() for label in axes.get_xticklabels()]
     assert len([label for label in labels if label in names]) == named

@@ -15,13 +15,11 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kit import models, runs, stats
+from kit import models, report, runs, stats
 from kit.base import KitError, Recipe
-from kit.data import split, store
-from kit.data.store import Store
+from kit.data import Store, find_slides, pack_tiles
 from kit.models import SmallCNN
-from kit.report import report
-from kit.report.report import Drawing, Page, Section, Table
+from kit.report import Drawing, Page, Section, Table
 from kit.runs import Run, TrainedModel
 
 INJECTION = "<script>document.title = 'owned'</script>"
@@ -34,7 +32,7 @@ COMMAND = f"python kernels/train.py --out 'runs/{INJECTION}'"
 def tiles(tmp_path_factory: pytest.TempPathFactory) -> Store:
     data = tmp_path_factory.mktemp("data")
     write_zip(data, competition_files(train=160, test=5))
-    packed = store.pack(data)
+    packed = pack_tiles(data)
     slides = [SLIDES[row // 2 % 4] for row in range(160)]
     table = pd.DataFrame({"id": packed.train.ids, "slide": slides})
     table.to_csv(data / "slides.csv", index=False)
@@ -63,7 +61,7 @@ def folder(tiles: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def written(folder: Path, tiles: Store) -> Path:
     path = folder / "report.html"
-    report.write(path, report.run_page(folder, tiles, COMMAND))
+    report.write_page(path, report.run_page(folder, tiles, COMMAND))
     return path
 
 
@@ -134,7 +132,7 @@ def test_page_is_one_file_and_the_same_each_time(
     assert all(source.startswith("data:") for source in sources)
     assert "@import" not in text
     assert INJECTION not in text
-    report.write(tmp_path / "again.html", report.run_page(folder, tiles, COMMAND))
+    report.write_page(tmp_path / "again.html", report.run_page(folder, tiles, COMMAND))
     assert (tmp_path / "again.html").read_text("utf-8") == text
 
 
@@ -146,7 +144,7 @@ def test_run_page_says_what_the_run_says(folder: Path, tiles: Store) -> None:
     assert "No slide stands on both sides" in page.limits[0]
 
     figures = page.sections[0].tables[0].frame.set_index("figure")
-    slides = split.slides_of(tiles)
+    slides = find_slides(tiles)
     assert slides is not None
     by_id = dict(zip(tiles.train.ids, slides, strict=True))
     groups = valid["id"].map(by_id).to_numpy(str)
@@ -176,7 +174,7 @@ def test_holdout_of_single_tiles_is_said_to_flatter(tiles: Store, tmp_path: Path
 @needs_chromium
 def test_stand_in_is_loud(tmp_path: Path) -> None:
     section = Section("Empty", gallery={"Most wrong": []}, drawings=[Drawing(Figure(), "none")])
-    report.write(tmp_path / "page.html", Page("t", "v", [section], is_standin=True))
+    report.write_page(tmp_path / "page.html", Page("t", "v", [section], is_standin=True))
     with visit(tmp_path / "page.html", width=PHONE) as opened:
         opened.assert_sound()
         assert "synthetic" in opened.page.locator("[role=alert]").inner_text()
@@ -186,7 +184,9 @@ def test_cells_show_numbers_as_read(tmp_path: Path) -> None:
     frame = pd.DataFrame(
         {"tiles": [12345, 6], "p": [0.03125, 1e-7], "note": ["<b>", None], "low": [np.nan, 1.0]}
     )
-    report.write(tmp_path / "t.html", Page("t", "v", [Section("s", tables=[Table(frame, "c")])]))
+    report.write_page(
+        tmp_path / "t.html", Page("t", "v", [Section("s", tables=[Table(frame, "c")])])
+    )
     cells = re.findall(r"<td[^>]*>(.*?)</td>", (tmp_path / "t.html").read_text("utf-8"))
     assert cells == ["12,345", "0.0312", "&lt;b&gt;", DASH, "6", "1.0e-07", DASH, "1.0000"]
 
@@ -198,7 +198,7 @@ def test_gallery_holds_the_most_wrong_and_the_least_sure(folder: Path, tiles: St
         {"id": ids, "label": [0, 1, 0, 1, 0, 1], "probability": [0.9, 0.2, 0.1, 0.7, 0.55, 0.49]}
     )
     slides = np.array([f"slide {row}" for row in range(len(tiles.train))])
-    chosen = report.gallery(trained, tiles, valid, slides, count=3)
+    chosen = report.choose_gallery(trained, tiles, valid, slides, count=3)
     assert [tile.id for tile in chosen["Most wrong"]] == ids[[0, 1, 4]].tolist()
     assert [tile.id for tile in chosen["Least sure"]] == ids[[5, 4, 3]].tolist()
     first = chosen["Most wrong"][0]
@@ -206,9 +206,9 @@ def test_gallery_holds_the_most_wrong_and_the_least_sure(folder: Path, tiles: St
     np.testing.assert_array_equal(first.pixels, tiles.train.tiles[0])
 
     right = valid.assign(probability=valid["label"] * 0.8 + 0.1)
-    assert report.gallery(trained, tiles, right)["Most wrong"] == []
+    assert report.choose_gallery(trained, tiles, right)["Most wrong"] == []
     with pytest.raises(KitError, match="tile elsewhere of"):
-        report.gallery(trained, tiles, valid.assign(id="elsewhere"))
+        report.choose_gallery(trained, tiles, valid.assign(id="elsewhere"))
 
 
 def small_model(bn: str, crop: int = 96) -> TrainedModel:
@@ -299,10 +299,10 @@ def test_model_without_a_map_has_no_grad_cam(tiles: Store) -> None:
     trained = TrainedModel("flat", Recipe(size=8), model, torch.device("cpu"), torch.float32)
     assert report.grad_cam(trained, tiles.train.tiles[:2]) is None
     valid = pd.DataFrame({"id": tiles.train.ids[:2], "label": [0, 1], "probability": [0.9, 0.1]})
-    chosen = report.gallery(trained, tiles, valid)["Most wrong"]
+    chosen = report.choose_gallery(trained, tiles, valid)["Most wrong"]
     assert [tile.cam for tile in chosen] == [None, None]
 
 
 def test_missing_table_of_slides_is_none(tiles: Store, tmp_path: Path) -> None:
-    assert split.slides_of(tiles, tmp_path / "none.csv") is None
-    assert split.slides_of(replace(tiles, folder=tmp_path / "store")) is None
+    assert find_slides(tiles, tmp_path / "none.csv") is None
+    assert find_slides(replace(tiles, folder=tmp_path / "store")) is None

@@ -17,8 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from kit import models, runs, stats
 from kit.base import KitError, Precision, Recipe, read_recipe, recipe_names
-from kit.data import dataset, store
-from kit.data.store import Store
+from kit.data import Store, TileSet, eval_loader, open_store, pack_tiles, recipe_dataset
 from kit.runs import Run
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +28,7 @@ RECIPE = Recipe(epochs=2, batch_size=8, size=32)
 def tiles(tmp_path_factory: pytest.TempPathFactory) -> Store:
     data = tmp_path_factory.mktemp("data")
     write_zip(data, competition_files(train=80, test=10))
-    return store.pack(data)
+    return pack_tiles(data)
 
 
 def train(recipe: Recipe, tiles: Store, folder: Path, *, resume: bool = False) -> Run:
@@ -94,7 +93,7 @@ def test_folder_alone_rebuilds_the_model(tiles: Store, tmp_path: Path) -> None:
     run = train(recipe, tiles, tmp_path / "run")
     valid = runs.read_valid(run.folder)
     rows = [tiles.train.ids.tolist().index(tile) for tile in valid["id"]]
-    held_out = store.TileSet(tiles.train.tiles[rows], tiles.train.ids[rows])
+    held_out = TileSet(tiles.train.tiles[rows], tiles.train.ids[rows])
     probabilities = runs.load(run.folder, device="cpu").predict(held_out, progress=False)
     np.testing.assert_array_equal(probabilities, valid["probability"])
 
@@ -256,7 +255,7 @@ def train_in_process(recipe: Recipe, data: Path, folder: Path, workers: int) -> 
     resume = (folder / "config.json").exists()
     run = Run(
         recipe,
-        store.open_store(data),
+        open_store(data),
         folder,
         device="cpu",
         workers=workers,
@@ -392,9 +391,7 @@ def test_eight_views_of_a_recipe_are_used_by_the_run_and_its_predictions(
 ) -> None:
     run = train(replace(RECIPE, views=8), tiles, tmp_path / "run")
     valid = runs.read_valid(run.folder)
-    held_out = store.TileSet(
-        tiles.train.tiles[run.holdout.valid], tiles.train.ids[run.holdout.valid]
-    )
+    held_out = TileSet(tiles.train.tiles[run.holdout.valid], tiles.train.ids[run.holdout.valid])
     model = runs.load(run.folder, device="cpu")
     np.testing.assert_array_equal(model.predict(held_out, progress=False), valid["probability"])
     assert not np.array_equal(
@@ -460,7 +457,7 @@ def test_adapted_statistics_are_those_of_the_tiles_that_are_predicted(
     assert not np.array_equal(plain, adapted)
     assert isinstance(run.state.model, models.SmallCNN)
     first = run.state.model.features[0].layer
-    loader = dataset.eval_loader(dataset.recipe_dataset(tiles.test.tiles, RECIPE))
+    loader = eval_loader(recipe_dataset(tiles.test.tiles, RECIPE))
     maps = torch.cat([first(run.state.normalize(batch)) for batch, _ in loader])
     mean = model.model.state_dict()["features.0.norm.running_mean"]
     torch.testing.assert_close(mean, maps.mean((0, 2, 3)), atol=1e-5, rtol=1e-4)
@@ -471,9 +468,7 @@ def test_calibrated_probabilities_keep_their_order_and_lower_the_log_loss(
 ) -> None:
     run = train(RECIPE, tiles, tmp_path / "run")
     valid = runs.read_valid(run.folder)
-    held_out = store.TileSet(
-        tiles.train.tiles[run.holdout.valid], tiles.train.ids[run.holdout.valid]
-    )
+    held_out = TileSet(tiles.train.tiles[run.holdout.valid], tiles.train.ids[run.holdout.valid])
     calibrated = runs.load(run.folder, device="cpu").predict(
         held_out, calibrate=True, progress=False
     )
@@ -502,7 +497,7 @@ def test_held_tiles_give_the_same_run(
     recipe = replace(RECIPE, augment="d4")
     plain = train(recipe, tiles, tmp_path / "plain")
     # As on a GPU with room; symmetries alone are not rounded.
-    monkeypatch.setattr(dataset, "can_hold", lambda *_: True)
+    monkeypatch.setattr("kit.runs.run.fits_on_device", lambda *_: True)
     held = train(recipe, tiles, tmp_path / "held")
     assert contents(held.folder) == contents(plain.folder)
     with_workers = Run(recipe, tiles, tmp_path / "workers", device="cpu", workers=1)
@@ -519,6 +514,6 @@ def test_full_memory_is_an_error_that_says_what_to_do(
 
     with pytest.raises(KitError, match=r"memory of cpu is full: choose a smaller --batch-size$"):
         next(Run(RECIPE, tiles, tmp_path / "a", device="cpu").train(evaluate=fail, progress=False))
-    monkeypatch.setattr(dataset, "can_hold", lambda *_: True)
+    monkeypatch.setattr("kit.runs.run.fits_on_device", lambda *_: True)
     with pytest.raises(KitError, match="or --workers 1, which holds no tiles"):
         next(Run(RECIPE, tiles, tmp_path / "b", device="cpu").train(evaluate=fail, progress=False))

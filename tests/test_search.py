@@ -23,8 +23,7 @@ from tqdm import tqdm
 
 from kit import models, runs
 from kit.base import KitError, Recipe, exit_on_error, parse_recipe, read_recipe, recipe_values
-from kit.data import store
-from kit.data.store import Store
+from kit.data import Store, open_store, pack_tiles
 from kit.study import (
     IMPORTANCE_TRIALS,
     SearchResult,
@@ -44,7 +43,7 @@ FIXED = ("widths", "size", "augment")
 def tiles(tmp_path_factory: pytest.TempPathFactory) -> Store:
     data = tmp_path_factory.mktemp("data")
     write_zip(data, competition_files(train=120, test=9))
-    return store.pack(data)
+    return pack_tiles(data)
 
 
 def find(tiles: Store, out: Path, recipe: Recipe = RECIPE, **options: object) -> SearchResult:
@@ -216,7 +215,7 @@ def work(
     sys.stderr = errors.open("w")
     start.wait()
     with exit_on_error():
-        find(store.open_store(data), out, recipe, **options)
+        find(open_store(data), out, recipe, **options)
 
 
 def start_workers(

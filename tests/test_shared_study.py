@@ -26,8 +26,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from kit import runs, study
 from kit.base import EpochResult, KitError, Recipe
-from kit.data import store
-from kit.data.store import Store
+from kit.data import Store, open_store, pack_tiles
 from kit.study import MomentumSweep, Study, sharing
 
 ROOT = Path(__file__).parents[1]
@@ -37,14 +36,14 @@ CLOCKS = {"seconds": 0.0, "tiles_per_second": 0.0}
 
 # Real processes, that share one import of the libraries.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["kit.report.pages", "pytest"])
+PROCESSES.set_forkserver_preload(["kit.report.studies", "pytest"])
 
 
 @pytest.fixture(scope="module")
 def tiles(tmp_path_factory: pytest.TempPathFactory) -> Store:
     data = tmp_path_factory.mktemp("data")
     write_zip(data, competition_files(train=80, test=8))
-    return store.pack(data)
+    return pack_tiles(data)
 
 
 def start(work: Callable[..., None], *arguments: object) -> BaseProcess:
@@ -139,7 +138,7 @@ def postgresql() -> Iterator[str]:
 def sweep(data: Path, out: Path, url: str) -> None:
     torch.set_num_threads(1)
     sharing.HEARTBEAT, sharing.GRACE = 1, 4
-    tiles = store.open_store(data)
+    tiles = open_store(data)
     spec = MomentumSweep(out, RECIPE, MOMENTA, (0, 1))
     study.sweep_momenta(spec, tiles, device="cpu", storage=url)
 

@@ -18,7 +18,8 @@ import pytest
 from PIL import Image
 
 from kit.base import KitError, competition
-from kit.data import standin, store
+from kit.data import is_standin_written, pack_tiles, synthetic, write_standin
+from kit.data.standin import MIN_TRAIN
 
 ROOT = Path(__file__).parents[1]
 NUMBERS = {"train": 60, "test": 20, "seed": 3}
@@ -28,7 +29,7 @@ REAL_TILES = os.environ.get("KIT_REAL_TILES")
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("standin") / "data"
-    standin.write(folder, **NUMBERS)
+    write_standin(folder, **NUMBERS)
     return folder
 
 
@@ -38,8 +39,8 @@ def members(data: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def drawn() -> list[standin.Tile]:
-    return list(standin.tiles("train", count=400, seed=5))
+def drawn() -> list[synthetic.Tile]:
+    return list(synthetic.draw_tiles("train", count=400, seed=5))
 
 
 def read_members(archive: Path) -> dict[str, bytes]:
@@ -136,15 +137,15 @@ def test_ids_are_the_pixels_sha1_and_decoders_agree(members: dict[str, bytes]) -
 
 
 def test_store_packs_it_and_says_that_it_is_a_standin(data: Path) -> None:
-    packed = store.pack(data)
+    packed = pack_tiles(data)
     assert packed.is_standin
     assert len(packed.train) == 60
     assert len(packed.test) == 20
-    assert standin.is_written(data, **NUMBERS)
+    assert is_standin_written(data, **NUMBERS)
 
 
 def test_labels_follow_the_rule_and_their_share_is_the_competitions(
-    drawn: list[standin.Tile],
+    drawn: list[synthetic.Tile],
 ) -> None:
     labels = np.array([tile.label for tile in drawn])
     centres = np.array([tile.tumour[32:64, 32:64].any() for tile in drawn])
@@ -153,14 +154,14 @@ def test_labels_follow_the_rule_and_their_share_is_the_competitions(
 
 
 def test_written_labels_and_slides_are_those_drawn(members: dict[str, bytes], data: Path) -> None:
-    tiles = list(standin.tiles("train", count=60, seed=3))
+    tiles = list(synthetic.draw_tiles("train", count=60, seed=3))
     drawn = {competition.tile_id(tile.pixels.tobytes()): (tile.label, tile.slide) for tile in tiles}
     labels = table(members, "train_labels.csv").set_index("id")["label"]
     slides = pd.read_csv(data / "slides.csv").set_index("id")["slide"]
     assert {tile: (labels[tile], slides[tile]) for tile in labels.index} == drawn
 
 
-def test_some_negatives_hold_tumour_outside_the_centre_only(drawn: list[standin.Tile]) -> None:
+def test_some_negatives_hold_tumour_outside_the_centre_only(drawn: list[synthetic.Tile]) -> None:
     outside = [tile for tile in drawn if tile.label == 0 and tile.tumour.any()]
     negatives = sum(tile.label == 0 for tile in drawn)
     assert 0.05 < len(outside) / negatives < 0.25
@@ -168,42 +169,44 @@ def test_some_negatives_hold_tumour_outside_the_centre_only(drawn: list[standin.
 
 
 def test_one_black_and_one_white_tile_are_negative_training_tiles(
-    drawn: list[standin.Tile],
+    drawn: list[synthetic.Tile],
 ) -> None:
     for value in (0, 255):
         blank = [tile for tile in drawn if (tile.pixels == value).all()]
         assert [tile.label for tile in blank] == [0]
-    test = standin.tiles("test", count=400, seed=5)
+    test = synthetic.draw_tiles("test", count=400, seed=5)
     assert not any(tile.pixels.min() == tile.pixels.max() for tile in test)
 
 
 def test_near_white_tiles_are_negative() -> None:
-    tiles = [tile for seed in range(3) for tile in standin.tiles("train", count=400, seed=seed)]
+    tiles = [
+        tile for seed in range(3) for tile in synthetic.draw_tiles("train", count=400, seed=seed)
+    ]
     white = [tile for tile in tiles if tile.pixels.std() < 8 and tile.pixels.std() > 0]
     assert 0.002 < len(white) / len(tiles) < 0.025
     assert not any(tile.label for tile in white)
 
 
-def test_darkness_alone_does_not_tell_the_label(drawn: list[standin.Tile]) -> None:
+def test_darkness_alone_does_not_tell_the_label(drawn: list[synthetic.Tile]) -> None:
     brightness = np.array([tile.pixels.mean() for tile in drawn])
     labels = np.array([tile.label for tile in drawn])
     darkest = labels[np.argsort(brightness)[:80]]
     assert 0.2 < darkest.mean() < 0.8
 
 
-def test_channels_are_near_the_competitions(drawn: list[standin.Tile]) -> None:
+def test_channels_are_near_the_competitions(drawn: list[synthetic.Tile]) -> None:
     pixels = np.stack([tile.pixels for tile in drawn]) / 255
     assert np.abs(pixels.mean((0, 1, 2)) - competition.CHANNEL_MEAN).max() < 0.06
     assert np.abs(pixels.std((0, 1, 2)) - competition.CHANNEL_STD).max() < 0.06
 
 
-def test_test_slides_are_others_of_a_shifted_stain(drawn: list[standin.Tile]) -> None:
-    test = list(standin.tiles("test", count=400, seed=5))
+def test_test_slides_are_others_of_a_shifted_stain(drawn: list[synthetic.Tile]) -> None:
+    test = list(synthetic.draw_tiles("test", count=400, seed=5))
     slides = {tile.slide for tile in drawn}, {tile.slide for tile in test}
     assert slides[0].isdisjoint(slides[1])
     assert min(map(len, slides)) >= 8
 
-    def redness(tiles: list[standin.Tile]) -> float:
+    def redness(tiles: list[synthetic.Tile]) -> float:
         return float(np.mean([np.subtract(*tile.pixels.mean((0, 1))[[0, 2]]) for tile in tiles]))
 
     assert redness(test) > redness(drawn) + 5
@@ -220,7 +223,7 @@ def test_order_tells_nothing_of_the_label(members: dict[str, bytes]) -> None:
 
 
 def test_same_seed_same_bytes(data: Path, tmp_path: Path) -> None:
-    standin.write(tmp_path, **NUMBERS)
+    write_standin(tmp_path, **NUMBERS)
     for name in (competition.ARCHIVE, "slides.csv", "standin.json"):
         assert (tmp_path / name).read_bytes() == (data / name).read_bytes()
 
@@ -230,7 +233,7 @@ def test_tiles_are_the_same_wherever_memory_lies(monkeypatch: pytest.MonkeyPatch
 
     So this compares the stain densities, and moves memory about between one tile and the next.
     """
-    expose, sizes = standin._expose, np.random.default_rng(0)
+    expose, sizes = synthetic._expose, np.random.default_rng(0)
     densities: list[bytes] = []
     held: list[bytes] = []
 
@@ -240,16 +243,16 @@ def test_tiles_are_the_same_wherever_memory_lies(monkeypatch: pytest.MonkeyPatch
         del held[: sizes.integers(2)]
         return expose(*maps_slide_rng)
 
-    monkeypatch.setattr(standin, "_expose", watched)
+    monkeypatch.setattr(synthetic, "_expose", watched)
     for _ in range(4):
-        list(standin.tiles("train", count=60, seed=5))
+        list(synthetic.draw_tiles("train", count=60, seed=5))
     once = len(densities) // 4
     assert once == 58  # all but the black and the white one
     assert densities == 4 * densities[:once]
 
 
 def test_another_seed_other_tiles(members: dict[str, bytes], tmp_path: Path) -> None:
-    archive = standin.write(tmp_path, **{**NUMBERS, "seed": 4})
+    archive = write_standin(tmp_path, **{**NUMBERS, "seed": 4})
     common = set(read_members(archive)) & set(members)
     black_and_white = {
         f"train/{competition.tile_id(bytes([value]) * 27_648)}.tif" for value in (0, 255)
@@ -259,7 +262,7 @@ def test_another_seed_other_tiles(members: dict[str, bytes], tmp_path: Path) -> 
 
 def test_a_second_writing_leaves_it_alone(data: Path) -> None:
     before = (data / competition.ARCHIVE).stat()
-    assert standin.write(data, **NUMBERS) == data / competition.ARCHIVE
+    assert write_standin(data, **NUMBERS) == data / competition.ARCHIVE
     after = (data / competition.ARCHIVE).stat()
     assert (before.st_mtime_ns, before.st_ino) == (after.st_mtime_ns, after.st_ino)
 
@@ -268,15 +271,15 @@ def test_a_cut_writing_is_finished_by_the_next(data: Path, tmp_path: Path) -> No
     """A kill leaves at most the two small files; the archive comes last."""
     for name in ("slides.csv", "standin.json"):
         (tmp_path / name).write_bytes((data / name).read_bytes())
-    archive = standin.write(tmp_path, train=20, test=5, seed=0)
+    archive = write_standin(tmp_path, train=20, test=5, seed=0)
     assert len(read_members(archive)) == 27
-    assert standin.is_written(tmp_path, train=20, test=5, seed=0)
+    assert is_standin_written(tmp_path, train=20, test=5, seed=0)
 
 
 def test_other_options_are_refused(data: Path) -> None:
     with pytest.raises(KitError, match=r"made with other options .*or delete"):
-        standin.write(data, **{**NUMBERS, "seed": 4})
-    assert standin.is_written(data, **NUMBERS)
+        write_standin(data, **{**NUMBERS, "seed": 4})
+    assert is_standin_written(data, **NUMBERS)
 
 
 @pytest.mark.parametrize(
@@ -287,7 +290,7 @@ def test_real_data_is_never_replaced(name: str, tmp_path: Path) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"real")
     with pytest.raises(KitError, match="is no stand-in and is never replaced"):
-        standin.write(tmp_path, **NUMBERS)
+        write_standin(tmp_path, **NUMBERS)
     assert path.read_bytes() == b"real"
     assert [entry for entry in tmp_path.rglob("*") if entry.is_file()] == [path]
 
@@ -299,7 +302,7 @@ def test_a_real_archive_beside_an_old_standin_file_is_never_replaced(
     with zipfile.ZipFile(tmp_path / competition.ARCHIVE, "w") as archive:
         archive.writestr("train_labels.csv", "id,label\n")
     with pytest.raises(KitError, match="never replaced"):
-        standin.write(tmp_path, **NUMBERS)
+        write_standin(tmp_path, **NUMBERS)
 
 
 @pytest.mark.parametrize(
@@ -315,19 +318,19 @@ def test_impossible_numbers_are_refused(
     numbers: dict[str, int], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(KitError, match=message):
-        standin.write(tmp_path / "data", **{**NUMBERS, **numbers})
+        write_standin(tmp_path / "data", **{**NUMBERS, **numbers})
     assert not (tmp_path / "data").exists()
 
 
 def test_a_file_where_the_folder_should_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("mine")
     with pytest.raises(KitError, match="data is a file, not a folder"):
-        standin.write(tmp_path / "data", **NUMBERS)
+        write_standin(tmp_path / "data", **NUMBERS)
     assert (tmp_path / "data").read_text() == "mine"
 
 
 def test_smallest_competition_has_both_classes(tmp_path: Path) -> None:
-    archive = standin.write(tmp_path, train=standin.MIN_TRAIN, test=1, seed=0)
+    archive = write_standin(tmp_path, train=MIN_TRAIN, test=1, seed=0)
     labels = table(read_members(archive), "train_labels.csv")["label"]
     assert labels.value_counts().to_dict() == {0: 10, 1: 6}
 

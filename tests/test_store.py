@@ -17,8 +17,9 @@ from conftest import Files, competition_files, random_tile, tiff, write_folder, 
 from PIL import Image
 
 from kit.base import KitError
-from kit.data import store
-from kit.data.store import CorruptArchiveError
+from kit.data import CorruptArchiveError, is_packed, open_store, pack_tiles
+from kit.data.pack import MAX_PROBLEMS
+from kit.data.tiff import tile_pixels
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,7 +29,7 @@ def first_tile(files: Files, split: str = "train") -> str:
 
 
 def test_holds_what_opencv_decodes_in_the_tables_order(data: Path, files: Files) -> None:
-    packed = store.pack(data)
+    packed = pack_tiles(data)
     rows = [line.split(",") for line in files["train_labels.csv"].decode().split()[1:]]
     assert packed.train.ids.tolist() == [tile for tile, _ in rows]
     assert packed.labels.tolist() == [int(label) for _, label in rows]
@@ -45,7 +46,7 @@ def test_folder_packs_to_the_same_store_as_the_zip(
     data: Path, files: Files, tmp_path: Path
 ) -> None:
     write_folder(tmp_path / "extracted", files)
-    from_zip, from_folder = store.pack(data), store.pack(tmp_path / "extracted")
+    from_zip, from_folder = pack_tiles(data), pack_tiles(tmp_path / "extracted")
     assert from_zip.fingerprint == from_folder.fingerprint
     np.testing.assert_array_equal(from_zip.train.tiles, from_folder.train.tiles)
 
@@ -54,27 +55,27 @@ def test_fingerprint_changes_with_a_label(data: Path, files: Files, tmp_path: Pa
     text = files["train_labels.csv"].decode()
     changed = files | {"train_labels.csv": text.replace(",1\n", ",0\n", 1).encode()}
     write_zip(tmp_path / "changed", changed)
-    assert store.pack(data).fingerprint != store.pack(tmp_path / "changed").fingerprint
+    assert pack_tiles(data).fingerprint != pack_tiles(tmp_path / "changed").fingerprint
 
 
 def test_packs_once_and_again_when_the_archive_changes(data: Path) -> None:
-    first = store.pack(data)
+    first = pack_tiles(data)
     written = (first.folder / "manifest.json").stat().st_mtime_ns
-    store.pack(data)
+    pack_tiles(data)
     assert (first.folder / "manifest.json").stat().st_mtime_ns == written
     write_zip(data, competition_files(train=30))
-    assert len(store.open_store(data).train) == 30
+    assert len(open_store(data).train) == 30
 
 
 def test_store_outlives_its_archive(data: Path) -> None:
-    store.pack(data)
+    pack_tiles(data)
     (data / "histopathologic-cancer-detection.zip").unlink()
-    assert len(store.open_store(data).train) == 24
+    assert len(open_store(data).train) == 24
 
 
 def test_no_data_names_the_two_ways_to_get_some(tmp_path: Path) -> None:
     with pytest.raises(KitError, match=r"make download.*make demo"):
-        store.open_store(tmp_path)
+        open_store(tmp_path)
 
 
 def change_pixel(files: Files) -> Files:
@@ -149,7 +150,7 @@ def test_bad_data_is_refused_with_its_place(
 ) -> None:
     write(tmp_path, change(files))
     with pytest.raises(KitError, match=message):
-        store.pack(tmp_path)
+        pack_tiles(tmp_path)
     assert not (tmp_path / "store").exists()
     assert not (tmp_path / "store.partial").exists()
 
@@ -236,7 +237,7 @@ def test_every_kind_of_bad_tile_is_named_in_one_report(
     expected = spoil(files)
     write(tmp_path, files)
     with pytest.raises(KitError, match=f"^{len(expected)} bad tiles in ") as caught:
-        store.pack(tmp_path)
+        pack_tiles(tmp_path)
     lines = str(caught.value).splitlines()
     for name, message in expected.items():
         assert any(line.startswith(f"  {name}: ") and message in line for line in lines), message
@@ -252,7 +253,7 @@ def test_bad_training_tiles_are_left_out_on_demand_and_recorded(
     whole = dict(files)
     bad = spoil(files)
     write(tmp_path, files)
-    packed = store.pack(tmp_path, skip_bad=True)
+    packed = pack_tiles(tmp_path, skip_bad=True)
     rows = [line.split(",") for line in files["train_labels.csv"].decode().split()[1:]]
     good = [(tile, int(label)) for tile, label in rows if f"train/{tile}.tif" not in bad]
     assert list(zip(packed.train.ids, packed.labels, strict=True)) == good
@@ -264,7 +265,7 @@ def test_bad_training_tiles_are_left_out_on_demand_and_recorded(
     assert manifest["tiles"] == {"train": len(good), "test": 7}
     assert packed.skipped == manifest["skipped"]
     assert f"{len(bad)} bad training tiles were left out" in capsys.readouterr().err
-    assert store.open_store(tmp_path).fingerprint == packed.fingerprint
+    assert open_store(tmp_path).fingerprint == packed.fingerprint
     assert f"{len(bad)} bad training tiles were left out" in capsys.readouterr().err
 
 
@@ -272,7 +273,7 @@ def test_a_bad_test_tile_is_never_left_out(tmp_path: Path, files: Files) -> None
     files[first_tile(files, "test")] = b"?"
     write_zip(tmp_path, files)
     with pytest.raises(KitError, match=r"not a TIFF file\n.*a submission needs every test tile"):
-        store.pack(tmp_path, skip_bad=True)
+        pack_tiles(tmp_path, skip_bad=True)
 
 
 def test_something_must_be_left_to_train_on(tmp_path: Path, files: Files) -> None:
@@ -281,17 +282,17 @@ def test_something_must_be_left_to_train_on(tmp_path: Path, files: Files) -> Non
             del files[name]
     write_zip(tmp_path, files)
     with pytest.raises(KitError, match="24 bad tiles"):
-        store.pack(tmp_path)
+        pack_tiles(tmp_path)
     with pytest.raises(KitError, match=r"no training tile in .* is good"):
-        store.pack(tmp_path, skip_bad=True)
+        pack_tiles(tmp_path, skip_bad=True)
 
 
 def test_a_long_report_ends_in_a_count(tmp_path: Path) -> None:
     files = competition_files(train=60)
     write_zip(tmp_path, {k: b"" if k.startswith("train/") else v for k, v in files.items()})
     with pytest.raises(KitError, match=r"^60 bad tiles") as caught:
-        store.pack(tmp_path)
-    assert str(caught.value).count("not a TIFF file") == store.MAX_PROBLEMS
+        pack_tiles(tmp_path)
+    assert str(caught.value).count("not a TIFF file") == MAX_PROBLEMS
     assert "\n  and 10 more\n" in str(caught.value)
 
 
@@ -326,12 +327,12 @@ def test_an_archive_made_to_do_harm_does_none(tmp_path: Path, files: Files, skip
     }
     assert path.stat().st_size < 1_500_000
     if skip_bad:
-        packed = store.pack(tmp_path / "data", skip_bad=True)
+        packed = pack_tiles(tmp_path / "data", skip_bad=True)
         assert len(packed.train) == 21
         reasons = dict(packed.skipped)
     else:
         with pytest.raises(KitError, match=r"^8 bad tiles") as caught:
-            store.pack(tmp_path / "data")
+            pack_tiles(tmp_path / "data")
         lines = (line.strip().split(": ", 1) for line in str(caught.value).splitlines()[1:-1])
         reasons = dict(lines)
     assert reasons.keys() == expected.keys()
@@ -344,7 +345,7 @@ def test_a_bomb_that_lies_of_its_size_is_cut_off(tmp_path: Path, files: Files) -
     path = write_zip(tmp_path, files | {bomb: bytes(50_000_000)})
     patch_directory(path, bomb, 24, struct.pack("<I", 27_935))
     with pytest.raises(CorruptArchiveError, match=f"{bomb}: CRC mismatch"):
-        store.pack(tmp_path)
+        pack_tiles(tmp_path)
 
 
 def test_a_corrupt_archive_is_told_from_one_that_was_made_so(tmp_path: Path, files: Files) -> None:
@@ -352,12 +353,12 @@ def test_a_corrupt_archive_is_told_from_one_that_was_made_so(tmp_path: Path, fil
     name = first_tile(files)
     path = write_zip(tmp_path / "made", files | {name: tiff(BLACK)})
     with pytest.raises(KitError, match="its pixels hash to") as caught:
-        store.pack(path.parent)
+        pack_tiles(path.parent)
     assert not isinstance(caught.value, CorruptArchiveError)
     path = write_zip(tmp_path / "corrupt", files)
     patch_directory(path, name, 16, b"\0\0\0\0")
     with pytest.raises(CorruptArchiveError, match="CRC mismatch"):
-        store.pack(path.parent)
+        pack_tiles(path.parent)
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
@@ -365,7 +366,7 @@ def test_a_table_that_stands_there_twice_is_refused(data: Path, files: Files) ->
     path = data / "histopathologic-cancer-detection.zip"
     add_members(path, [("train_labels.csv", files["train_labels.csv"])])
     with pytest.raises(CorruptArchiveError, match=r"holds 2 train_labels\.csv"):
-        store.pack(data)
+        pack_tiles(data)
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
@@ -376,7 +377,7 @@ def test_what_is_no_file_is_not_read(
     write_folder(tmp_path, {k: v for k, v in files.items() if k != name})
     make(tmp_path / name)
     with pytest.raises(KitError, match=f"{name}: not a file"):
-        store.pack(tmp_path)
+        pack_tiles(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -390,33 +391,33 @@ def test_what_is_no_file_is_not_read(
     ],
 )
 def test_a_damaged_store_is_refused(data: Path, name: str, content: bytes, message: str) -> None:
-    packed = store.pack(data)
+    packed = pack_tiles(data)
     (packed.folder / name).write_bytes(content)
     with pytest.raises(KitError, match=message) as caught:
-        store.open_store(data)
+        open_store(data)
     assert "delete it and pack again" in str(caught.value)
 
 
 def test_a_store_of_another_length_than_its_index_is_refused(data: Path) -> None:
-    packed = store.pack(data)
+    packed = pack_tiles(data)
     fewer = np.array(packed.test.tiles[:-1])
     np.save(packed.folder / "test.npy", fewer)
     with pytest.raises(KitError, match=r"test\.npy does not hold 7 tiles"):
-        store.open_store(data)
+        open_store(data)
 
 
 def test_a_flipped_bit_anywhere_in_the_archive_is_found(data: Path) -> None:
     """Wherever it hits, the outcome is a message or, in bytes that mean nothing, the same tiles."""
     path = data / "histopathologic-cancer-detection.zip"
     whole = path.read_bytes()
-    fingerprint = store.pack(data).fingerprint
+    fingerprint = pack_tiles(data).fingerprint
     refused = 0
     for place in np.random.default_rng(0).integers(0, len(whole), 40):
         content = bytearray(whole)
         content[place] ^= 16
         path.write_bytes(content)
         try:
-            assert store.pack(data).fingerprint == fingerprint
+            assert pack_tiles(data).fingerprint == fingerprint
         except KitError:
             refused += 1
     assert refused >= 38
@@ -427,14 +428,14 @@ def test_a_cut_archive_is_refused(data: Path, kept: int) -> None:
     path = data / "histopathologic-cancer-detection.zip"
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(CorruptArchiveError, match="not a whole zip"):
-        store.pack(data)
+        pack_tiles(data)
 
 
 def test_stored_members_are_read_too(tmp_path: Path, files: Files) -> None:
     with zipfile.ZipFile(tmp_path / "histopathologic-cancer-detection.zip", "w") as archive:
         for name, content in files.items():
             archive.writestr(name, content)
-    assert len(store.pack(tmp_path).train) == 24
+    assert len(pack_tiles(tmp_path).train) == 24
 
 
 def test_big_endian_tiff_is_read_by_its_header() -> None:
@@ -445,7 +446,7 @@ def test_big_endian_tiff_is_read_by_its_header() -> None:
     header = b"MM" + struct.pack(">HIH", 42, 8, 6) + shorts + bits
     content = header.ljust(100, b"\0") + struct.pack(">HHH", 8, 8, 8)
     content = content.ljust(200, b"\0") + pixels.tobytes()
-    assert bytes(store.tile_pixels(content)) == pixels.tobytes()
+    assert bytes(tile_pixels(content)) == pixels.tobytes()
 
 
 def test_killed_packing_starts_clean(tmp_path: Path) -> None:
@@ -457,13 +458,13 @@ def test_killed_packing_starts_clean(tmp_path: Path) -> None:
         time.sleep(0.001)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert not store.is_packed(data)
-    assert len(store.pack(data).train) == 1000
+    assert not is_packed(data)
+    assert len(pack_tiles(data).train) == 1000
     assert not (data / "store.partial").exists()
 
 
 def test_manifest_says_what_was_packed(data: Path) -> None:
-    packed = store.pack(data)
+    packed = pack_tiles(data)
     manifest = json.loads((packed.folder / "manifest.json").read_text())
     assert manifest["tiles"] == {"train": 24, "test": 7}
     assert manifest["fingerprint"] == packed.fingerprint

@@ -17,13 +17,11 @@ import torch
 from conftest import Files, competition_files, write_folder, write_zip
 from matplotlib.figure import Figure
 
-from kit import runs
+from kit import report, runs
 from kit.base import KitError, Recipe
-from kit.data import store
-from kit.data.store import Store
+from kit.data import Store, open_store, pack_tiles
 from kit.models import create_model
-from kit.report import report
-from kit.report.report import Drawing, GalleryTile, Page, Section, Table
+from kit.report import Drawing, GalleryTile, Page, Section, Table
 from kit.runs import Run
 
 ROOT = Path(__file__).parents[1]
@@ -56,7 +54,7 @@ def place(tmp_path: Path) -> Iterator[Path]:
 def tiles(tmp_path_factory: pytest.TempPathFactory) -> Store:
     data = tmp_path_factory.mktemp("data")
     write_zip(data, competition_files(train=40, test=5))
-    return store.pack(data)
+    return pack_tiles(data)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +66,7 @@ def trained(tiles: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
             patch.setenv(name, value)
         for _ in Run(RECIPE, tiles, folder, device="cpu").train(progress=False):
             pass
-        report.write(folder / "report.html", report.run_page(folder, tiles, "train.py"))
+        report.write_page(folder / "report.html", report.run_page(folder, tiles, "train.py"))
     return folder
 
 
@@ -128,12 +126,12 @@ def test_weights_do_not_run(
 
 def test_a_packed_store_does_not_run(tmp_path: Path, place: Path) -> None:
     write_zip(tmp_path, competition_files(train=4, test=2))
-    packed = store.pack(tmp_path)
+    packed = pack_tiles(tmp_path)
     payloads = np.array([Payload(place)] * 4, dtype=object)
     (packed.folder / "train.npy").unlink()
     np.save(packed.folder / "train.npy", payloads, allow_pickle=True)
     with pytest.raises(KitError, match=r"train\.npy does not hold 4 tiles"):
-        store.open_store(tmp_path)
+        open_store(tmp_path)
 
 
 @pytest.mark.parametrize("model", ["hf-hub:nobody/model", "local-dir:/tmp/model", "os.system"])
@@ -188,7 +186,7 @@ def test_nothing_outside_a_run_folder_is_written(run: Path, tiles: Store, tmp_pa
     (run / "report.html").symlink_to(precious)
     for _ in Run(RECIPE, tiles, run, device="cpu", resume=True).train(progress=False):
         pass
-    report.write(run / "report.html", report.run_page(run, tiles, "train.py"))
+    report.write_page(run / "report.html", report.run_page(run, tiles, "train.py"))
     assert precious.read_text() == "mine"
     assert not (run / "report.html").is_symlink()
 
@@ -203,7 +201,6 @@ def test_no_credential_stands_in_a_run_folder(trained: Path) -> None:
 # What may happen only where somebody fetches or executes.
 WATCHED = """
 import os, runpy, sys
-from kit.data import store
 data = os.path.realpath(sys.argv[-1])
 events = {"socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.system", "os.exec",
           "os.posix_spawn", "os.fork", "pickle.find_class", "ctypes.dlopen"}
@@ -273,10 +270,12 @@ def test_a_page_escapes_all_that_it_prints(tmp_path: Path) -> None:
         gallery={MARKUP: [tile]},
         code=MARKUP,
     )
-    report.write(tmp_path / "r.html", Page(MARKUP, MARKUP, [section], [MARKUP], is_standin=True))
+    report.write_page(
+        tmp_path / "r.html", Page(MARKUP, MARKUP, [section], [MARKUP], is_standin=True)
+    )
     text = (tmp_path / "r.html").read_text("utf-8")
     plain = Page("t", "v", [Section("s", gallery={"g": [tile]})])
-    report.write(tmp_path / "plain.html", plain)
+    report.write_page(tmp_path / "plain.html", plain)
     tags = Tags(text).found
     scripts = [tag for tag, _ in tags if tag == "script"]
     assert scripts == [

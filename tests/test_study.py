@@ -14,8 +14,7 @@ from safetensors.torch import load_file
 
 from kit import runs, stats, study
 from kit.base import EpochResult, KitError, Recipe
-from kit.data import dataset, store
-from kit.data.store import Store
+from kit.data import Store, loaders, pack_tiles
 from kit.runs import Run
 from kit.study import MomentumSweep, StatisticsBank, Study
 
@@ -29,7 +28,7 @@ MOMENTA = (0.99, 0.75, 0.5)
 def tiles(tmp_path_factory: pytest.TempPathFactory) -> Store:
     data = tmp_path_factory.mktemp("data")
     write_zip(data, competition_files(train=80, test=8))
-    return store.pack(data)
+    return pack_tiles(data)
 
 
 def history(*accuracies: float, auc: float = 0.5) -> list[EpochResult]:
@@ -260,7 +259,7 @@ def test_recalibrated_statistics_are_those_of_all_inputs(
     tiles: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: int | None
 ) -> None:
     """The first norm's input depends on no other norm: mean and variance over all tiles at once."""
-    monkeypatch.setattr(dataset, "EVAL_BATCH_SIZE", 8)
+    monkeypatch.setattr(loaders, "EVAL_BATCH_SIZE", 8)
     recipe = replace(RECIPE, precision="fp32")
     run = Run(recipe, tiles, tmp_path / "run", device="cpu")
     list(run.train(progress=False))

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from kit.base import Augmentation, Interpolation
-from kit.data import tensor_transforms, transforms
-from kit.data.transforms import Resize
+from kit.data import Resize, augmentation, tensor_transforms, transforms
 
 RNG = np.random.default_rng(0)
 # Soft shapes, as a microscope shows them: neighbours differ by a few levels.
@@ -55,9 +54,9 @@ def test_turns_and_zooms_are_the_same_within_opencvs_grid() -> None:
 
 @pytest.mark.parametrize("kind", ["d4", "stain", "colour", "full"])
 def test_each_kind_is_the_same_but_for_a_few_levels(kind: Augmentation) -> None:
-    augmentation = transforms.augmentation(kind)
-    assert augmentation is not None
-    by_opencv, by_tensors = both(augmentation)
+    chosen = augmentation(kind)
+    assert chosen is not None
+    by_opencv, by_tensors = both(chosen)
     assert np.abs(by_opencv - by_tensors).mean() < 1
 
 

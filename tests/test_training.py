@@ -11,8 +11,7 @@ from torch.nn import functional
 
 from kit import models, stats
 from kit.base import EpochResult, KitError, Recipe
-from kit.data import dataset
-from kit.data.dataset import TileDataset
+from kit.data import TileDataset, eight_views, eval_loader, train_loader
 from kit.training import (
     NonFiniteLossError,
     Normalize,
@@ -21,7 +20,6 @@ from kit.training import (
     choose_precision,
     fit,
     predict,
-    symmetries,
 )
 
 RNG = np.random.default_rng(0)
@@ -50,8 +48,8 @@ def run(
     results.extend(
         fit(
             state,
-            dataset.train_loader(train, batch_size=16, workers=workers),
-            dataset.eval_loader(valid),
+            train_loader(train, batch_size=16, workers=workers),
+            eval_loader(valid),
             progress=False,
             **options,
         )
@@ -275,7 +273,7 @@ class _CornerModel(nn.Module):
 
 def test_eight_views_are_the_mean_over_the_symmetries() -> None:
     tiles = RNG.integers(0, 256, (3, 5, 5, 3), dtype=np.uint8)
-    loader = dataset.eval_loader(TileDataset(tiles))
+    loader = eval_loader(TileDataset(tiles))
     seen = predict(_CornerModel(), loader, Normalize(*UNIT), views=8)
     ring = tiles[..., 0] / 255
     corners = np.stack(
@@ -289,7 +287,7 @@ def test_eight_views_are_the_mean_over_the_symmetries() -> None:
 
 def test_symmetries_are_eight_different_views() -> None:
     image = torch.arange(12.0).view(1, 3, 2, 2)
-    views = symmetries(image)
+    views = eight_views(image)
     assert len({tuple(view.flatten().tolist()) for view in views}) == 8
 
 

@@ -9,8 +9,8 @@ import pytest
 from albumentations.augmentations.pixel import functional as reference
 from scipy import stats
 
-from kit.data import transforms
-from kit.data.transforms import StainJitter
+from kit.base import Augmentation, Interpolation
+from kit.data import Resize, StainJitter, augmentation, stains, transforms
 
 RNG = np.random.default_rng(0)
 # Purple tissue with white background, as tiles have them.
@@ -31,9 +31,7 @@ def mean_colours(images: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "area", "bicubic"])
 @pytest.mark.parametrize(("crop", "size"), [(24, 24), (24, 9), (20, 20), (17, 31)])
-def test_resize_is_albumentations(
-    crop: int, size: int, interpolation: transforms.Interpolation
-) -> None:
+def test_resize_is_albumentations(crop: int, size: int, interpolation: Interpolation) -> None:
     codes = {
         "nearest": cv2.INTER_NEAREST_EXACT,
         "bilinear": cv2.INTER_LINEAR,
@@ -43,7 +41,7 @@ def test_resize_is_albumentations(
     theirs = A.Compose(
         [A.CenterCrop(crop, crop), A.Resize(size, size, interpolation=codes[interpolation])]
     )
-    ours = transforms.Resize(crop, size, interpolation)
+    ours = Resize(crop, size, interpolation)
     for image in TISSUE[:4]:
         np.testing.assert_array_equal(ours(image), theirs(image=image)["image"])
 
@@ -58,7 +56,7 @@ def test_symmetries_are_the_eight_of_the_square() -> None:
 
 
 def test_d4_draws_each_symmetry_equally_often() -> None:
-    augment = transforms.augmentation("d4")
+    augment = augmentation("d4")
     assert augment is not None
     images = augment(np.repeat(MARKED[None], 1600, axis=0), keys(1600))
     seen = Counter(image.tobytes() for image in images)
@@ -68,7 +66,7 @@ def test_d4_draws_each_symmetry_equally_often() -> None:
 
 def test_stains_are_jittered_as_albumentations_does() -> None:
     scales, shifts = RNG.uniform(0.7, 1.3, (64, 2)), RNG.uniform(-0.2, 0.2, (64, 2))
-    jittered = transforms.jitter_stains(TISSUE, scales, shifts).astype(int)
+    jittered = stains.jitter_stains(TISSUE, scales, shifts).astype(int)
     preset = reference.STAIN_MATRICES["ruifrok"]
     for image, scale, shift, ours in zip(TISSUE, scales, shifts, jittered, strict=True):
         theirs = reference.apply_he_stain_augmentation(image, preset, scale, shift, False)
@@ -79,7 +77,7 @@ def test_stains_are_jittered_as_albumentations_does() -> None:
 
 def test_background_keeps_its_densities() -> None:
     white = np.full((1, 8, 8, 3), 255, np.uint8)
-    jittered = transforms.jitter_stains(white, np.full((1, 2), 1.3), np.full((1, 2), 0.2))
+    jittered = stains.jitter_stains(white, np.full((1, 2), 1.3), np.full((1, 2), 0.2))
     np.testing.assert_array_equal(jittered, white)
 
 
@@ -90,7 +88,7 @@ def test_stains_have_the_same_distribution_as_in_albumentations() -> None:
         [A.HEStain(method="preset", preset="ruifrok", augment_background=False, p=1)], seed=1
     )
     ours = A.Compose([StainJitter()], seed=2, strict=True)
-    batch = transforms.augmentation("stain")
+    batch = augmentation("stain")
     assert batch is not None
     expected = mean_colours(np.stack([theirs(image=TISSUE[0])["image"] for _ in range(count)]))
     for drawn in (
@@ -121,15 +119,15 @@ def test_all_grey_leaves_no_colour() -> None:
 def test_strength_widens_the_jitter() -> None:
     spreads = []
     for strength in (0.5, 1.0, 2.0):
-        augment = transforms.augmentation("stain", strength)
+        augment = augmentation("stain", strength)
         assert augment is not None
         spreads.append(mean_colours(augment(np.repeat(TISSUE[:1], 200, axis=0), keys(200))).std())
     assert spreads == sorted(spreads)
 
 
 @pytest.mark.parametrize("kind", ["d4", "stain", "colour"])
-def test_a_tile_alone_is_the_tile_in_a_batch(kind: transforms.Augmentation) -> None:
-    augment = transforms.augmentation(kind)
+def test_a_tile_alone_is_the_tile_in_a_batch(kind: Augmentation) -> None:
+    augment = augmentation(kind)
     assert augment is not None
     batch = augment(TISSUE, keys(64))
     alone = [augment(TISSUE[[index]], keys(64)[[index]])[0] for index in range(64)]
@@ -180,7 +178,7 @@ def test_blurring_is_opencvs_and_spares_what_it_should() -> None:
 
 
 def test_the_full_augmentation_follows_from_the_keys_alone() -> None:
-    augment = transforms.augmentation("full")
+    augment = augmentation("full")
     assert augment is not None
     together = augment(TISSUE, keys(len(TISSUE)))
     one_by_one = [augment(TISSUE[i : i + 1], keys(len(TISSUE))[i : i + 1]) for i in range(8)]

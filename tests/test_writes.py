@@ -21,8 +21,7 @@ from conftest import FORKSERVER, competition_files, write_zip
 from test_runs import contents
 
 from kit.base import KitError, atomic_path, competition, exit_on_error, write_text
-from kit.data import store
-from kit.data.store import Store
+from kit.data import Store, open_store, pack_tiles
 
 ROOT = Path(__file__).parents[1]
 KILLS = int(os.environ.get("KIT_KILLS", "4"))
@@ -45,7 +44,7 @@ TIMED = ("last.pt", "history.jsonl", "curves.png", "report.html")
 def tiles(tmp_path_factory: pytest.TempPathFactory) -> Store:
     data = tmp_path_factory.mktemp("data")
     write_zip(data, competition_files(train=80, test=10))
-    return store.pack(data)
+    return pack_tiles(data)
 
 
 @pytest.fixture
@@ -223,7 +222,7 @@ def test_resized_tiles_that_find_no_room_are_a_message(
 
 def pack_in_process(data: Path, log: Path) -> None:
     with log.open("w") as sys.stderr, exit_on_error():
-        store.pack(data)
+        pack_tiles(data)
 
 
 def pack(data: Path, log: Path) -> tuple[int | None, str]:
@@ -238,7 +237,7 @@ def test_packing_onto_a_full_disk_is_a_message_and_keeps_the_old_store(
 ) -> None:
     data = disk / "data"
     write_zip(data, competition_files(train=20, test=4))
-    old = store.pack(data)
+    old = pack_tiles(data)
     write_zip(data, competition_files(train=60, test=10))
     needed = 70 * competition.TILE_BYTES
     leave(disk, int(share * needed))
@@ -251,7 +250,7 @@ def test_packing_onto_a_full_disk_is_a_message_and_keeps_the_old_store(
     (disk / "filler").unlink()
     status, said = pack(data, tmp_path / "log")
     assert status == 0, said
-    assert len(store.open_store(data).train) == 60
+    assert len(open_store(data).train) == 60
 
 
 @pytest.fixture(scope="module")
@@ -308,7 +307,7 @@ def test_two_processes_packing_one_folder_are_one_too_many(archive: Path, tmp_pa
     assert f"another process is at work in {data}: wait for it" in error_line(said)
     first.join()
     assert first.exitcode == 0, (tmp_path / "first.log").read_text()
-    assert len(store.open_store(data).train) == 900
+    assert len(open_store(data).train) == 900
 
 
 def write_slowly(path: Path, log: Path) -> None:

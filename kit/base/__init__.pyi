@@ -6,7 +6,9 @@ from .arrays import Indices as Indices
 from .arrays import Labels as Labels
 from .arrays import Pixels as Pixels
 from .arrays import Strings as Strings
+from .command_line import Repeated as Repeated
 from .command_line import RunOptions as RunOptions
+from .command_line import command as command
 from .command_line import given_options as given_options
 from .command_line import parse_options as parse_options
 from .competition import ARCHIVE as ARCHIVE

@@ -1,17 +1,18 @@
-"""The command line of a command that takes a recipe: its options, over the recipe's values."""
+"""Command lines: the options of a command, those of a recipe among them, read and checked."""
 
 import argparse
 import dataclasses
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 from pydantic import Field, TypeAdapter, ValidationError
 
 from kit.base.errors import KitError
-from kit.base.recipe import Recipe, describe_errors, read_recipe
+from kit.base.recipe import Recipe, describe_errors, read_recipe, recipe_summaries
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +31,15 @@ class RunOptions:
     tiles fit."""
 
 
-Options = TypeVar("Options", bound=RunOptions)
+Options = TypeVar("Options")
+Value = TypeVar("Value")
+
+Repeated = Annotated[tuple[Value, ...], tyro.conf.UseAppendAction]
+"""An option that may be given several times."""
 
 
 def parse_options(kind: type[Options], description: str, argv: Sequence[str]) -> Options:
-    """Read a command line over the recipe that it names.
+    """Read a command line into a dataclass; `RunOptions` over the recipe that the line names.
 
     Raises
     ------
@@ -42,17 +47,24 @@ def parse_options(kind: type[Options], description: str, argv: Sequence[str]) ->
         If the recipe cannot be read, a value is out of range, or options contradict each other.
     """
     _check_repeated(argv)
-    named = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    named.add_argument("--recipe", default="notebook")
-    name = named.parse_known_args(argv)[0].recipe
-    default = kind(recipe=read_recipe(name), recipe_name=name)
-    parsed = tyro.cli(kind, args=argv, default=default, description=description)
+    values: dict[str, Any] = {}
+    if issubclass(kind, RunOptions):
+        name = _recipe_name(argv)
+        values["default"] = kind(recipe=read_recipe(name), recipe_name=name)
+        description = f"{description.rstrip()}\n\n{_describe_recipes()}"
+    parsed = tyro.cli(kind, args=argv, description=description, **values)
     try:
         options = TypeAdapter(kind).validate_python(dataclasses.asdict(parsed))
     except ValidationError as error:
         raise KitError(describe_errors(error)) from error
-    options.recipe.reject_unused(given_options(argv))
+    if isinstance(options, RunOptions):
+        options.recipe.reject_unused(given_options(argv))
     return options
+
+
+def command(name: str, *words: object) -> str:
+    """Return a command of kernels/ as a user types it, whatever characters its words have."""
+    return shlex.join(["python", f"kernels/{name}.py", *map(str, words)])
 
 
 def given_options(argv: Sequence[str]) -> set[str]:
@@ -72,3 +84,22 @@ def _check_repeated(argv: Sequence[str]) -> None:
         if names.count(name) > 1:
             flag = f"--{name.replace('_', '-')}"
             raise KitError(f"{flag} is given {names.count(name)} times: name all slides after one")
+
+
+def _recipe_name(argv: Sequence[str]) -> str:
+    named = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    named.add_argument("--recipe", default="notebook")
+    name: str = named.parse_known_args(argv)[0].recipe
+    return name
+
+
+def _describe_recipes() -> str:
+    """List the recipes that come with the kit."""
+    recipes = recipe_summaries()
+    width = max(map(len, recipes))
+    return "\n".join(
+        [
+            "Recipes (kit/recipes/*.toml):",
+            *(f"  {name:{width}}  {text}" for name, text in recipes.items()),
+        ]
+    )

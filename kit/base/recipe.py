@@ -5,6 +5,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -168,6 +169,15 @@ def recipe_names() -> list[str]:
     """Return the names of the recipes that come with the kit."""
     folder = resources.files("kit.recipes")
     return sorted(file.name[:-5] for file in folder.iterdir() if file.name.endswith(".toml"))
+
+
+def recipe_summaries() -> dict[str, str]:
+    """Return what each of the kit's recipes is for, by its name: the first sentence of its file."""
+    summaries = {}
+    for name in recipe_names():
+        comment = takewhile(lambda line: line.startswith("# "), _recipe_text(name).splitlines())
+        summaries[name] = " ".join(line[2:] for line in comment).partition(". ")[0].rstrip(".")
+    return summaries
 
 
 def read_recipe(name: str) -> Recipe:

@@ -1,4 +1,7 @@
-"""The room data."""
+"""The tiles: packing and proving them, splits and slides, transforms, datasets and loaders.
+
+Also the synthetic competition. It knows nothing of models.
+"""
 
 import lazy_loader
 

@@ -1,28 +1,26 @@
 """Who trains and who validates: stratified, or with no slide on both sides."""
 
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 
 from kit.base import (
     SLIDES_FILE,
+    Indices,
     KitError,
+    Labels,
     Recipe,
+    Strings,
     read_table,
     require_ids,
     require_values,
     write_text,
 )
 from kit.data.store import Store
-
-Indices = npt.NDArray[np.int64]
-Labels = npt.NDArray[np.int64]
 
 # A grouped share is made of this many parts, each with about the same share of positives.
 _PARTS = 10
@@ -35,82 +33,63 @@ class Holdout(NamedTuple):
     valid: Indices
 
 
-def holdout(
-    labels: Labels,
-    *,
-    fraction: float = 0.3,
-    per_class: int | None = None,
-    seed: int = 0,
-    slides: Sequence[str] | npt.NDArray[np.str_] | None = None,
-    validate_on: Sequence[str] = (),
-    leave_out: Sequence[str] = (),
-    folds: int | None = None,
-    fold: int | None = None,
-) -> Holdout:
+def holdout(labels: Labels, recipe: Recipe, slides: Strings | None = None) -> Holdout:
     """Choose the tiles to train and to validate on.
 
     Without slides: draw the same number of tiles of each class, `per_class` at the most, and
-    keep a stratified `fraction` of them for validation, as the study does. Tiles of one slide
-    look alike, so such a holdout flatters.
+    keep a stratified share, `holdout`, of them for validation, as the study does. Tiles of one
+    slide look alike, so the score on such a holdout is too high.
 
     With slides: keep whole slides for validation, those named by `validate_on` or a random
-    `fraction`, with all their tiles, and balance the training side alone.
+    share, with all their tiles, and balance the training side alone. The tiles of the slides in
+    `leave_out` are on neither side.
+
+    Cross-validation: the tiles, or the slides, fall into `folds` parts, stratified, and the
+    part `fold` is held out, in place of a share.
 
     Parameters
     ----------
     labels
-        0 or 1 a tile.
-    fraction
-        Share for validation, in (0, 1).
-    per_class
-        Most tiles of a class to draw; None takes every tile, balanced or not.
+        (tiles,), 0 or 1.
+    recipe
+        Only its options named above and its seed are used.
     slides
-        The slide of each tile.
-    validate_on, leave_out
-        Values of `slides`; the tiles of those left out are on neither side.
-    folds, fold
-        Cross-validation: the tiles, or the slides, fall into `folds` parts, stratified, and the
-        part `fold` (from 0) is held out, in place of `fraction`.
+        (tiles,), the slide of each tile.
 
     Raises
     ------
     KitError
-        If a side would lack a class, or a slide is named that is not there.
+        If a side would lack a class, or the recipe names a slide that is not there.
     """
     _check_labels(labels)
-    rng = np.random.default_rng(seed)
     if slides is None:
-        chosen = _balance(labels, np.arange(len(labels)), per_class, rng)
-        train, valid = (
-            _stratified(labels, chosen, fraction, seed)
-            if folds is None
-            else _part(labels, chosen, None, folds, fold or 0, seed)
-        )
+        rows = _balance(labels, np.arange(len(labels)), recipe)
+        valid = _tiles_to_validate(labels, rows, recipe)
+        train = np.setdiff1d(rows, valid)
         _check_sides(labels, train, valid)
     else:
-        slides = np.asarray(slides)
-        _check_slides(slides, [*validate_on, *leave_out])
-        rows = np.flatnonzero(~np.isin(slides, list(leave_out)))
-        if not np.setdiff1d(slides[rows], list(validate_on)).size:
-            raise KitError(
-                f"--validate-on names all {len(set(slides[rows]))} slides: leave one or more to "
-                "train on"
-            )
-        if validate_on:
-            on_valid = np.isin(slides[rows], list(validate_on))
-            if on_valid.all():
-                raise KitError("--validate-on names all slides: leave one or more to train on")
-            train, valid = rows[~on_valid], rows[on_valid]
-        elif folds is not None:
-            train, valid = _part(labels, rows, slides, folds, fold or 0, seed)
-        else:
-            train, valid = _share_of_slides(labels, rows, slides, fraction, seed)
+        _check_slides(slides, recipe)
+        rows = np.flatnonzero(~np.isin(slides, recipe.leave_out))
+        valid = _slides_to_validate(labels, rows, slides, recipe)
+        train = np.setdiff1d(rows, valid)
         _check_sides(labels, train, valid)
-        train = _balance(labels, train, per_class, rng)
+        train = _balance(labels, train, recipe)
     return Holdout(np.sort(train), np.sort(valid))
 
 
-def read_slides(path: Path, ids: npt.NDArray[np.str_]) -> npt.NDArray[np.str_]:
+def recipe_holdout(store: Store, recipe: Recipe) -> Holdout:
+    """Choose the tiles of a store to train and to validate on, by the recipe's slides if any.
+
+    Raises
+    ------
+    KitError
+        As `holdout` and `read_slides` do.
+    """
+    slides = None if recipe.slides is None else read_slides(recipe.slides, store.train.ids)
+    return holdout(store.labels, recipe, slides)
+
+
+def read_slides(path: Path, ids: Strings) -> Strings:
     """Read the slide of each tile from a CSV of id,slide.
 
     Tiles that are not among `ids` may stand there, too.
@@ -138,25 +117,7 @@ def read_slides(path: Path, ids: npt.NDArray[np.str_]) -> npt.NDArray[np.str_]:
     return slides.to_numpy(str)
 
 
-def choose_holdout(recipe: Recipe, store: Store) -> Holdout:
-    """Choose a recipe's training and validation tiles."""
-    slides = None
-    if recipe.slides is not None:
-        slides = read_slides(recipe.slides, store.train.ids)
-    return holdout(
-        store.labels,
-        fraction=recipe.holdout,
-        per_class=recipe.per_class,
-        seed=recipe.seed,
-        slides=slides,
-        validate_on=recipe.validate_on,
-        leave_out=recipe.leave_out,
-        folds=recipe.folds,
-        fold=recipe.fold,
-    )
-
-
-def slides_of(store: Store, path: str | Path | None = None) -> npt.NDArray[np.str_] | None:
+def find_slides(store: Store, path: str | Path | None = None) -> Strings | None:
     """Read each training tile's slide from `path`, or from slides.csv beside the store.
 
     Returns
@@ -173,7 +134,7 @@ def slides_of(store: Store, path: str | Path | None = None) -> npt.NDArray[np.st
     return read_slides(path, store.train.ids) if path.is_file() else None
 
 
-def write(path: Path, ids: npt.NDArray[np.str_], chosen: Holdout) -> None:
+def write_split(path: Path, ids: Strings, chosen: Holdout) -> None:
     """Write id,fold (train or valid) for the chosen tiles, in the order of `ids`."""
     fold = pd.Series(pd.NA, index=range(len(ids)), dtype="string")
     fold[chosen.train] = "train"
@@ -182,50 +143,41 @@ def write(path: Path, ids: npt.NDArray[np.str_], chosen: Holdout) -> None:
     write_text(path, table.to_csv(index=False, lineterminator="\n"))
 
 
-def _balance(
-    labels: Labels, rows: Indices, per_class: int | None, rng: np.random.Generator
-) -> Indices:
+def _balance(labels: Labels, rows: Indices, recipe: Recipe) -> Indices:
     """Draw the same number of rows of each class, `per_class` at the most."""
-    if per_class is None:
+    if recipe.per_class is None:
         return rows
+    rng = np.random.default_rng(recipe.seed)
     classes = [rows[labels[rows] == label] for label in (0, 1)]
-    count = min(per_class, *map(len, classes))
+    count = min(recipe.per_class, *map(len, classes))
     return np.concatenate([rng.choice(members, count, replace=False) for members in classes])
 
 
-def _stratified(
-    labels: Labels, rows: Indices, fraction: float, seed: int
-) -> tuple[Indices, Indices]:
-    """Split rows so that both sides have the same share of positives."""
+def _tiles_to_validate(labels: Labels, rows: Indices, recipe: Recipe) -> Indices:
+    """Choose rows with the same share of positives as the others."""
+    if recipe.folds is not None:
+        return rows[_part(labels[rows], None, recipe.folds, recipe.fold or 0, recipe.seed)]
     try:
-        train, valid = train_test_split(
-            rows, test_size=fraction, stratify=labels[rows], random_state=seed
+        _, valid = train_test_split(
+            rows, test_size=recipe.holdout, stratify=labels[rows], random_state=recipe.seed
         )
     except ValueError as error:
         # scikit-learn speaks of its own arguments.
         raise KitError(
-            f"cannot hold out {fraction} of {len(rows)} tiles: each side needs a tile of each "
-            "class. Choose another --holdout, or draw more tiles with --per-class"
+            f"cannot hold out {recipe.holdout} of {len(rows)} tiles: each side needs a tile of "
+            "each class. Choose another --holdout, or draw more tiles with --per-class"
         ) from error
-    return train, valid
+    return np.asarray(valid)
 
 
-def _check_slides(slides: npt.NDArray[np.str_], named: Sequence[str]) -> None:
-    """Refuse names that are no slide's."""
-    unknown = sorted(set(named) - set(slides))
-    if unknown:
-        known = ", ".join(sorted(set(slides))[:8])
-        raise KitError(
-            f"no slide {unknown[0]} in the table: there are {known}. Name one of these with "
-            "--validate-on or --leave-out"
-        )
-
-
-def _share_of_slides(
-    labels: Labels, rows: Indices, slides: npt.NDArray[np.str_], fraction: float, seed: int
-) -> tuple[Indices, Indices]:
-    """Split rows so that about a share of them, whole slides, validates."""
-    count = len(set(slides[rows]))
+def _slides_to_validate(labels: Labels, rows: Indices, slides: Strings, recipe: Recipe) -> Indices:
+    """Choose all rows of some slides: those named, those of a fold, or those of about a share."""
+    own, seed = slides[rows], recipe.seed
+    if recipe.validate_on:
+        return rows[np.isin(own, recipe.validate_on)]
+    if recipe.folds is not None:
+        return rows[_part(labels[rows], own, recipe.folds, recipe.fold or 0, seed)]
+    count = len(set(own))
     if count < 2:
         raise KitError(
             "all tiles are of one slide: a holdout by slide needs two or more. Without --slides "
@@ -233,36 +185,39 @@ def _share_of_slides(
         )
     # No more parts than the larger class has tiles can be made.
     parts = min(_PARTS, count, int(np.bincount(labels[rows]).max()))
-    taken = max(1, round(fraction * parts))
-    valid = np.concatenate(
-        [_part(labels, rows, slides, parts, part, seed)[1] for part in range(taken)]
-    )
-    return np.setdiff1d(rows, valid), valid
+    taken = range(max(1, round(recipe.holdout * parts)))
+    held_out = [rows[_part(labels[rows], own, parts, part, seed)] for part in taken]
+    return np.concatenate(held_out)
 
 
-def _part(
-    labels: Labels,
-    rows: Indices,
-    slides: npt.NDArray[np.str_] | None,
-    folds: int,
-    fold: int,
-    seed: int,
-) -> tuple[Indices, Indices]:
-    """Split rows into parts with about the same share of positives, and hold one of them out."""
+def _part(labels: Labels, slides: Strings | None, parts: int, part: int, seed: int) -> Indices:
+    """Divide tiles into parts with about the same share of positives; return those of one."""
     kind = StratifiedKFold if slides is None else StratifiedGroupKFold
-    groups = None if slides is None else slides[rows]
-    parts = kind(folds, shuffle=True, random_state=seed).split(rows, labels[rows], groups)
+    divided = kind(parts, shuffle=True, random_state=seed).split(labels, labels, slides)
     try:
         with warnings.catch_warnings():
             # A class of fewer tiles than parts: whether both sides have it is checked later.
             warnings.simplefilter("ignore", UserWarning)
-            train, valid = list(parts)[fold]
+            return np.asarray(list(divided)[part][1])
     except ValueError as error:
-        units, what = (len(rows), "tiles") if groups is None else (len(set(groups)), "slides")
+        units, what = (len(labels), "tiles") if slides is None else (len(set(slides)), "slides")
         raise KitError(
-            f"{units} {what} do not make {folds} folds: ask for fewer --folds"
+            f"{units} {what} do not make {parts} folds: ask for fewer --folds"
         ) from error
-    return rows[train], rows[valid]
+
+
+def _check_slides(slides: Strings, recipe: Recipe) -> None:
+    """Refuse names that are no slide's, and names of all slides."""
+    known = set(slides)
+    if unknown := sorted({*recipe.validate_on, *recipe.leave_out} - known):
+        some = ", ".join(sorted(known)[:8])
+        raise KitError(
+            f"no slide {unknown[0]} in the table: there are {some}. Name one of these with "
+            "--validate-on or --leave-out"
+        )
+    kept = known - set(recipe.leave_out)
+    if not kept - set(recipe.validate_on):
+        raise KitError(f"--validate-on names all {len(kept)} slides: leave one or more to train on")
 
 
 def _check_labels(labels: Labels) -> None:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kit.base import Interpolation
-from kit.data import transforms
-from kit.data.transforms import Draws, Floats, Indices, Resize
+from kit.base import Floats, Indices, Interpolation
+from kit.data import stains, transforms
+from kit.data.transforms import SYMMETRIES, Draws, Resize
 
 # As torch names them. What OpenCV does by area where it enlarges, torch does not.
 ENLARGEMENTS: dict[Interpolation, str] = {
@@ -104,7 +104,7 @@ def _blur_rows(pixels: Tensor, weights: Tensor) -> Tensor:
 
 
 def symmetry(pixels: Tensor, elements: Indices) -> Tensor:
-    """Turn and mirror each square image by its element of D4, see `transforms.symmetry`."""
+    """Return square images (images, side, side, 3), each under its own of `SYMMETRIES`."""
     side = pixels.shape[1]
     positions = np.arange(side**2, dtype=np.int32).reshape(side, side)
     sources = np.stack([transforms.symmetry(positions, element).ravel() for element in range(8)])
@@ -113,12 +113,22 @@ def symmetry(pixels: Tensor, elements: Indices) -> Tensor:
     return flat.gather(1, index[:, :, None].expand(-1, -1, 3)).view(pixels.shape)
 
 
+def eight_views(images: Tensor) -> list[Tensor]:
+    """Return square images (images, channels, side, side) under each of `SYMMETRIES`."""
+    views = []
+    for transposes, axes in SYMMETRIES:
+        view = images.transpose(2, 3) if transposes else images
+        view = view.flip([2 + axis for axis in axes])
+        views.append(view.contiguous(memory_format=torch.channels_last))
+    return views
+
+
 def jitter_stains(pixels: Tensor, scales: Floats, shifts: Floats) -> Tensor:
-    """Scale and shift the stains' densities, see `transforms.jitter_stains`."""
+    """Scale and shift the stains' densities, see `stains.jitter_stains`."""
     densities = -(pixels / 255).clamp_min(1e-6).log()
-    matrices = _like(transforms.stain_matrices(scales, shifts), pixels)
+    matrices = _like(stains.stain_matrices(scales, shifts), pixels)
     jittered = _transform(densities, matrices[:, :, :3]) + matrices[:, None, None, :, 3]
-    background = _transform(densities, _like(transforms.KEEP_STAINS, pixels)[None])
+    background = _transform(densities, _like(stains.KEEP_STAINS, pixels)[None])
     is_background = pixels @ pixels.new_tensor(LUMINOSITY) > BACKGROUND * 255
     return 255 * torch.where(is_background[..., None], background, jittered).neg().exp()
 

@@ -16,14 +16,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from kit.base import Augmentation, Interpolation
+from kit.base import Array, Augmentation, Floats, Indices, Interpolation
+from kit.data.stains import jitter_stains, stain_draws
 
 Pipeline: TypeAlias = A.Compose
-Image = npt.NDArray[Any]
-Images = npt.NDArray[Any]
-Floats = npt.NDArray[np.float64]
-Indices = npt.NDArray[np.int64]
 Keys = npt.NDArray[np.uint64]
+"""A tile's draw each: a hash of seed, epoch and index."""
 
 _INTERPOLATIONS: dict[Interpolation, int] = {
     # Pixel centres, as Pillow and so Keras do it; INTER_NEAREST takes the corners.
@@ -32,6 +30,14 @@ _INTERPOLATIONS: dict[Interpolation, int] = {
     "area": cv2.INTER_AREA,
     "bicubic": cv2.INTER_CUBIC,
 }
+
+SYMMETRIES = tuple(
+    (bool(element & 1), tuple(axis for axis in (0, 1) if element & 2 << axis))
+    for element in range(8)
+)
+"""The eight symmetries of the square (D4): whether one transposes, and the axes that it flips
+afterwards, 0 the rows and 1 the columns. The first one changes nothing."""
+_FLIP_CODES = {(0,): 0, (1,): 1, (0, 1): -1}
 
 
 class Resize:
@@ -50,7 +56,7 @@ class Resize:
         self.size = size
         self.interpolation = interpolation
 
-    def __call__(self, image: Image, out: Image | None = None) -> Image:
+    def __call__(self, image: Array, out: Array | None = None) -> Array:
         """Return an image of (size, size, 3), written to `out` where it is given."""
         edge = (len(image) - self.crop) // 2
         square = image[edge : edge + self.crop, edge : edge + self.crop]
@@ -61,21 +67,15 @@ class Resize:
         return cv2.resize(square, (self.size, self.size), out, interpolation=code)
 
 
-def symmetry(image: Image, element: int) -> Image:
-    """Return a square image turned and mirrored by one of the eight elements of D4.
-
-    Parameters
-    ----------
-    element
-        Bit 0 transposes the image first, bit 1 then flips it top to bottom, bit 2 left to right.
-    """
-    if element & 1:
+def symmetry(image: Array, element: int) -> Array:
+    """Return a square image (side, side, channels) under one of `SYMMETRIES`."""
+    transposes, axes = SYMMETRIES[element]
+    if transposes:
         image = cv2.transpose(image)
-    flip = {2: 0, 4: 1, 6: -1}.get(element & 6)
-    return image if flip is None else cv2.flip(image, flip)
+    return cv2.flip(image, _FLIP_CODES[axes]) if axes else image
 
 
-def turn_and_zoom(images: Images, angles: Floats, zooms: Floats) -> Images:
+def turn_and_zoom(images: Array, angles: Floats, zooms: Floats) -> Array:
     """Turn images about their centre and enlarge them; edges are mirrored into what is bare.
 
     The centre stays in place, and with it what the label is about.
@@ -99,52 +99,13 @@ def turn_and_zoom(images: Images, angles: Floats, zooms: Floats) -> Images:
     return result
 
 
-def blur(images: Images, sigmas: Floats) -> Images:
+def blur(images: Array, sigmas: Floats) -> Array:
     """Blur images by Gaussians of (images,) sigmas in pixels; 0 leaves an image as it is."""
     result = images.copy()
     for image, sigma, output in zip(images, sigmas, result, strict=True):
         if sigma > 0:
             cv2.GaussianBlur(image, (0, 0), sigma, output)
     return result
-
-
-def jitter_stains(images: Images, scales: Floats, shifts: Floats) -> Images:
-    """Scale and shift the haematoxylin and eosin densities of the tissue in images.
-
-    The optical density -log(image / 255) of a pixel is split into the two stains by least
-    squares; their densities times a scale plus a shift give the new pixel. Background, brighter
-    than 85 % of white, keeps its densities. This is `albumentations.HEStain` for a batch.
-
-    Parameters
-    ----------
-    images
-        (images, height, width, 3) uint8, RGB.
-    scales, shifts
-        (images, 2), for haematoxylin and eosin.
-
-    References
-    ----------
-    Ruifrok and Johnston, Quantification of histochemical staining by color deconvolution, 2001.
-    """
-    # OpenCV takes the batch for one tall image, but for what differs from tile to tile.
-    tall = images.reshape(-1, images.shape[2], 3)
-    densities = cv2.LUT(tall, _OPTICAL_DENSITY)
-    result = np.empty(images.shape, np.float32)
-    for matrix, density, output in zip(
-        stain_matrices(scales, shifts), densities.reshape(images.shape), result, strict=True
-    ):
-        cv2.transform(density, matrix, dst=output)
-    background = cv2.transform(densities, KEEP_STAINS)
-    cv2.copyTo(background, cv2.transform(tall, _IS_BACKGROUND), dst=result.reshape(tall.shape))
-    np.negative(result, out=result)
-    jittered: Images = cv2.convertScaleAbs(cv2.exp(result.reshape(tall.shape)), alpha=255)
-    return jittered.reshape(images.shape)
-
-
-def stain_matrices(scales: Floats, shifts: Floats) -> Floats:
-    """Return what `jitter_stains` does to optical densities: (images, 3, 4), offsets last."""
-    mixes = np.einsum("sc,ns,sd->ncd", _STAINS, scales, _UNMIX)
-    return np.concatenate([mixes, (shifts @ _STAINS)[:, :, None]], axis=2)
 
 
 class StainJitter(A.ImageOnlyTransform):  # type: ignore[misc]
@@ -172,19 +133,13 @@ class StainJitter(A.ImageOnlyTransform):  # type: ignore[misc]
         scales, shifts = stain_draws(draws, self.strength)
         return {"scales": scales, "shifts": shifts}
 
-    def apply(self, img: Image, *, scales: Floats, shifts: Floats, **_: Any) -> Image:
+    def apply(self, img: Array, *, scales: Floats, shifts: Floats, **_: Any) -> Array:
         """Return the image with other stains."""
-        image: Image = jitter_stains(img[None], scales, shifts)[0]
+        image: Array = jitter_stains(img[None], scales, shifts)[0]
         return image
 
 
-def stain_draws(uniform: Floats, strength: float) -> tuple[Floats, Floats]:
-    """Turn (tiles, 4) draws from [0, 1) into the scales and the shifts of both stains."""
-    centred = strength * (2 * uniform - 1)
-    return 1 + 0.3 * centred[:, :2], 0.2 * centred[:, 2:]
-
-
-def jitter_colours(images: Images, gains: Floats, grays: Floats) -> Images:
+def jitter_colours(images: Array, gains: Floats, grays: Floats) -> Array:
     """Multiply each channel by a gain, then draw the channels towards their mean.
 
     Parameters
@@ -216,7 +171,7 @@ class Draws:
     Attributes
     ----------
     elements
-        (tiles,) of D4, see `symmetry`.
+        (tiles,), which of `SYMMETRIES`.
     turns
         Angles and zooms, (tiles,) each, see `turn_and_zoom`.
     sigmas
@@ -270,7 +225,7 @@ class TileAugmentation:
         self.zoom = zoom
         self.blur = blur
 
-    def __call__(self, images: Images, keys: Keys) -> Images:
+    def __call__(self, images: Array, keys: Keys) -> Array:
         """Return transformed images; the draws follow from each tile's key alone."""
         draws = self.draw(keys)
         if draws.turns is not None:
@@ -312,13 +267,13 @@ class PerTile:
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
 
-    def __call__(self, images: Images, keys: Keys) -> Images:
+    def __call__(self, images: Array, keys: Keys) -> Array:
         """Return the transformed images."""
         return np.stack([self._one(*item) for item in zip(images, keys, strict=True)])
 
-    def _one(self, image: Image, key: np.uint64) -> Image:
+    def _one(self, image: Array, key: np.uint64) -> Array:
         self.pipeline.set_random_seed(int(key >> np.uint64(32)))
-        transformed: Image = self.pipeline(image=image)["image"]
+        transformed: Array = self.pipeline(image=image)["image"]
         return transformed
 
 
@@ -370,12 +325,3 @@ def _mix(values: Keys) -> Keys:
 
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-
-# Haematoxylin and eosin in red, green and blue, as albumentations has them.
-_STAINS = np.array([[0.644211, 0.716556, 0.266844], [0.092789, 0.954111, 0.283111]])
-_UNMIX = np.linalg.pinv(_STAINS.T)
-# Densities as the two stains explain them.
-KEEP_STAINS = _STAINS.T @ _UNMIX
-_OPTICAL_DENSITY = -np.log(np.maximum(np.arange(256, dtype=np.float32) / 255, 1e-6))
-# Luminosity less 85 % of white, a hundredfold: what rounds to 0 or saturates there is tissue.
-_IS_BACKGROUND = np.array([[29.9, 58.7, 11.4, -85 * 255 + 0.5]])

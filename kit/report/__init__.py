@@ -1,4 +1,7 @@
-"""The room report."""
+"""Pages and figures of runs, studies, searches and tiles: one HTML file each.
+
+It knows nothing of how a run was trained: it reads run folders, studies' tables and the store.
+"""
 
 import lazy_loader
 

@@ -18,13 +18,13 @@ from kit.base import (
     CLASS_NAMES,
     TILE_SIZE,
     KitError,
+    Pixels,
     Recipe,
     atomic_folder,
     atomic_path,
     competition,
 )
-from kit.data import dataset, transforms
-from kit.data.dataset import EVAL_BATCH_SIZE, Tiles
+from kit.data import EVAL_BATCH_SIZE, Resize, TileDataset, recipe_dataset
 from kit.runs.folder import read_config, read_history
 from kit.runs.trained import TrainedModel, load
 from kit.training import Normalize
@@ -77,7 +77,7 @@ class TileNetwork(nn.Module):
         return logits
 
 
-def write_onnx(path: Path, folder: Path, tiles: Tiles) -> float:
+def write_onnx(path: Path, folder: Path, tiles: Pixels) -> float:
     """Export a run to one ONNX file, with its preprocessing, once ONNX Runtime agrees with PyTorch.
 
     The input `tiles` is uint8 of shape (batch, 3, height, width), RGB, any batch; the output
@@ -199,7 +199,7 @@ def _source_pixels(recipe: Recipe) -> tuple[npt.NDArray[np.int64], npt.NDArray[n
     """
     rows, columns = np.indices((TILE_SIZE, TILE_SIZE), dtype=np.uint8)
     ramp = np.stack([rows, columns, rows], axis=2)
-    taken = transforms.Resize(recipe.crop, recipe.size, recipe.interpolation)(ramp)
+    taken = Resize(recipe.crop, recipe.size, recipe.interpolation)(ramp)
     return taken[:, 0, 0].astype(np.int64), taken[0, :, 1].astype(np.int64)
 
 
@@ -224,11 +224,11 @@ def _metadata(trained: TrainedModel, network: TileNetwork) -> dict[str, str]:
     }
 
 
-def _difference(path: Path, trained: TrainedModel, network: TileNetwork, tiles: Tiles) -> float:
+def _difference(path: Path, trained: TrainedModel, network: TileNetwork, tiles: Pixels) -> float:
     """Return the largest difference between ONNX Runtime and the kit's own way to a logit."""
     session = _require("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
-    own = dataset.recipe_dataset(tiles, trained.recipe)
-    given = dataset.TileDataset(tiles) if network.resizes else own
+    own = recipe_dataset(tiles, trained.recipe)
+    given = TileDataset(tiles) if network.resizes else own
     differences = []
     with torch.inference_mode():
         for batch in _batches(len(tiles)):

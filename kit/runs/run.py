@@ -35,9 +35,18 @@ from kit.base import (
     recipe_values,
     write_text,
 )
-from kit.data import dataset, split
-from kit.data.dataset import Batch, TileDataset
-from kit.data.store import Store
+from kit.data import (
+    Batch,
+    Store,
+    TileDataset,
+    check_batch,
+    eval_loader,
+    fits_on_device,
+    recipe_dataset,
+    recipe_holdout,
+    train_loader,
+    write_split,
+)
 from kit.runs.checkpoint import read_checkpoint, write_checkpoint
 from kit.runs.folder import inside, is_content, read_config, write_json, write_predictions
 from kit.training import (
@@ -103,10 +112,10 @@ class Run:
         self.workers = workers
         self.checkpoint_steps = checkpoint_steps
         self.rank = distributed.rank()
-        self.holdout = split.choose_holdout(recipe, store)
+        self.holdout = recipe_holdout(store, recipe)
         # Before the folder is made, which a run of other options could not be resumed in.
-        dataset.check_batch(len(self.holdout.train), recipe.batch_size)
-        self.holds_tiles = not workers and dataset.can_hold(recipe, len(store.train), self.device)
+        check_batch(len(self.holdout.train), recipe.batch_size)
+        self.holds_tiles = not workers and fits_on_device(recipe, len(store.train), self.device)
         self.state = TrainingState(
             models.create_model(recipe),
             recipe,
@@ -120,7 +129,7 @@ class Run:
         else:
             self._start()
         if self.rank == 0:
-            split.write(folder / "split.csv", store.train.ids, self.holdout)
+            write_split(folder / "split.csv", store.train.ids, self.holdout)
 
     def train(
         self, *, evaluate: Evaluate = evaluate, progress: bool = True
@@ -149,14 +158,14 @@ class Run:
             try:
                 for result in fit(
                     self.state,
-                    dataset.train_loader(
+                    train_loader(
                         self._train_dataset,
                         batch_size=self.recipe.batch_size,
                         workers=self.workers,
                         rank=self.rank,
                         processes=distributed.world_size(),
                     ),
-                    dataset.eval_loader(valid, rank=self.rank, processes=distributed.world_size()),
+                    eval_loader(valid, rank=self.rank, processes=distributed.world_size()),
                     after_step=lambda: self._after_step(sigterm),
                     evaluate=evaluate,
                     progress=progress and self.rank == 0,
@@ -182,7 +191,7 @@ class Run:
         Parameters
         ----------
         batches
-            Only the first ones, of `dataset.EVAL_BATCH_SIZE` tiles at most; None takes all.
+            Only the first ones, of `data.EVAL_BATCH_SIZE` tiles at most; None takes all.
         """
         recalibrate(
             self.state.model,
@@ -195,21 +204,21 @@ class Run:
     @cached_property
     def valid_loader(self) -> DataLoader[Batch]:
         """The held-out tiles, in the order of split.csv."""
-        return dataset.eval_loader(self._dataset(self.holdout.valid))
+        return eval_loader(self._dataset(self.holdout.valid))
 
     @cached_property
     def plain_train_loader(self) -> DataLoader[Batch]:
         """The training tiles, each once, without augmentation."""
         plain = copy.copy(self._train_dataset)
         plain.augment = None
-        return dataset.eval_loader(plain)
+        return eval_loader(plain)
 
     @cached_property
     def _train_dataset(self) -> TileDataset:
         return self._dataset(self.holdout.train, train=True)
 
     def _dataset(self, rows: npt.NDArray[np.int64], *, train: bool = False) -> TileDataset:
-        return dataset.recipe_dataset(
+        return recipe_dataset(
             self.store.train.tiles,
             self.recipe,
             labels=self.store.labels,

@@ -15,8 +15,7 @@ from torch import nn
 
 from kit import models
 from kit.base import CLASS_NAMES, KitError, Recipe, Views, parse_recipe
-from kit.data import dataset
-from kit.data.store import TileSet
+from kit.data import TileSet, eval_loader, recipe_dataset
 from kit.runs.folder import inside, read_config, read_metrics
 from kit.training import (
     Normalize,
@@ -73,7 +72,7 @@ class TrainedModel:
                 f"{self.name} recorded no temperature: predict without --calibrate, or train it "
                 "anew"
             )
-        loader = dataset.eval_loader(dataset.recipe_dataset(tiles.tiles, self.recipe))
+        loader = eval_loader(recipe_dataset(tiles.tiles, self.recipe))
         normalize = Normalize(*self.recipe.channel_statistics).to(self.device)
         if adapt_bn:
             recalibrate(self.model, loader, normalize, device=self.device, dtype=self.dtype)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kit import runs
 from kit.base import EpochResult, KitError, Recipe, read_recipe
-from kit.data.store import Store
+from kit.data import Store
 from kit.runs import Run
 from kit.study.figures import Histories
 from kit.study.folder import claim

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from kit.base import FolderLock, KitError, plain_values, write_text
-from kit.data.store import Store
+from kit.data import Store
 
 
 def claim(folder: Path, recipes: Mapping[str, Any], store: Store) -> None:

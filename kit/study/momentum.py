@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import nn
 
 from kit.base import EpochResult, KitError, Recipe, atomic_path, write_text
-from kit.data.store import Store
+from kit.data import Store
 from kit.runs import Run
 from kit.study.arms import Study, train_arms
 from kit.study.figures import Histories

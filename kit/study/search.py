@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 import kit
 from kit.base import EpochResult, FolderLock, KitError, Recipe, recipe_values, write_text
-from kit.data.store import Store
+from kit.data import Store
 from kit.runs import Run
 from kit.study import sharing
 from kit.study.search_result import SearchResult, conclude

@@ -10,8 +10,7 @@ from torch import nn
 
 from kit import models
 from kit.base import KitError, Recipe, competition
-from kit.data import split
-from kit.data.store import Store
+from kit.data import Store, recipe_holdout
 
 BATCH_SIZES = (32, 64, 128, 256)
 SEARCHED = ("lr", "batch_size", "weight_decay", "crop", "size", "augment", "stain_strength")
@@ -81,7 +80,7 @@ def search_space(
     if not recipe.is_backbone:
         free |= set(SEARCHED_SMALL) - set(fixed)
     sizes = _sizes(recipe, model, widths_are_free="widths" in free)
-    holdouts = [split.choose_holdout(seeded, store) for seeded in seeded_recipes(recipe, seeds)]
+    holdouts = [recipe_holdout(store, seeded) for seeded in seeded_recipes(recipe, seeds)]
     tiles = min(len(holdout.train) for holdout in holdouts)
     batch_sizes = tuple(size for size in BATCH_SIZES if size <= tiles)
     free -= {name for name, values in (("size", sizes), ("batch_size", batch_sizes)) if not values}

@@ -6,7 +6,6 @@ from .device import reuse_memory as reuse_memory
 from .inference import Normalize as Normalize
 from .inference import predict as predict
 from .inference import predict_each as predict_each
-from .inference import symmetries as symmetries
 from .loop import Evaluate as Evaluate
 from .loop import NonFiniteLossError as NonFiniteLossError
 from .loop import evaluate as evaluate

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from kit.base import Floats, Views
-from kit.data.dataset import Batch
+from kit.data import Batch, eight_views
 from kit.models import fuse_norms, share_stem
 from kit.training.device import autocast
 
@@ -37,13 +37,6 @@ class Normalize(nn.Module):
         rows = pixels.flatten(2).to(scale.dtype, copy=True)
         torch.addcmul(offset, rows, scale, out=rows)
         return rows.view(pixels.shape).permute(0, 3, 1, 2)
-
-
-def symmetries(images: Tensor) -> list[Tensor]:
-    """Return the eight views of square images: four quarter turns, each also mirrored."""
-    turned = [torch.rot90(images, turns, (2, 3)) for turns in range(4)]
-    views = turned + [view.flip(3) for view in turned]
-    return [view.contiguous(memory_format=torch.channels_last) for view in views]
 
 
 def predict(
@@ -111,7 +104,7 @@ def predict_each(
             with autocast(device, dtype):
                 logits = [
                     [model(normalized) for model in fused]
-                    for view in (symmetries(inputs) if views == 8 else [inputs])
+                    for view in (eight_views(inputs) if views == 8 else [inputs])
                     for normalized in [normalize(view)]
                 ]
             # One by one: PyTorch's sigmoid rounds by where in memory a value stands.

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from kit import models, stats
 from kit.base import EpochResult, KitError
-from kit.data.dataset import Batch, EpochSampler, TileDataset
+from kit.data import Batch, EpochSampler, TileDataset
 from kit.training import distributed
 from kit.training.device import autocast
 from kit.training.inference import predict_each

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from kit.data.dataset import Batch
+from kit.data import Batch
 from kit.models import BatchNorm, batch_norms
 from kit.training.device import autocast
 from kit.training.inference import Normalize

@@ -6,12 +6,14 @@ from pathlib import Path
 import pandas as pd
 
 from kit import runs
-from kit.data import split
-from kit.data.store import Store
-from kit.report import plots, report
+from kit.base import Strings
+from kit.data import Store
+from kit.report import plots
+from kit.report.galleries import choose_gallery, gallery_section
+from kit.report.page import Drawing, Page, Section, Table
 from kit.report.plots import Predictions
-from kit.report.report import Drawing, Page, Section, Slides, Table
-from kit.study import IMPORTANCE_TRIALS, RECALIBRATED, Histories, SearchResult, Study
+from kit.report.rebuild import rebuild_section
+from kit.study import RECALIBRATED, Histories, Study
 
 Tables = Mapping[str, pd.DataFrame]
 
@@ -31,7 +33,7 @@ def compare_page(
     verdict: str,
     *,
     store: Store,
-    slides: Slides | None,
+    slides: Strings | None,
     command: str,
 ) -> Page:
     """Describe a comparison of two arms.
@@ -76,8 +78,8 @@ def compare_page(
                 ],
                 drawings=_prediction_drawings(comparison, predictions),
             ),
-            *(_gallery(arm, folder, store, slides) for arm, folder in last.items()),
-            report.rebuild_section(command, last),
+            *(one_run_gallery(arm, folder, store, slides) for arm, folder in last.items()),
+            rebuild_section(command, last),
         ],
         is_standin=store.is_standin,
     )
@@ -89,7 +91,7 @@ def momentum_page(
     verdict: str,
     *,
     store: Store,
-    slides: Slides | None,
+    slides: Strings | None,
     folders: Mapping[str, Path],
     command: str,
 ) -> Page:
@@ -138,64 +140,17 @@ def momentum_page(
                     )
                 ],
             ),
-            _gallery(*next(iter(folders.items())), store, slides),
-            report.rebuild_section(command, folders),
+            one_run_gallery(*next(iter(folders.items())), store, slides),
+            rebuild_section(command, folders),
         ],
         is_standin=store.is_standin,
     )
 
 
-def search_verdict(result: SearchResult) -> str:
-    """Say what a search found, and how much to believe of it."""
-    return (
-        f"The best of {result.complete} finished trials ({result.pruned} more were stopped early) "
-        f"reached {result.auc:.4f} validation AUC: optimistic, as it was chosen on that holdout."
-    )
-
-
-def search_page(result: SearchResult, out: Path, store: Store, command: str) -> Page:
-    """Describe a search from its folder."""
-    trials = pd.read_csv(out / "trials.csv")
-    valid = runs.read_valid(result.folder)
-    shown: Predictions = {"best trial": (valid["label"], valid["probability"])}
-    slides = split.slides_of(store, result.recipe.slides)
-    return Page(
-        title=f"Search, {result.complete + result.pruned} trials",
-        verdict=search_verdict(result),
-        limits=[
-            "Train the recipe with other seeds, or compare it with the base recipe, before you "
-            "believe in its gain."
-        ],
-        sections=[
-            _importance_section(result),
-            Section(
-                "The best recipe",
-                code=(out / "best.toml").read_text("utf-8"),
-                drawings=[
-                    Drawing(plots.roc(shown), "Held-out tiles of the best trial."),
-                    Drawing(plots.calibration(shown), "Held-out tiles of the best trial."),
-                ],
-            ),
-            Section("All trials", tables=[Table(trials, "In the order of their numbers.")]),
-            _gallery("best trial", result.folder, store, slides),
-            report.rebuild_section(command, {"best trial": result.folder}),
-        ],
-        is_standin=store.is_standin,
-    )
-
-
-def _importance_section(result: SearchResult) -> Section:
-    if not result.importances:
-        text = [
-            f"{result.complete} trials were trained to the end; it takes "
-            f"{IMPORTANCE_TRIALS} to say which parameters matter."
-        ]
-        return Section("What decided", text)
-    shares = pd.DataFrame(
-        {"parameter": result.importances.keys(), "importance": result.importances.values()}
-    )
-    caption = "Shares of what sets the best quarter of the trials apart."
-    return Section("What decided", tables=[Table(shares, caption)])
+def one_run_gallery(name: str, folder: Path, store: Store, slides: Strings | None) -> Section:
+    tiles = choose_gallery(runs.load(folder), store, runs.read_valid(folder), slides, count=6)
+    shown = gallery_section({f"{heading}: {name}": one for heading, one in tiles.items()})
+    return Section(f"{shown.heading}, {name}", shown.text, gallery=shown.gallery)
 
 
 def _plots_one_to_four(histories: Histories) -> list[Drawing]:
@@ -224,12 +179,6 @@ def _prediction_drawings(comparison: Study, ranks: pd.DataFrame) -> list[Drawing
         Drawing(plots.roc(pooled), "All seeds' held-out tiles, ranked within each run."),
         Drawing(plots.calibration(one_seed), f"The runs of seed {comparison.seeds[-1]}."),
     ]
-
-
-def _gallery(name: str, folder: Path, store: Store, slides: Slides | None) -> Section:
-    tiles = report.gallery(runs.load(folder), store, runs.read_valid(folder), slides, count=6)
-    shown = report.gallery_section({f"{heading}: {name}": one for heading, one in tiles.items()})
-    return Section(f"{shown.heading}, {name}", shown.text, gallery=shown.gallery)
 
 
 def _table(frame: pd.DataFrame, caption: str) -> Table:

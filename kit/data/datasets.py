@@ -1,32 +1,28 @@
-"""Tiles as tensors: the dataset over the store, and the loaders over the dataset."""
+"""Tiles as tensors: datasets over the packed tiles."""
 
 import math
 import os
-import signal
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-import cv2
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
-from kit.base import KitError, Recipe, competition
+from kit.base import CHANNELS, TILE_SIZE, Indices, KitError, Labels, Pixels, Recipe
 from kit.data import tensor_transforms, transforms
 from kit.data.transforms import Keys, PerTile, Pipeline, Resize, TileAugmentation
 
-Tiles = npt.NDArray[np.uint8]
-Indices = npt.NDArray[np.int64]
 Draw = tuple[int, int]
+"""An epoch, and an index into a dataset."""
 Batch = tuple[Tensor, Tensor]
+"""Images (tiles, 3, height, width) uint8, and labels (tiles,)."""
 
-EVAL_BATCH_SIZE = 256
-# Of a GPU's memory, for tiles.
-HELD_SHARE = 1 / 2
+DEVICE_SHARE = 1 / 2
+"""Of a GPU's memory, for tiles."""
 
 
 class TileDataset(Dataset[Batch]):
@@ -61,8 +57,8 @@ class TileDataset(Dataset[Batch]):
 
     def __init__(
         self,
-        tiles: Tiles,
-        labels: npt.NDArray[np.int64] | None = None,
+        tiles: Pixels,
+        labels: Labels | None = None,
         *,
         rows: Indices | None = None,
         resize: Resize | None = None,
@@ -107,7 +103,7 @@ class TileDataset(Dataset[Batch]):
         return torch.from_numpy(images)
 
 
-class HeldDataset(TileDataset):
+class DeviceDataset(TileDataset):
     """A dataset whose tiles lie in a GPU's memory, where they are enlarged and augmented.
 
     Its images are those of `TileDataset` within rounding, on that device. It is read by the
@@ -125,8 +121,8 @@ class HeldDataset(TileDataset):
 
     def __init__(
         self,
-        tiles: Tiles,
-        labels: npt.NDArray[np.int64] | None = None,
+        tiles: Pixels,
+        labels: Labels | None = None,
         *,
         device: torch.device,
         rows: Indices | None = None,
@@ -137,13 +133,15 @@ class HeldDataset(TileDataset):
         super().__init__(tiles, labels, rows=rows, resize=resize, augment=augment, seed=seed)
         # In parts, and the host's tiles are let go: they may be as large as its memory.
         self.tiles = np.empty((0, *tiles.shape[1:]), np.uint8)
-        self.held = torch.empty((len(self), *tiles.shape[1:]), dtype=torch.uint8, device=device)
+        self.device_tiles = torch.empty(
+            (len(self), *tiles.shape[1:]), dtype=torch.uint8, device=device
+        )
         parts = np.array_split(np.arange(len(self)), 1 + len(self) // 4096)
         for part in parts:
-            self.held[part[0] : part[-1] + 1] = torch.from_numpy(tiles[self.rows[part]])
+            self.device_tiles[part[0] : part[-1] + 1] = torch.from_numpy(tiles[self.rows[part]])
 
     def _images(self, indices: Indices, keys: Keys) -> Tensor:
-        images = self.held[torch.from_numpy(indices).to(self.held.device)]
+        images = self.device_tiles[torch.from_numpy(indices).to(self.device_tiles.device)]
         if self.resize is not None:
             images = tensor_transforms.enlarge(images, self.resize)
         if self.augment is None:
@@ -152,65 +150,11 @@ class HeldDataset(TileDataset):
         return tensor_transforms.augment(images, self.augment.draw(keys))
 
 
-class EpochSampler(Sampler[list[Draw]]):
-    """Batches of `(epoch, index)`, in an order that follows from the seed and the epoch.
-
-    The last tiles of an epoch that fill no batch are left out, other ones each epoch. Several
-    processes take their shares of the same batches.
-
-    Parameters
-    ----------
-    count
-        Tiles in the dataset.
-    batch_size
-        Of all processes together.
-
-    Attributes
-    ----------
-    epoch
-        Set it before each pass; it counts from 1.
-    first
-        The step to begin at, for an epoch that was cut short.
-    steps
-        Batches in a whole epoch.
-    """
-
-    def __init__(
-        self, count: int, *, batch_size: int, seed: int, rank: int = 0, processes: int = 1
-    ) -> None:
-        self.batch_size = batch_size
-        self.seed = seed
-        self.steps = count // batch_size
-        self.epoch = 1
-        self.first = 0
-        self._count = count
-        self._share = slice(rank, None, processes)
-
-    def __len__(self) -> int:
-        return self.steps - self.first
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        order = self._order()
-        for step in range(self.first, self.steps):
-            yield [(self.epoch, index) for index in self._slice(order, step)[self._share]]
-
-    def batch(self, step: int) -> list[int]:
-        """Return the tiles of one step of the epoch, those of all processes."""
-        return self._slice(self._order(), step)
-
-    def _order(self) -> Indices:
-        return np.random.default_rng([self.seed, self.epoch]).permutation(self._count)
-
-    def _slice(self, order: Indices, step: int) -> list[int]:
-        batch: list[int] = order[step * self.batch_size : (step + 1) * self.batch_size].tolist()
-        return batch
-
-
 def recipe_dataset(
-    tiles: Tiles,
+    tiles: Pixels,
     recipe: Recipe,
     *,
-    labels: npt.NDArray[np.int64] | None = None,
+    labels: Labels | None = None,
     rows: Indices | None = None,
     train: bool = False,
     device: torch.device | None = None,
@@ -222,15 +166,15 @@ def recipe_dataset(
     Parameters
     ----------
     device
-        Hold the tiles in the memory of this GPU, see `can_hold`.
+        Hold the tiles in the memory of this GPU, see `fits_on_device`.
     """
     resize = Resize(recipe.crop, recipe.size, recipe.interpolation)
-    shrinks = recipe.size < competition.TILE_SIZE
+    shrinks = recipe.size < TILE_SIZE
     if shrinks:
         rows = np.arange(len(tiles)) if rows is None else rows
         labels = None if labels is None else labels[rows]
         tiles, rows = _resize_all(tiles, rows, resize), None
-    kind = TileDataset if device is None else partial(HeldDataset, device=device)
+    kind = TileDataset if device is None else partial(DeviceDataset, device=device)
     return kind(
         tiles,
         labels,
@@ -241,95 +185,21 @@ def recipe_dataset(
     )
 
 
-def can_hold(recipe: Recipe, tiles: int, device: torch.device) -> bool:
+def fits_on_device(recipe: Recipe, tiles: int, device: torch.device) -> bool:
     """Return whether a GPU has room for a recipe's tiles, and can do what it asks of them."""
     if device.type != "cuda":
         return False
-    side = min(recipe.size, competition.TILE_SIZE)
-    enlarges = side == competition.TILE_SIZE and recipe.size != recipe.crop
+    side = min(recipe.size, TILE_SIZE)
+    enlarges = side == TILE_SIZE and recipe.size != recipe.crop
     if enlarges and recipe.interpolation not in tensor_transforms.ENLARGEMENTS:
         return False
     memory: int = torch.cuda.get_device_properties(device).total_memory
-    return tiles * side**2 * competition.CHANNELS <= HELD_SHARE * memory
+    return tiles * side**2 * CHANNELS <= DEVICE_SHARE * memory
 
 
-def train_loader(
-    dataset: TileDataset, *, batch_size: int, workers: int, rank: int = 0, processes: int = 1
-) -> DataLoader[Batch]:
-    """Return a loader of shuffled whole batches; set its `sampler.epoch` before each pass.
-
-    Of several processes each gets its share of every batch.
-
-    Raises
-    ------
-    KitError
-        If the tiles do not fill a batch, or the processes cannot share it equally.
-    """
-    if batch_size % processes:
-        raise KitError(
-            f"--batch-size {batch_size} cannot be shared by {processes} processes: choose a "
-            f"multiple of {processes}"
-        )
-    check_batch(len(dataset), batch_size)
-    sampler = EpochSampler(
-        len(dataset), batch_size=batch_size, seed=dataset.seed, rank=rank, processes=processes
-    )
-    return _loader(dataset, sampler, workers)
-
-
-def check_batch(tiles: int, batch_size: int) -> None:
-    """Refuse training tiles that do not fill a batch."""
-    if tiles < batch_size:
-        raise KitError(
-            f"{tiles} training tiles do not fill a batch of {batch_size}: choose a smaller "
-            "--batch-size"
-        )
-
-
-def eval_loader(
-    dataset: TileDataset, *, workers: int = 0, rank: int = 0, processes: int = 1
-) -> DataLoader[Batch]:
-    """Return a loader of the tiles in their order, each once, in batches of about one size.
-
-    Of several processes the first gets the first tiles, and so on.
-
-    Raises
-    ------
-    KitError
-        If there are fewer tiles than processes.
-    """
-    if len(dataset) < processes:
-        raise KitError(f"{len(dataset)} held-out tiles are too few for {processes} processes")
-    own = np.array_split(np.arange(len(dataset)), processes)[rank]
-    batches = np.array_split(own, max(1, -(-len(own) // EVAL_BATCH_SIZE)))
-    return _loader(dataset, [batch.tolist() for batch in batches], workers)
-
-
-def _loader(
-    dataset: TileDataset, batches: Iterable[list[Draw]] | Iterable[list[int]], workers: int
-) -> DataLoader[Batch]:
-    """Return a loader whose items are batches already, so that nothing is collated again."""
-    return DataLoader(
-        dataset,
-        sampler=batches,
-        batch_size=None,
-        num_workers=workers,
-        worker_init_fn=_init_worker,
-        # Its own: a loader would else draw from the generator that dropout draws from.
-        generator=torch.Generator(),
-        persistent_workers=workers > 0,
-    )
-
-
-def _init_worker(_: int) -> None:
-    """Keep OpenCV to one thread, and leave it to the parent to stop on SIGTERM."""
-    cv2.setNumThreads(0)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def _resize_all(tiles: Tiles, rows: Indices, resize: Resize) -> Tiles:
+def _resize_all(tiles: Pixels, rows: Indices, resize: Resize) -> Pixels:
     """Resize rows of the store, side by side, to (rows, size, size, 3)."""
-    resized = _scratch((len(rows), resize.size, resize.size, competition.CHANNELS))
+    resized = _scratch((len(rows), resize.size, resize.size, CHANNELS))
     # An item of a memory-mapped array takes longer to make than most tiles to resize.
     tiles = np.asarray(tiles)
 
@@ -342,7 +212,7 @@ def _resize_all(tiles: Tiles, rows: Indices, resize: Resize) -> Tiles:
     return resized
 
 
-def _scratch(shape: tuple[int, ...]) -> Tiles:
+def _scratch(shape: tuple[int, ...]) -> Pixels:
     """Return an array in an unnamed temporary file, whose pages may leave the memory again."""
     with tempfile.TemporaryFile() as file:
         try:

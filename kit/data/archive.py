@@ -1,0 +1,136 @@
+"""Where tiles are packed from: the competition's archive, or its files, extracted."""
+
+import mmap
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+from kit.base import SPLITS, KitError, competition
+from kit.data.tiff import TileError
+
+TABLES = (competition.LABELS_FILE, competition.SAMPLE_FILE)
+
+
+class CorruptArchiveError(KitError):
+    """The archive's bytes are not what they were when it was made: fetch it again."""
+
+
+class CorruptMemberError(TileError):
+    """A member of an archive whose bytes are not what they were when it was put there."""
+
+
+class Archive:
+    """The competition's zip, mapped, so that threads inflate its members side by side."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def identity(self) -> dict[str, Any]:
+        status = self.path.stat()
+        return {"source": self.path.name, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+    @contextmanager
+    def open(self) -> Iterator[Self]:
+        self._read_directory()
+        with (
+            self.path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as self._bytes,
+        ):
+            yield self
+
+    def _read_directory(self) -> None:
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                self._members = archive.infolist()
+                self.is_standin = archive.comment == competition.STANDIN_COMMENT
+        # A ValueError is a name that is no text.
+        except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+            raise CorruptArchiveError(f"{self.path} is not a whole zip file: {error}") from error
+        self._infos = {info.filename: info for info in self._members}
+
+    def names(self) -> list[str]:
+        return [info.filename for info in self._members]
+
+    def read(self, name: str, limit: int) -> bytes:
+        """Inflate one member and check its size and CRC (APPNOTE 6.3.10, 4.3.7)."""
+        info = self._infos[name]
+        _check_size(max(info.file_size, info.compress_size), limit)
+        if info.flag_bits & 1 or info.compress_type not in (
+            zipfile.ZIP_STORED,
+            zipfile.ZIP_DEFLATED,
+        ):
+            raise TileError("encrypted, or compressed by another method than deflate")
+        header = self._bytes[info.header_offset : info.header_offset + 30]
+        if header[:4] != b"PK\x03\x04" or len(header) < 30:
+            raise CorruptMemberError("no zip member where the directory says")
+        lengths = struct.unpack_from("<HH", header, 26)
+        start = info.header_offset + 30 + sum(lengths)
+        content = self._bytes[start : start + info.compress_size]
+        if info.compress_type == zipfile.ZIP_DEFLATED:
+            content = _inflate(content, info.file_size)
+        if len(content) != info.file_size or zlib.crc32(content) != info.CRC:
+            raise CorruptMemberError("CRC mismatch")
+        return content
+
+
+def _inflate(content: bytes, size: int) -> bytes:
+    """Inflate at most one byte more than `size`, so that no member can fill the memory."""
+    try:
+        return zlib.decompressobj(-15).decompress(content, size + 1)
+    except zlib.error as error:
+        raise CorruptMemberError(f"cannot inflate: {error}") from error
+
+
+def _check_size(size: int, limit: int) -> None:
+    """Refuse what would fill the memory."""
+    if size > limit:
+        raise TileError(f"{size:,} bytes, which is more than {limit:,}")
+
+
+class Folder:
+    """The competition's files, extracted."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.is_standin = (path / competition.STANDIN_FILE).exists()
+
+    def identity(self) -> dict[str, Any]:
+        labels = self.path / competition.LABELS_FILE
+        return {"source": "folder", "mtime_ns": labels.stat().st_mtime_ns}
+
+    @contextmanager
+    def open(self) -> Iterator[Self]:
+        yield self
+
+    def names(self) -> list[str]:
+        found = [name for name in TABLES if (self.path / name).is_file()]
+        tiles = (
+            f"{split}/{entry.name}" for split in SPLITS for entry in os.scandir(self.path / split)
+        )
+        return [*found, *tiles]
+
+    def read(self, name: str, limit: int) -> bytes:
+        path = self.path / name
+        # A pipe or a device would never end.
+        if not path.is_file():
+            raise TileError("not a file")
+        _check_size(path.stat().st_size, limit)
+        return path.read_bytes()
+
+
+Source = Archive | Folder
+
+
+def find_source(data: Path) -> Source | None:
+    """Return what there is to pack in a data folder, the archive first."""
+    folder = competition.data_folder(data)
+    if (folder / competition.ARCHIVE).is_file():
+        return Archive(folder / competition.ARCHIVE)
+    if all((folder / split).is_dir() for split in SPLITS):
+        return Folder(folder)
+    return None

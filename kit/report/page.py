@@ -1,0 +1,174 @@
+"""A report page: one HTML file that needs nothing but itself."""
+
+import base64
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from matplotlib.image import imsave
+
+from kit import __version__
+from kit.base import CLASS_NAMES, Pixels, write_text
+from kit.stats import Interval
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a page: every column is shown, the index is not."""
+
+    frame: pd.DataFrame
+    caption: str
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure of a page."""
+
+    figure: Figure
+    caption: str
+
+
+@dataclass(frozen=True)
+class GalleryTile:
+    """A held-out tile and what a model made of it.
+
+    Attributes
+    ----------
+    label
+        0 or 1.
+    probability
+        Of tumour, as the model gave it.
+    slide
+        None if no table of slides says.
+    pixels
+        (96, 96, 3), RGB.
+    cam
+        The same with Grad-CAM over it; None for a model without a map to show.
+    """
+
+    id: str
+    label: int
+    probability: float
+    slide: str | None
+    pixels: Pixels
+    cam: Pixels | None
+
+
+Gallery = Mapping[str, Sequence[GalleryTile]]
+"""Tiles under their headings."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page, shown in the order of its attributes.
+
+    Attributes
+    ----------
+    text
+        Paragraphs.
+    code
+        Commands to type, shown as they are.
+    """
+
+    heading: str
+    text: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    drawings: Sequence[Drawing] = ()
+    gallery: Gallery = field(default_factory=dict)
+    code: str = ""
+
+
+@dataclass(frozen=True)
+class Page:
+    """A report: the verdict, what limits it, and the sections that bear it out."""
+
+    title: str
+    verdict: str
+    sections: Sequence[Section]
+    limits: Sequence[str] = ()
+    is_standin: bool = False
+
+
+def write_page(path: Path, page: Page) -> None:
+    """Write a page as one HTML file, whole or not at all.
+
+    Everything that it prints is escaped, and its policy lets a browser fetch nothing and run
+    no script but the slide filter.
+
+    Raises
+    ------
+    KitError
+        If the file cannot be written.
+    """
+    environment = Environment(
+        loader=PackageLoader("kit.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"cell": _cell, "svg": _svg, "png": _png}
+    style, script = (_asset(name) for name in ("report.css", "report.js"))
+    template = environment.get_template("report.html")
+    write_text(
+        path,
+        template.render(
+            page=page,
+            style=Markup(style),
+            script=Markup(script),
+            script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            class_names=CLASS_NAMES,
+            version=__version__,
+        ),
+    )
+
+
+def bounds(interval: Interval) -> str:
+    """Tell an interval's bounds, or why there are none."""
+    if interval.low is None or interval.high is None:
+        return f"none: {interval.note}"
+    return f"{interval.low:.4f} to {interval.high:.4f}"
+
+
+def _asset(name: str) -> str:
+    return resources.files("kit.report.templates").joinpath(name).read_text("utf-8")
+
+
+def _cell(value: Any) -> str:
+    """Show a value: integers with separators, other numbers with four decimals or two digits."""
+    if value is None or value is pd.NA or value != value:
+        return "\N{EN DASH}"
+    if isinstance(value, int | np.integer):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4f}" if value == 0 or abs(value) >= 0.001 else f"{value:.1e}"
+    return str(value)
+
+
+def _svg(figure: Figure) -> str:
+    """Return a figure as a data URI, the same bytes each time."""
+    buffer = io.BytesIO()
+    with mpl.rc_context({"svg.hashsalt": "kit"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return _data_uri("image/svg+xml", buffer.getvalue())
+
+
+def _png(pixels: Pixels) -> str:
+    """Return an RGB image as a data URI."""
+    buffer = io.BytesIO()
+    imsave(buffer, pixels, format="png")
+    return _data_uri("image/png", buffer.getvalue())
+
+
+def _data_uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,0 +1,67 @@
+"""The page of a search."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from kit import runs
+from kit.data import Store, find_slides
+from kit.report import plots
+from kit.report.page import Drawing, Page, Section, Table
+from kit.report.plots import Predictions
+from kit.report.rebuild import rebuild_section
+from kit.report.studies import one_run_gallery
+from kit.study import IMPORTANCE_TRIALS, SearchResult
+
+
+def search_verdict(result: SearchResult) -> str:
+    """Say what a search found, and how much to believe of it."""
+    return (
+        f"The best of {result.complete} finished trials ({result.pruned} more were stopped early) "
+        f"reached {result.auc:.4f} validation AUC: optimistic, as it was chosen on that holdout."
+    )
+
+
+def search_page(result: SearchResult, out: Path, store: Store, command: str) -> Page:
+    """Describe a search from its folder."""
+    trials = pd.read_csv(out / "trials.csv")
+    valid = runs.read_valid(result.folder)
+    shown: Predictions = {"best trial": (valid["label"], valid["probability"])}
+    slides = find_slides(store, result.recipe.slides)
+    return Page(
+        title=f"Search, {result.complete + result.pruned} trials",
+        verdict=search_verdict(result),
+        limits=[
+            "Train the recipe with other seeds, or compare it with the base recipe, before you "
+            "believe in its gain."
+        ],
+        sections=[
+            _importance_section(result),
+            Section(
+                "The best recipe",
+                code=(out / "best.toml").read_text("utf-8"),
+                drawings=[
+                    Drawing(plots.roc(shown), "Held-out tiles of the best trial."),
+                    Drawing(plots.calibration(shown), "Held-out tiles of the best trial."),
+                ],
+            ),
+            Section("All trials", tables=[Table(trials, "In the order of their numbers.")]),
+            one_run_gallery("best trial", result.folder, store, slides),
+            rebuild_section(command, {"best trial": result.folder}),
+        ],
+        is_standin=store.is_standin,
+    )
+
+
+def _importance_section(result: SearchResult) -> Section:
+    if not result.importances:
+        text = [
+            f"{result.complete} trials were trained to the end; it takes "
+            f"{IMPORTANCE_TRIALS} to say which parameters matter."
+        ]
+        return Section("What decided", text)
+    shares = pd.DataFrame(
+        {"parameter": result.importances.keys(), "importance": result.importances.values()}
+    )
+    caption = "Shares of what sets the best quarter of the trials apart."
+    return Section("What decided", tables=[Table(shares, caption)])

@@ -1,0 +1,46 @@
+"""How figures look: colours, axes, and writing them."""
+
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from kit.base import CLASS_NAMES, atomic_path
+
+BLUE, VERMILLION, GREEN, PURPLE, SKY, ORANGE = PALETTE = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#E69F00",
+)
+GREY = "#767676"
+GROUP_COLOURS = {CLASS_NAMES[0]: BLUE, CLASS_NAMES[1]: VERMILLION, "test": GREY}
+DASHES = ("-", "--", "-.", ":")
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
+    with atomic_path(path) as partial:
+        figure.savefig(partial, format="png", dpi=120)
+
+
+def single(title: str, *, height: float = 3.6) -> tuple[Figure, Axes]:
+    """Return a figure of one plot."""
+    figure = Figure(figsize=(5, height), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(plain(title))
+    tidy(axes)
+    return figure, axes
+
+
+def tidy(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_axisbelow(True)
+    axes.grid(alpha=0.3)
+
+
+def plain(text: str) -> str:
+    """Keep Matplotlib from reading dollar signs as mathematics."""
+    return text.replace("$", r"\$")

@@ -1,0 +1,60 @@
+"""The Makefile hands words over whole, and says where things are."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+MAKEFILE = Path(__file__).parents[1] / "Makefile"
+# In the order in which `make demo` makes them.
+DEMO = [
+    "demo/data/store/manifest.json",
+    "demo/runs/before/metrics.json",
+    "demo/submission.csv",
+]
+
+
+def make(folder: Path, *words: str) -> list[str]:
+    """Run make where `python` tells each of its words on a line, and nothing is to be installed."""
+    python = folder / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    python.chmod(0o755)
+    for name in (".venv/installed", *DEMO):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    for name in ("setup.cfg", "pyproject.toml"):
+        (folder / name).touch()
+        os.utime(folder / name, (0, 0))
+    done = subprocess.run(
+        ["make", "--silent", "-f", str(MAKEFILE), *words],
+        cwd=folder,
+        env=os.environ | {"HOME": "/home/me"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("given", "handed"),
+    [
+        ("My Drive/d", "My Drive/d"),
+        ('it\'s "here"; $$HOME', 'it\'s "here"; $HOME'),
+        ("~/My Drive/d", "/home/me/My Drive/d"),
+    ],
+)
+@pytest.mark.parametrize("target", ["download", "pack", "train"])
+def test_a_folder_may_have_any_name(tmp_path: Path, target: str, given: str, handed: str) -> None:
+    said = make(tmp_path, target, f"DATA={given}")
+    assert said == [f"kernels/{target}.py", "--data", handed]
+
+
+def test_a_second_demo_says_where_things_are(tmp_path: Path) -> None:
+    said = "\n".join(make(tmp_path, "demo"))
+    assert "kernels/" not in said
+    for place in ("demo/data", "demo/runs/before", "demo/submission.csv"):
+        assert place in said
