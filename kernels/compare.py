@@ -42,7 +42,7 @@ def main(options: CompareOptions, argv: list[str]) -> None:
         study.parse_arms(options.arm, recipe, given_options(argv)),
         tuple(range(recipe.seed, recipe.seed + options.seeds)),
     )
-    histories = study.train_arms(
+    outcomes = study.train_arms(
         comparison,
         tiles,
         device=options.device,
@@ -54,15 +54,15 @@ def main(options: CompareOptions, argv: list[str]) -> None:
     slides = find_slides(tiles, recipe.slides)
     by_id = None if slides is None else dict(zip(tiles.train.ids, slides, strict=True))
     tables = {
-        "table1": study.paired_table(histories, first, second),
+        "table1": study.paired_table(outcomes, first, second),
         "delong": study.delong_table(predictions, first, second),
         "pooled": study.pooled_table(predictions, first, second, by_id),
     }
-    verdict = study.paired_verdict(histories, first, second)
+    verdict = study.paired_verdict(outcomes, first, second)
     command = shlex.join(["python", "kernels/compare.py", *argv])
     page = report.compare_page(
         comparison,
-        histories,
+        study.histories(outcomes),
         predictions,
         tables,
         verdict,

@@ -14,7 +14,7 @@ from typing import Annotated
 from pydantic import Field
 
 from kit import report, study
-from kit.base import Count, FolderLock, KitError, RunOptions, exit_on_error, parse_options
+from kit.base import Count, FolderLock, RunOptions, exit_on_error, parse_options
 from kit.data import find_slides, open_store
 from kit.study import MomentumSweep
 
@@ -39,29 +39,34 @@ class MomentumOptions(RunOptions):
 
 def main(options: MomentumOptions, argv: list[str]) -> None:
     """Train what is missing, then compare the momenta."""
-    if len(set(options.values)) < 2 or len(set(options.values)) < len(options.values):
-        raise KitError("--values takes two or more different momenta")
     tiles = open_store(options.data)
     recipe = options.recipe
     seeds = tuple(range(recipe.seed, recipe.seed + options.seeds))
+    sweep = MomentumSweep(options.out, recipe, options.values, seeds)
     train = study.train_momenta if options.independent else study.sweep_momenta
-    histories = train(
-        MomentumSweep(options.out, recipe, options.values, seeds),
+    outcomes = train(
+        sweep,
         tiles,
         device=options.device,
         workers=options.workers,
         storage=options.storage,
     )
     tables = {
-        "table2": study.momentum_table(histories),
-        "notebook": study.notebook_table(histories),
+        "table2": study.momentum_table(outcomes),
+        "notebook": study.notebook_table(outcomes),
     }
-    verdict = study.momentum_verdict(histories)
-    folders = {path.name: path for path in sorted((options.out / "runs").iterdir())[:3]}
+    verdict = study.momentum_verdict(outcomes)
+    folders = sweep.as_arms().folders() if options.independent else sweep.folders()
     command = shlex.join(["python", "kernels/momentum.py", *argv])
     slides = find_slides(tiles, recipe.slides)
     page = report.momentum_page(
-        histories, tables, verdict, store=tiles, slides=slides, folders=folders, command=command
+        study.histories(outcomes),
+        tables,
+        verdict,
+        store=tiles,
+        slides=slides,
+        folders={folder.name: folder for folder in folders[:3]},
+        command=command,
     )
     with FolderLock(options.out, wait=True):
         study.write_tables(options.out, tables, verdict)

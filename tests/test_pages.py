@@ -29,21 +29,21 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def write_comparison(tiles: Store, folder: Path) -> Path:
     arms = {bn: replace(RECIPE, bn=bn) for bn in ("before", "after")}  # type: ignore[arg-type]
     comparison = Study(folder, arms, (0, 1))
-    histories = study.train_arms(comparison, tiles, device="cpu")
+    outcomes = study.train_arms(comparison, tiles, device="cpu")
     slides = find_slides(tiles)
     assert slides is not None
     predictions = study.pooled_predictions(comparison)
     tables = {
-        "table1": study.paired_table(histories, *arms),
+        "table1": study.paired_table(outcomes, *arms),
         "delong": study.delong_table(predictions, *arms),
         "pooled": study.pooled_table(
             predictions, *arms, dict(zip(tiles.train.ids, slides, strict=True))
         ),
     }
-    verdict = study.paired_verdict(histories, *arms)
+    verdict = study.paired_verdict(outcomes, *arms)
     page = report.compare_page(
         comparison,
-        histories,
+        study.histories(outcomes),
         predictions,
         tables,
         verdict,
@@ -56,18 +56,24 @@ def write_comparison(tiles: Store, folder: Path) -> Path:
 
 
 def write_sweep(tiles: Store, folder: Path) -> Path:
-    histories = study.sweep_momenta(
+    outcomes = study.sweep_momenta(
         MomentumSweep(folder, RECIPE, (0.99, 0.5), (0, 1)), tiles, device="cpu"
     )
     tables = {
-        "table2": study.momentum_table(histories),
-        "notebook": study.notebook_table(histories),
+        "table2": study.momentum_table(outcomes),
+        "notebook": study.notebook_table(outcomes),
     }
     folders = {"sweep-0": folder / "runs" / "sweep-0"}
-    verdict = study.momentum_verdict(histories)
+    verdict = study.momentum_verdict(outcomes)
     slides = find_slides(tiles)
     page = report.momentum_page(
-        histories, tables, verdict, store=tiles, slides=slides, folders=folders, command="tune"
+        study.histories(outcomes),
+        tables,
+        verdict,
+        store=tiles,
+        slides=slides,
+        folders=folders,
+        command="tune",
     )
     report.write_page(folder / "report.html", page)
     return folder / "report.html"

@@ -24,10 +24,10 @@ from conftest import competition_files, write_zip
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from kit import runs, study
+from kit import study
 from kit.base import EpochResult, KitError, Recipe
 from kit.data import Store, open_store, pack_tiles
-from kit.study import MomentumSweep, Study, sharing
+from kit.study import MomentumSweep, Outcome, Study, sharing
 
 ROOT = Path(__file__).parents[1]
 RECIPE = Recipe(epochs=12, batch_size=8, widths=(4, 6, 8))
@@ -94,13 +94,14 @@ def test_four_workers_of_which_two_die_do_each_run_once(tiles: Store, tmp_path: 
     assert "Not shown" in printed[2].read_text() or "No conclusion" in printed[2].read_text()
     arms = {bn: replace(RECIPE, bn=bn) for bn in ("before", "after")}
     alone = study.train_arms(Study(tmp_path / "alone", arms, (1,)), tiles, device="cpu")
-    for arm, (history,) in alone.items():
-        shared = runs.read_history(out / "runs" / f"{arm}-1")
-        assert without_clocks(shared) == without_clocks(history)
+    for arm, (outcome,) in alone.items():
+        assert without_clocks(study.read_outcome(out / "runs" / f"{arm}-1")) == without_clocks(
+            outcome
+        )
 
 
-def without_clocks(history: list[EpochResult]) -> list[EpochResult]:
-    return [replace(result, **CLOCKS) for result in history]
+def without_clocks(one: Outcome) -> Outcome:
+    return replace(one, history=tuple(replace(epoch, **CLOCKS) for epoch in one.history))
 
 
 @pytest.fixture

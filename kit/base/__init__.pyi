@@ -32,6 +32,7 @@ from .files import write_text as write_text
 from .locks import LOCK_NAME as LOCK_NAME
 from .locks import FileLock as FileLock
 from .locks import FolderLock as FolderLock
+from .recipe import OWN_ONLY as OWN_ONLY
 from .recipe import Augmentation as Augmentation
 from .recipe import Bn as Bn
 from .recipe import Count as Count

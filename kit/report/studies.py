@@ -17,7 +17,15 @@ from kit.study import RECALIBRATED, Histories, Study
 
 Tables = Mapping[str, pd.DataFrame]
 
-_LINES = "Thin lines are seeds, the thick one their mean; the shade is the mean's 95 % interval."
+_LINES = (
+    "Thin lines are seeds, the thick one their mean; the shade is the mean's 95 % interval. "
+    "Validation is of the weights as they were after each epoch, and of one view."
+)
+_JUDGED = (
+    "Validation figures are of the model that a run keeps, predicts with and submits: averaged "
+    "weights where the recipe has them, and the recipe's views. The last epoch counts, never the "
+    "best of noisy ones; training figures are the last epoch's."
+)
 _SEEDS_LIMIT = (
     "Pairs differ by their seed: split, initial weights, data order and augmentation. They share "
     "the tiles that splits are drawn from, so the intervals say little of other hospitals or "
@@ -58,10 +66,10 @@ def compare_page(
             Section(
                 "Figures",
                 text=[
-                    "The last epoch counts, never the best of noisy ones. The difference is the "
-                    "first arm less the second; its interval and p rest on sign flips of the "
-                    "paired differences. The BCa bootstrap's interval stands beside them and is "
-                    "too narrow for few seeds. Only the first row decides the verdict."
+                    f"{_JUDGED} The difference is the first arm less the second; its interval and "
+                    "p rest on sign flips of the paired differences. The BCa bootstrap's interval "
+                    "stands beside them and is too narrow for few seeds. Only the first row "
+                    "decides the verdict."
                 ],
                 tables=[_table(tables["table1"], "Table 1: both arms, paired by seed.")],
             ),
@@ -115,11 +123,11 @@ def momentum_page(
                 text=[
                     "Momentum is the share of a running statistic that is kept at each step, as "
                     "Keras counts it; PyTorch's is 1 minus it. It never touches training, so the "
-                    f"training figures are one; {RECALIBRATED} statistics, which know no "
-                    "momentum, are computed over the whole training side after the last epoch and "
-                    "over about 1,000 of its tiles after each other one."
+                    f"training figures are one. {_JUDGED} {RECALIBRATED.capitalize()} statistics, "
+                    "which know no momentum, are computed over the whole training side for the "
+                    "table, and over about 1,000 of its tiles for each epoch of the curve."
                 ],
-                tables=[_table(tables["table2"], "Table 2: the last epoch, means over the seeds.")],
+                tables=[_table(tables["table2"], "Table 2: means over the seeds.")],
             ),
             Section(
                 "The notebook's differences",

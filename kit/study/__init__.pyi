@@ -3,6 +3,10 @@ from .arms import parse_arms as parse_arms
 from .arms import train_arms as train_arms
 from .figures import PRIMARY as PRIMARY
 from .figures import Histories as Histories
+from .figures import Outcome as Outcome
+from .figures import Outcomes as Outcomes
+from .figures import histories as histories
+from .figures import read_outcome as read_outcome
 from .figures import run_figures as run_figures
 from .folder import write_tables as write_tables
 from .momentum import RECALIBRATED as RECALIBRATED

@@ -1,37 +1,43 @@
-"""Two arms, paired by seed: what they are, and the training of all their runs.
+"""Arms that are paired by seed: what they are, and the training of all their runs.
 
 A seed varies the split, the initial tensors, the data order and the augmentation, identically
-in both arms.
+in all arms.
 """
 
-import dataclasses
+import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kit import runs
-from kit.base import EpochResult, KitError, Recipe, read_recipe
+import numpy as np
+
+from kit.base import OWN_ONLY, EpochResult, KitError, Recipe, read_recipe
 from kit.data import Store
 from kit.runs import Run
-from kit.study.figures import Histories
-from kit.study.folder import claim
+from kit.study.checks import check_runs
+from kit.study.figures import Outcomes, read_outcome
+from kit.study.folder import claim_folder, surroundings
 from kit.study.sharing import share_runs
 
-# Arms whose holdouts differ cannot be paired.
-_SAME_IN_BOTH = ("per_class", "holdout", "slides", "validate_on")
+# Options of which the holdout follows: arms that hold out different tiles cannot be paired.
+_SAME_IN_BOTH = ("per_class", "holdout", "slides", "validate_on", "leave_out", "folds", "fold")
+
+# Arms name folders, and columns of tables beside these.
+_NAME = re.compile(r"\w[\w.+-]{0,63}")
+_OTHER_COLUMNS = ("seed", "id", "label")
 
 
 @dataclass(frozen=True)
 class Study:
-    """Two arms and the seeds that pair them.
+    """Arms and the seeds that pair them.
 
     Attributes
     ----------
     folder
         Holds study.json and runs/ARM-SEED.
     arms
-        Two recipes by name. Their own seeds are not used.
+        Recipes by name, in the order of their comparison. Their own seeds are not used.
     """
 
     folder: Path
@@ -42,8 +48,16 @@ class Study:
         """Return where the run of an arm and a seed lies."""
         return self.folder / "runs" / f"{arm}-{seed}"
 
+    def folders(self) -> list[Path]:
+        """Return where all runs lie."""
+        return [self.run_folder(arm, seed) for seed in self.seeds for arm in self.arms]
 
-def parse_arms(specifications: Sequence[str], base: Recipe, given: set[str]) -> dict[str, Recipe]:
+    def seeded(self, arm: str, seed: int) -> Recipe:
+        """Return the recipe of the run of an arm and a seed."""
+        return replace(self.arms[arm], seed=seed)
+
+
+def parse_arms(specifications: Sequence[str], base: Recipe, given: Set[str]) -> dict[str, Recipe]:
     """Read arms from NAME=RECIPE, a recipe's name or file; by default the two places of BatchNorm.
 
     Parameters
@@ -56,26 +70,22 @@ def parse_arms(specifications: Sequence[str], base: Recipe, given: set[str]) -> 
     Raises
     ------
     KitError
-        If there are not two arms of different names, or their holdouts would differ, or the
-        model has no place of BatchNorm to choose.
+        If there are not two arms of different names, a name cannot name a folder, an option fits
+        one arm only, both arms are one recipe, their holdouts would differ, or the model has no
+        place of BatchNorm to choose.
     """
     if not specifications:
         if base.is_backbone:
             raise KitError(
                 f"the place of BatchNorm is fixed in {base.model}: name two recipes with --arm"
             )
-        return {bn: dataclasses.replace(base, bn=bn) for bn in ("before", "after")}
-    named = [specification.partition("=") for specification in specifications]
-    if len({name for name, _, _ in named}) != 2 or len(named) != 2:
+        return {bn: replace(base, bn=bn) for bn in ("before", "after")}
+    named = dict(map(_split_arm, specifications))
+    if len(named) != 2 or len(specifications) != 2:
         raise KitError("a comparison has two arms: --arm NAME=RECIPE --arm OTHER=RECIPE")
-    overrides = {name: getattr(base, name) for name in given if hasattr(base, name)}
-    arms = {
-        name: dataclasses.replace(read_recipe(recipe), **overrides) for name, _, recipe in named
-    }
-    first, second = arms.values()
-    different = [key for key in _SAME_IN_BOTH if getattr(first, key) != getattr(second, key)]
-    if different:
-        raise KitError(f"the arms cannot be paired: their {different[0]} differs")
+    options = {name: getattr(base, name) for name in given if hasattr(base, name)}
+    arms = {name: _read_arm(name, recipe, options) for name, recipe in named.items()}
+    _check_pair(arms)
     return arms
 
 
@@ -86,38 +96,97 @@ def train_arms(
     device: str = "auto",
     workers: int = 0,
     storage: str | None = None,
-) -> Histories:
-    """Train what is not trained yet, one run per seed and arm, and return all histories.
+) -> Outcomes:
+    """Train what is not trained yet, one run per seed and arm, and return all outcomes.
 
-    Finished runs are kept and unfinished ones resumed, so that a stopped study goes on where
-    it was. Machines that call this on one folder share the runs, see `share_runs`.
+    All runs are checked before the first is trained. Finished runs are kept and unfinished ones
+    resumed, so that a stopped study goes on where it was. Machines that call this on one folder
+    share the runs, see `share_runs`.
 
     Raises
     ------
     KitError
-        If the folder holds a study of other arms or other data.
+        If a run cannot be, or the folder holds another study, or a run that this one would not
+        train; or if a figure of a finished run is no number.
     """
-    claim(study.folder, {"arms": study.arms}, store)
-    pairs = {
-        study.run_folder(arm, seed).name: (arm, seed) for seed in study.seeds for arm in study.arms
+    runs = {
+        study.run_folder(arm, seed): study.seeded(arm, seed)
+        for seed in study.seeds
+        for arm in study.arms
     }
+    holdouts = check_runs(runs, store, device=device)
+    for seed in study.seeds:
+        first, *others = (holdouts[study.run_folder(arm, seed)].valid for arm in study.arms)
+        if not all(np.array_equal(first, other) for other in others):
+            raise KitError(f"the arms of seed {seed} hold out different tiles")
+    shared = surroundings(study.arms.values(), store, device)
+    claim_folder(study.folder, {"kind": "arms", **shared, "arms": study.arms})
+    folders = {folder.name: folder for folder in runs}
 
-    def train_one(name: str) -> Iterable[EpochResult]:
-        arm, seed = pairs[name]
-        seeded = dataclasses.replace(study.arms[arm], seed=seed)
-        return _train_one(seeded, store, study.run_folder(arm, seed), device, workers)
+    def train_one(name: str) -> Iterator[EpochResult]:
+        folder = folders[name]
+        yield from _train_one(runs[folder], store, folder, device, workers)
+        # A figure that is no number is told after the first run, not after the last.
+        read_outcome(folder)
 
     share_runs(
-        list(pairs),
+        list(folders),
         study.folder,
         train_one,
-        is_done=lambda name: (study.run_folder(*pairs[name]) / "metrics.json").exists(),
+        is_done=lambda name: (folders[name] / "metrics.json").exists(),
         storage=storage,
     )
     return {
-        arm: [runs.read_history(study.run_folder(arm, seed)) for seed in study.seeds]
+        arm: [read_outcome(study.run_folder(arm, seed)) for seed in study.seeds]
         for arm in study.arms
     }
+
+
+def _split_arm(specification: str) -> tuple[str, str]:
+    """Split NAME=RECIPE; the name becomes part of a folder's name and a column of tables."""
+    name, _, recipe = specification.partition("=")
+    if not recipe:
+        raise KitError(f"--arm {specification}: an arm is NAME=RECIPE, as after=notebook")
+    if not _NAME.fullmatch(name) or name in _OTHER_COLUMNS:
+        raise KitError(
+            f"--arm {specification}: {name!r} cannot name an arm. Take up to 64 letters, digits, "
+            f"'_', '-', '+' and '.', and none of {', '.join(_OTHER_COLUMNS)}"
+        )
+    return name, recipe
+
+
+def _read_arm(name: str, recipe: str, given: Mapping[str, object]) -> Recipe:
+    """Read an arm's recipe and give it the options of the command line."""
+    own = read_recipe(recipe)
+    try:
+        arm = replace(own, **given)  # type: ignore[arg-type]
+        arm.reject_unused(set(given))
+    except (ValueError, KitError) as error:
+        raise KitError(
+            f"arm {name} ({recipe}): {error}. Options of the command line hold for both arms: "
+            "write those of one into its recipe's file"
+        ) from error
+    return arm
+
+
+def _check_pair(arms: Mapping[str, Recipe]) -> None:
+    """Refuse two arms that cannot be paired, or that are one."""
+    (one, first), (other, second) = arms.items()
+    for key in _SAME_IN_BOTH:
+        if getattr(first, key) != getattr(second, key):
+            option = "--" + key.replace("_", "-")
+            raise KitError(
+                f"the arms cannot be paired: their {key} differs ({one}: {getattr(first, key)}, "
+                f"{other}: {getattr(second, key)}). {option} sets it for both"
+            )
+    if _essence(first) == _essence(second):
+        raise KitError(f"arms {one} and {other} are one recipe: nothing could tell them apart")
+
+
+def _essence(recipe: Recipe) -> Recipe:
+    """Return a recipe without what a study, or its model, does not use."""
+    unused = ("seed", *(OWN_ONLY if recipe.is_backbone else ()))
+    return replace(recipe, **{name: getattr(Recipe, name) for name in unused})
 
 
 def _train_one(

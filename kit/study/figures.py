@@ -1,44 +1,135 @@
-"""What a study compares of a run: the last epoch counts, never the best of noisy ones."""
+"""What a study compares of a finished run: the model that it keeps, and how training went."""
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from kit.base import EpochResult
-
-Histories = Mapping[str, Sequence[Sequence[EpochResult]]]
-"""For each arm, one history per seed, in the order of the seeds."""
+from kit import runs
+from kit.base import EpochResult, KitError
 
 PRIMARY = "validation AUC"
 """The figure that the verdict rests on; the competition is scored by it."""
 
+Histories = Mapping[str, Sequence[Sequence[EpochResult]]]
+"""For each arm, one history per seed, in the order of the seeds."""
 
-def run_figures(history: Sequence[EpochResult]) -> dict[str, float]:
-    """Return what a study compares of one run; the last epoch's figures where not said otherwise.
 
-    The spread is the standard deviation of the change from one epoch to the next, over all
-    epochs: how much a validation curve jumps, whatever its trend.
+@dataclass(frozen=True)
+class Outcome:
+    """What a study knows of a finished run.
+
+    Attributes
+    ----------
+    history
+        One result per epoch, of the weights as they then were and one view: the curve.
+    auc, accuracy, log_loss
+        On the holdout, of the model that the run keeps, predicts with and submits: with averaged
+        weights where the recipe has them, and with the recipe's views.
     """
-    last = history[-1]
-    accuracies = np.array([result.valid_accuracy for result in history])
+
+    history: tuple[EpochResult, ...]
+    auc: float
+    accuracy: float
+    log_loss: float
+
+
+Outcomes = Mapping[str, Sequence[Outcome]]
+"""For each arm, one outcome per seed, in the order of the seeds."""
+
+
+def read_outcome(folder: Path) -> Outcome:
+    """Read the outcome of a finished run from its folder.
+
+    Raises
+    ------
+    KitError
+        If the run is not finished, or its files are damaged, or one of its figures is no number.
+    """
+    history, final = runs.read_history(folder), runs.read_metrics(folder)
+    try:
+        outcome = Outcome(tuple(history), **kept_figures(final))
+    except (KeyError, TypeError) as error:
+        raise KitError(
+            f"{folder}/metrics.json is damaged ({error!r}): remove {folder}, and the same command "
+            "trains the run again"
+        ) from error
+    return check_outcome(outcome, folder)
+
+
+def kept_figures(final: Mapping[str, Any]) -> dict[str, float]:
+    """Return an outcome's figures from those of a run's metrics.json."""
     return {
-        PRIMARY: last.valid_auc,
-        "validation accuracy": last.valid_accuracy,
+        "auc": final["auc"]["estimate"],
+        "accuracy": final["accuracy"],
+        "log_loss": final["log_loss"],
+    }
+
+
+def check_outcome(outcome: Outcome, folder: Path) -> Outcome:
+    """Return the outcome of the run in a folder, of which every figure is a number.
+
+    Raises
+    ------
+    KitError
+        If it has no epoch, or one of its figures is no finite number.
+    """
+    if not outcome.history:
+        raise KitError(
+            f"{folder}/history.jsonl holds no epoch: remove {folder}, and the same command trains "
+            "the run again"
+        )
+    for name, value in run_figures(outcome).items():
+        if not math.isfinite(value):
+            raise KitError(
+                f"the {name} of {folder} is {value}: that run diverged. Choose another --out and a "
+                "smaller --lr, or --precision fp32"
+            )
+    return outcome
+
+
+def run_figures(outcome: Outcome) -> dict[str, float]:
+    """Return what a study compares of one run.
+
+    The validation figures are those of the model that the run keeps. The training figures are the
+    last epoch's. The spread is the standard deviation of the change of the curve from one epoch to
+    the next: how much it jumps, whatever its trend. A network without BatchNorm has no running
+    variance.
+    """
+    last = outcome.history[-1]
+    accuracies = np.array([result.valid_accuracy for result in outcome.history])
+    figures = {
+        PRIMARY: outcome.auc,
+        "validation accuracy": outcome.accuracy,
         "training accuracy": last.train_accuracy,
-        "validation loss": last.valid_loss,
+        "validation loss": outcome.log_loss,
         "training loss": last.train_loss,
-        "generalisation gap (accuracy)": last.train_accuracy - last.valid_accuracy,
-        "spread of validation accuracy": float(np.diff(accuracies).std())
-        if len(history) > 2
-        else 0.0,
-        "smallest running variance": min(result.min_running_var for result in history),
+        "generalisation gap (accuracy)": last.train_accuracy - outcome.accuracy,
+        "spread of validation accuracy": (
+            float(np.diff(accuracies).std()) if len(accuracies) > 2 else 0.0
+        ),
     }
+    variances = [result.min_running_var for result in outcome.history]
+    if None not in variances:
+        figures["smallest running variance"] = min(variances)
+    return figures
 
 
-def figures_by_run(histories: Histories) -> dict[str, pd.DataFrame]:
-    """Return for each arm a table with a row a seed and a column a figure."""
-    return {
-        arm: pd.DataFrame([run_figures(history) for history in seeds])
-        for arm, seeds in histories.items()
-    }
+def figures_by_run(outcomes: Outcomes) -> dict[str, pd.DataFrame]:
+    """Return for each arm a table with a row per seed and a column per figure.
+
+    A figure that one of the runs does not have is left out.
+    """
+    by_arm = {arm: [run_figures(outcome) for outcome in seeds] for arm, seeds in outcomes.items()}
+    every = [figures.keys() for seeds in by_arm.values() for figures in seeds]
+    common = [name for name in every[0] if all(name in names for names in every)]
+    return {arm: pd.DataFrame(seeds)[common] for arm, seeds in by_arm.items()}
+
+
+def histories(outcomes: Outcomes) -> Histories:
+    """Return the curves of all runs."""
+    return {arm: [outcome.history for outcome in seeds] for arm, seeds in outcomes.items()}

@@ -1,32 +1,74 @@
-"""The folder of a study: what it is about, who may write into it, and its tables."""
+"""The folder of a study: what it is about, and its tables."""
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
-from kit.base import FolderLock, KitError, plain_values, write_text
-from kit.data import Store
+import kit
+from kit import training
+from kit.base import FolderLock, KitError, Recipe, plain_values, write_text
+from kit.data import Store, read_slides
+
+STUDY_FILE = "study.json"
 
 
-def claim(folder: Path, recipes: Mapping[str, Any], store: Store) -> None:
+def surroundings(recipes: Iterable[Recipe], store: Store, device: str) -> dict[str, Any]:
+    """Return what a study's runs share beside their recipes: versions, precision, data.
+
+    Tiles' slides are known by their table's content, whatever it is called.
+    """
+    recipes = list(recipes)
+    chosen = training.choose_device(device)
+    tables = {recipe.slides for recipe in recipes if recipe.slides is not None}
+    types = {training.choose_precision(recipe.precision, chosen) for recipe in recipes}
+    return {
+        "kit": kit.__version__,
+        "torch": torch.__version__,
+        "precision": sorted(str(dtype).removeprefix("torch.") for dtype in types),
+        "data": store.fingerprint,
+        "slides": sorted(_slides_fingerprint(path, store) for path in tables),
+    }
+
+
+def claim_folder(folder: Path, study: Mapping[str, Any]) -> None:
     """Write what a study is about into its folder, or check that it is what is there.
 
     Raises
     ------
     KitError
-        If the folder holds a study of something else.
+        If the folder holds another study, or one of another version, precision or data.
     """
-    plain = plain_values({**recipes, "data": store.fingerprint})
-    path = folder / "study.json"
+    now = plain_values(study)
+    path = folder / STUDY_FILE
     with FolderLock(folder, wait=True):
-        if path.exists() and json.loads(path.read_text("utf-8")) != plain:
-            raise KitError(
-                f"{folder} holds a study of other arms, options or data: choose another --out"
-            )
-        write_text(path, json.dumps(plain, indent=2) + "\n")
+        if path.exists():
+            check_same(folder, read_json(path), now)
+        write_text(path, json.dumps(now, indent=2) + "\n")
+
+
+def check_same(where: Path | str, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to go on with a study of something else.
+
+    Raises
+    ------
+    KitError
+        Naming the first thing that differs.
+    """
+    if "kit" not in then:
+        raise KitError(
+            f"{where} holds a study of the kit's version 0.4 or older: go on with that version, or "
+            "choose another --out"
+        )
+    if then != now:
+        key, old, new = _difference("", dict(then), dict(now))
+        raise KitError(
+            f"{where} holds another study: its {key} is {old!r}, not {new!r}. Choose another --out"
+        )
 
 
 def write_tables(folder: Path, tables: Mapping[str, pd.DataFrame], verdict: str) -> None:
@@ -34,3 +76,33 @@ def write_tables(folder: Path, tables: Mapping[str, pd.DataFrame], verdict: str)
     for name, table in tables.items():
         write_text(folder / f"{name}.csv", table.to_csv(lineterminator="\n"))
     write_text(folder / "verdict.txt", verdict + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object that the kit wrote.
+
+    Raises
+    ------
+    KitError
+        If the file cannot be read, or is something else.
+    """
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise KitError(f"{path} cannot be read: choose another --out ({error})") from error
+    if not isinstance(values, dict):
+        raise KitError(f"{path} is not what the kit writes there: choose another --out")
+    return values
+
+
+def _difference(key: str, old: Any, new: Any) -> tuple[str, Any, Any]:
+    """Find the first value that differs in two nested objects."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        inner = next(name for name in [*new, *old] if old.get(name) != new.get(name))
+        return _difference(f"{key}.{inner}".lstrip("."), old.get(inner), new.get(inner))
+    return key, old, new
+
+
+def _slides_fingerprint(path: Path, store: Store) -> str:
+    slides = read_slides(path, store.train.ids)
+    return hashlib.sha256("\n".join(slides).encode()).hexdigest()

@@ -9,7 +9,7 @@ PyTorch's is 1 minus it.
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,22 +17,25 @@ from typing import Any
 from safetensors.torch import save
 from torch import nn
 
+from kit import models, runs, training
 from kit.base import EpochResult, KitError, Recipe, atomic_path, write_text
 from kit.data import Store
 from kit.runs import Run
 from kit.study.arms import Study, train_arms
-from kit.study.figures import Histories
-from kit.study.folder import claim
+from kit.study.checks import check_runs
+from kit.study.figures import Outcome, Outcomes, check_outcome, kept_figures
+from kit.study.folder import claim_folder, read_json, surroundings
 from kit.study.sharing import share_runs
 from kit.study.statistics_bank import StatisticsBank
-from kit.training import evaluate_each
 
 RECALIBRATED = "recalibrated"
-"""Name of the statistics computed over the training side after each epoch."""
+"""Name of the statistics computed over the training side, which know no momentum."""
 
 RECALIBRATION_BATCHES = 4
 """About 1,000 tiles, where their statistics stop to change (arXiv:2105.07576, section 3). They
-are what epochs before the last are recalibrated over; the last takes the whole training side."""
+are what the curve's epochs are recalibrated over; what is judged takes the whole training side."""
+
+_OUTCOMES = "outcomes.json"
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,15 @@ class MomentumSweep:
     momenta: tuple[float, ...]
     seeds: tuple[int, ...]
 
+    def folders(self) -> list[Path]:
+        """Return where the training of each seed lies."""
+        return [self.folder / "runs" / f"sweep-{seed}" for seed in self.seeds]
+
+    def as_arms(self) -> Study:
+        """Return the study of one run per momentum and seed."""
+        arms = {_name(one): replace(self.recipe, bn_momentum=one) for one in self.momenta}
+        return Study(self.folder, arms, self.seeds)
+
 
 def sweep_momenta(
     sweep: MomentumSweep,
@@ -62,7 +74,7 @@ def sweep_momenta(
     device: str = "auto",
     workers: int = 0,
     storage: str | None = None,
-) -> Histories:
+) -> Outcomes:
     """Train once per seed and evaluate every momentum, and recalibrated statistics, each epoch.
 
     A finished seed is kept; one that was cut short is trained again from its start. Machines
@@ -70,36 +82,46 @@ def sweep_momenta(
 
     Returns
     -------
-    Histories
+    Outcomes
         By the momentum's name, and `RECALIBRATED`.
 
     Raises
     ------
     KitError
-        If the folder holds another study.
+        If momentum does not matter to what the recipe keeps, a training cannot be, or the folder
+        holds another study; or if a figure of a finished training is no number.
     """
-    claim(sweep.folder, {"recipe": sweep.recipe, "momenta": list(sweep.momenta)}, store)
-    folders = {f"sweep-{seed}": sweep.folder / "runs" / f"sweep-{seed}" for seed in sweep.seeds}
-    seed_of = dict(zip(folders, sweep.seeds, strict=True))
+    _check_sweep(sweep)
+    recipes = {
+        folder: replace(sweep.recipe, seed=seed, bn_momentum=sweep.momenta[0])
+        for seed, folder in zip(sweep.seeds, sweep.folders(), strict=True)
+    }
+    check_runs(recipes, store, device=device)
+    shared = surroundings([sweep.recipe], store, device)
+    what = {"recipe": sweep.recipe, "momenta": list(sweep.momenta)}
+    claim_folder(sweep.folder, {"kind": "momentum sweep", **shared, **what})
+    folders = {folder.name: folder for folder in recipes}
 
     def train_one(name: str) -> Iterator[EpochResult]:
-        shutil.rmtree(folders[name], ignore_errors=True)
-        recipe = replace(sweep.recipe, seed=seed_of[name], bn_momentum=sweep.momenta[0])
-        run = Run(recipe, store, folders[name], device=device, workers=workers)
-        return _sweep_one(run, sweep.momenta)
+        folder = folders[name]
+        shutil.rmtree(folder, ignore_errors=True)
+        run = Run(recipes[folder], store, folder, device=device, workers=workers)
+        yield from _sweep_one(run, sweep.momenta)
+        # A figure that is no number is told after the first training, not after the last.
+        _read_outcomes(folder)
 
     share_runs(
         list(folders),
         sweep.folder,
         train_one,
-        is_done=lambda name: (folders[name] / "histories.json").exists(),
+        is_done=lambda name: (folders[name] / _OUTCOMES).exists(),
         storage=storage,
     )
-    histories: dict[str, list[list[EpochResult]]] = {}
+    outcomes: dict[str, list[Outcome]] = {}
     for folder in folders.values():
-        for name, history in _read_histories(folder).items():
-            histories.setdefault(name, []).append(history)
-    return histories
+        for name, outcome in _read_outcomes(folder).items():
+            outcomes.setdefault(name, []).append(outcome)
+    return outcomes
 
 
 def train_momenta(
@@ -109,73 +131,126 @@ def train_momenta(
     device: str = "auto",
     workers: int = 0,
     storage: str | None = None,
-) -> Histories:
-    """Train one run per momentum and seed, as the study's author did; return the histories.
+) -> Outcomes:
+    """Train one run per momentum and seed, as the notebook's author did; return the outcomes.
 
     Raises
     ------
     KitError
-        For a timm model, which has a momentum of its own.
+        As `sweep_momenta`; also for a timm model, which has a momentum of its own.
     """
     recipe = sweep.recipe
     if recipe.is_backbone:
         raise KitError(f"{recipe.model} has a momentum of its own: leave out --independent")
-    arms = {f"{momentum:g}": replace(recipe, bn_momentum=momentum) for momentum in sweep.momenta}
-    return train_arms(
-        Study(sweep.folder, arms, sweep.seeds),
-        store,
-        device=device,
-        workers=workers,
-        storage=storage,
-    )
+    _check_sweep(sweep)
+    return train_arms(sweep.as_arms(), store, device=device, workers=workers, storage=storage)
+
+
+def _check_sweep(sweep: MomentumSweep) -> None:
+    """Refuse momenta that have one name, and models that do not depend on them."""
+    recipe = sweep.recipe
+    names = {_name(momentum) for momentum in sweep.momenta}
+    if len(names) < 2 or len(names) < len(sweep.momenta):
+        raise KitError(
+            "a sweep takes two or more momenta that differ in their first six digits, not "
+            f"{', '.join(map(str, sweep.momenta))}"
+        )
+    if recipe.ema:
+        raise KitError(
+            "momentum does not matter to what this recipe keeps: its averaged weights (--ema "
+            f"{recipe.ema:g}) are evaluated with recalibrated statistics. --ema 0 keeps the last "
+            "weights and sweeps their statistics"
+        )
+    model = models.create_model(replace(recipe, pretrained=False, weights=None))
+    if not models.batch_norms(model):
+        raise KitError(f"{recipe.model} has no BatchNorm, and so no momentum to sweep")
 
 
 def _sweep_one(run: Run, momenta: Sequence[float]) -> Iterator[EpochResult]:
-    """Train one seed, keeping every momentum's history and its last statistics."""
+    """Train one seed, keeping every momentum's outcome and its last statistics."""
     bank = StatisticsBank(run.state.model, momenta)
     others = [momentum for momentum in momenta if not bank.is_own(momentum)]
+    names = [_name(momentum) for momentum in momenta] + [RECALIBRATED]
+    histories: dict[str, list[EpochResult]] = {name: [] for name in names}
     latest: dict[str, dict[str, Any]] = {}
 
-    def evaluate(*data: Any) -> dict[str, Any]:
-        own, *found = evaluate_each(_candidates(run, bank, others), *data)
-        latest.update({f"{momentum:g}": own for momentum in momenta})
-        latest.update(zip([*(f"{one:g}" for one in others), RECALIBRATED], found, strict=True))
-        return own
+    def by_name(found: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        own = dict.fromkeys(names, found[0])
+        return own | dict(zip([*map(_name, others), RECALIBRATED], found[1:], strict=True))
 
-    histories: dict[str, list[EpochResult]] = {}
+    def evaluate(*data: Any) -> dict[str, Any]:
+        candidates = _candidates(run, bank, others, batches=RECALIBRATION_BATCHES)
+        found = training.evaluate_each(candidates, *data)
+        latest.update(by_name(found))
+        return found[0]
+
     for result in run.train(progress=False, evaluate=evaluate):
-        for name, figures in latest.items():
-            histories.setdefault(name, []).append(replace(result, **figures))
+        for name, history in histories.items():
+            history.append(replace(result, **latest[name]))
         yield result
     _write_statistics(run.folder, bank, momenta)
-    plain = {name: [asdict(one) for one in history] for name, history in histories.items()}
-    write_text(run.folder / "histories.json", json.dumps(plain) + "\n")
+    kept = by_name(_kept_figures(run, _candidates(run, bank, others, batches=None)))
+    outcomes = {name: Outcome(tuple(histories[name]), **kept[name]) for name in names}
+    plain = {name: asdict(outcome) for name, outcome in outcomes.items()}
+    write_text(run.folder / _OUTCOMES, json.dumps(plain) + "\n")
 
 
-def _candidates(run: Run, bank: StatisticsBank, momenta: Sequence[float]) -> Iterator[nn.Module]:
+def _candidates(
+    run: Run, bank: StatisticsBank, momenta: Sequence[float], *, batches: int | None
+) -> Iterator[nn.Module]:
     """Yield the run's model with its own statistics, those of momenta, and recalibrated ones."""
     yield run.state.model
     for momentum in momenta:
         with bank.use(momentum):
             yield run.state.model
-    is_last = run.state.epoch + 1 == run.recipe.epochs
     with bank.preserve():
-        run.recalibrate(None if is_last else RECALIBRATION_BATCHES)
+        run.recalibrate(batches)
         yield run.state.model
 
 
-def _read_histories(folder: Path) -> dict[str, list[EpochResult]]:
-    plain = json.loads((folder / "histories.json").read_text("utf-8"))
-    return {name: [EpochResult(**one) for one in history] for name, history in plain.items()}
+def _kept_figures(run: Run, candidates: Iterable[nn.Module]) -> list[dict[str, float]]:
+    """Return what a finished run's metrics.json would say of each of several models."""
+    probabilities = training.predict_each(
+        [models.fuse_norms(model.eval()) for model in candidates],
+        run.valid_loader,
+        run.state.normalize,
+        views=run.recipe.views,
+        device=run.device,
+        dtype=run.dtype,
+    )
+    labels = run.store.labels[run.holdout.valid]
+    return [kept_figures(runs.final_metrics(labels, one)) for one in probabilities]
+
+
+def _read_outcomes(folder: Path) -> dict[str, Outcome]:
+    """Read the outcome of every momentum from a training's folder."""
+    plain = read_json(folder / _OUTCOMES)
+    try:
+        outcomes = {
+            name: Outcome(
+                **one | {"history": tuple(EpochResult(**epoch) for epoch in one["history"])}
+            )
+            for name, one in plain.items()
+        }
+    except (KeyError, TypeError) as error:
+        raise KitError(
+            f"{folder / _OUTCOMES} is damaged ({error!r}): remove {folder}, and the same command "
+            "trains it again"
+        ) from error
+    return {name: check_outcome(outcome, folder) for name, outcome in outcomes.items()}
 
 
 def _write_statistics(folder: Path, bank: StatisticsBank, momenta: Sequence[float]) -> None:
     """Keep every momentum's running statistics under the names that the model gives its own."""
     tensors = {
-        f"{momentum:g}/{name}.{kind}": tensor
+        f"{_name(momentum)}/{name}.{kind}": tensor
         for momentum in momenta
         for name, pair in bank.statistics(momentum).items()
         for kind, tensor in zip(("running_mean", "running_var"), pair, strict=True)
     }
     with atomic_path(folder / "statistics.safetensors") as partial:
         partial.write_bytes(save(tensors))
+
+
+def _name(momentum: float) -> str:
+    return f"{momentum:g}"

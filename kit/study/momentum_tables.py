@@ -5,7 +5,7 @@ import itertools
 import pandas as pd
 
 from kit import stats
-from kit.study.figures import PRIMARY, Histories, figures_by_run
+from kit.study.figures import PRIMARY, Outcomes, figures_by_run
 
 NOTEBOOK = {
     "0.99": (0.8409, 0.7505),
@@ -16,10 +16,10 @@ NOTEBOOK = {
 """Training and validation accuracy in the study's own table 2, from one run each."""
 
 
-def momentum_table(histories: Histories) -> pd.DataFrame:
+def momentum_table(outcomes: Outcomes) -> pd.DataFrame:
     """Return each momentum's figures, and what each gains over the first, paired by seed."""
-    tables = figures_by_run(histories)
-    first = next(iter(histories))
+    tables = figures_by_run(outcomes)
+    first = next(iter(outcomes))
     rows = {}
     for name, table in tables.items():
         row: dict[str, object] = {"n": len(table)}
@@ -42,13 +42,13 @@ def momentum_table(histories: Histories) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("momentum (Keras)")
 
 
-def notebook_table(histories: Histories) -> pd.DataFrame:
+def notebook_table(outcomes: Outcomes) -> pd.DataFrame:
     """Hold the notebook's differences of one run each against those of many seeds.
 
     `seed noise` is how far two single runs of one momentum lie apart by their seeds alone in
     95 of 100 cases: 1.96 times the root of two times the standard deviation between seeds.
     """
-    tables = figures_by_run(histories)
+    tables = figures_by_run(outcomes)
     known = [name for name in NOTEBOOK if name in tables]
     rows = {}
     for name in known[1:]:
@@ -70,13 +70,13 @@ def notebook_table(histories: Histories) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("difference")
 
 
-def momentum_verdict(histories: Histories) -> str:
+def momentum_verdict(outcomes: Outcomes) -> str:
     """Say in one sentence which momenta differ from the first, or that none is shown.
 
     Each is tested against the first; Bonferroni's correction keeps the chance of any false
     finding at 5 %.
     """
-    table = momentum_table(histories)
+    table = momentum_table(outcomes)
     reference, seeds, comparisons = table.index[0], table["n"].iloc[0], len(table) - 1
     level = (1 - stats.CONFIDENCE) / comparisons
     about = f"{comparisons} comparisons with momentum {reference} in validation accuracy"

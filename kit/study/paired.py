@@ -10,16 +10,17 @@ import pandas as pd
 from kit import runs, stats
 from kit.base import KitError
 from kit.study.arms import Study
-from kit.study.figures import PRIMARY, Histories, figures_by_run
+from kit.study.figures import PRIMARY, Outcomes, figures_by_run
 
 
-def paired_table(histories: Histories, first: str, second: str) -> pd.DataFrame:
+def paired_table(outcomes: Outcomes, first: str, second: str) -> pd.DataFrame:
     """Return each figure's mean and spread in two arms, and their difference paired by seed.
 
     The difference is the first arm less the second. `interval` goes with `p` (both from sign
-    flips); the BCa bootstrap's interval stands beside it and is too narrow for few seeds.
+    flips); the BCa bootstrap's interval stands beside it and is too narrow for few seeds. A figure
+    that an arm does not have is left out.
     """
-    tables = figures_by_run({arm: histories[arm] for arm in (first, second)})
+    tables = figures_by_run({arm: outcomes[arm] for arm in (first, second)})
     rows = {}
     for figure in tables[first].columns:
         pair = [tables[arm][figure] for arm in (first, second)]
@@ -38,9 +39,9 @@ def paired_table(histories: Histories, first: str, second: str) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("figure")
 
 
-def paired_verdict(histories: Histories, first: str, second: str) -> str:
+def paired_verdict(outcomes: Outcomes, first: str, second: str) -> str:
     """Say in one sentence which arm is better, by how much, how sure; or that none is shown."""
-    values = {arm: table[PRIMARY] for arm, table in figures_by_run(histories).items()}
+    values = {arm: table[PRIMARY] for arm, table in figures_by_run(outcomes).items()}
     swap = values[first].mean() < values[second].mean()
     better, worse = (second, first) if swap else (first, second)
     pair = stats.paired_difference(values[better], values[worse])

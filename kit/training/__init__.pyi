@@ -13,3 +13,4 @@ from .loop import evaluate_each as evaluate_each
 from .loop import fit as fit
 from .recalibration import recalibrate as recalibrate
 from .state import TrainingState as TrainingState
+from .state import check_schedule as check_schedule

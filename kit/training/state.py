@@ -145,6 +145,22 @@ class TrainingState:
         return {name: part for name, part in parts.items() if part is not None}
 
 
+def check_schedule(recipe: Recipe, steps_per_epoch: int) -> None:
+    """Refuse a one-cycle schedule of too few steps.
+
+    Raises
+    ------
+    KitError
+        With the number of steps.
+    """
+    steps = recipe.epochs * steps_per_epoch
+    if recipe.schedule == "one-cycle" and steps < SHORTEST_CYCLE:
+        raise KitError(
+            f"the whole training has {steps} steps, too few for the one-cycle schedule, which "
+            f"takes {SHORTEST_CYCLE}: choose more --epochs or a smaller --batch-size"
+        )
+
+
 def _schedule(
     optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int | None
 ) -> OneCycleLR | None:
@@ -152,13 +168,9 @@ def _schedule(
         return None
     if steps_per_epoch is None:
         raise ValueError("the one-cycle schedule needs steps_per_epoch")
-    steps = recipe.epochs * steps_per_epoch
-    if steps < SHORTEST_CYCLE:
-        raise KitError(
-            f"the whole training has {steps} steps, too few for the one-cycle schedule, which "
-            f"takes {SHORTEST_CYCLE}: choose more --epochs or a smaller --batch-size"
-        )
+    check_schedule(recipe, steps_per_epoch)
     peaks = [group["lr"] for group in optimizer.param_groups]
+    steps = recipe.epochs * steps_per_epoch
     return OneCycleLR(optimizer, peaks, total_steps=steps, pct_start=0.25)
 
 
