@@ -69,7 +69,7 @@ class EpochSampler(Sampler[list[Draw]]):
 
 
 def train_loader(
-    dataset: TileDataset, *, batch_size: int, workers: int, rank: int = 0, processes: int = 1
+    dataset: TileDataset, *, batch_size: int, workers: int = 0, rank: int = 0, processes: int = 1
 ) -> DataLoader[Batch]:
     """Return a loader of shuffled whole batches; set its `sampler.epoch` before each pass.
 
