@@ -14,8 +14,15 @@ import tyro
 from kit import stats
 from kit.base import KitError, exit_on_error
 from kit.data import read_slides
-from kit.runs import Ensemble, choose_ensemble, ensemble, read_predictions, write_ensemble
-from kit.runs.ensemble import Gain, Mean
+from kit.runs import (
+    Ensemble,
+    Gain,
+    Mean,
+    choose_ensemble,
+    ensemble,
+    read_predictions,
+    write_ensemble,
+)
 
 
 def main(

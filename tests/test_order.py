@@ -45,16 +45,23 @@ def package_of(path: Path) -> str:
 
 
 PACKAGES = set().union(*LEVELS)
+SCRIPTS = sorted(path for name in ("kernels", "benchmarks") for path in ROOT.glob(f"{name}/*.py"))
 MODULES = sorted(path for name in PACKAGES for path in ROOT.glob(f"kit/{name}/**/*.py"))
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: f"{package_of(path)}-{path.stem}")
-def test_imports_run_downwards(path: Path) -> None:
+def test_imports_run_downwards_and_through_doors(path: Path) -> None:
     own = package_of(path)
     for name in imports(path):
-        package = name.removeprefix("kit.").partition(".")[0]
-        if name.startswith("kit.") and package in PACKAGES:
-            assert package == own or level(package) < level(own), name
+        _, package, *behind = (name + ".").split(".")
+        if name.startswith("kit.") and package in PACKAGES - {own}:
+            assert level(package) < level(own), name
+            assert not any(behind), f"{name} is behind the door of {package}"
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_scripts_import_through_doors(path: Path) -> None:
+    assert [name for name in imports(path) if name.startswith("kit.") and name.count(".") > 1] == []
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: f"{package_of(path)}-{path.stem}")

@@ -1,6 +1,8 @@
 from . import ensemble as ensemble
 from . import export as export
 from .ensemble import Ensemble as Ensemble
+from .ensemble import Gain as Gain
+from .ensemble import Mean as Mean
 from .ensemble import choose_ensemble as choose_ensemble
 from .ensemble import read_ensemble as read_ensemble
 from .ensemble import read_predictions as read_predictions
