@@ -570,3 +570,13 @@ def test_arms_that_do_not_pair_are_refused(
 ) -> None:
     with pytest.raises(KitError, match=message):
         stats.paired_difference(first, second)
+
+
+def test_the_logit_of_a_mean_is_the_formula_and_does_not_saturate() -> None:
+    logits = np.random.default_rng(0).normal(0, 3, (4, 50))
+    for weights in (None, [0.1, 0.2, 0.3, 0.4]):
+        mean = np.average(1 / (1 + np.exp(-logits)), axis=0, weights=weights)
+        expected = np.log(mean / (1 - mean))
+        np.testing.assert_allclose(stats.logit_of_mean(logits, weights), expected, rtol=1e-9)
+    for one in (-800.0, -40.0, 40.0, 800.0):
+        assert stats.logit_of_mean([[one], [one]]) == pytest.approx([one])

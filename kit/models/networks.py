@@ -79,7 +79,15 @@ class SmallCNN(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits of shape (batch, 1) for images of shape (batch, 3, size, size)."""
+        return self.forward_head(self.forward_features(images))
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Return the hidden layer, of shape (batch, units)."""
         features: Tensor = self.dense(self.flatten(self.features(images)))
+        return features
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Return the hidden layer's logits, of shape (batch, 1)."""
         logits: Tensor = self.head(features)
         return logits
 
@@ -152,11 +160,19 @@ class CompactCNN(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits of shape (batch, 1) for images of shape (batch, 3, size, size)."""
+        return self.forward_head(self.forward_features(images))
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Return the `tile_statistics` of all stages, of shape (batch, features)."""
         statistics = []
         for stage in self.stages:
             images = stage(images)
             statistics.append(tile_statistics(images, self.orientations))
-        logits: Tensor = self.head(self.norm(torch.cat(statistics, 1)))
+        return torch.cat(statistics, 1)
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Return the statistics' logits, of shape (batch, 1)."""
+        logits: Tensor = self.head(self.norm(features))
         return logits
 
 

@@ -3,6 +3,7 @@ from .bootstrap import bootstrap_test as bootstrap_test
 from .calibration import TEMPERATURES as TEMPERATURES
 from .calibration import expected_calibration_error as expected_calibration_error
 from .calibration import fit_temperature as fit_temperature
+from .calibration import logit_of_mean as logit_of_mean
 from .intervals import CONFIDENCE as CONFIDENCE
 from .intervals import Comparison as Comparison
 from .intervals import Interval as Interval

@@ -3,7 +3,9 @@
 import numpy as np
 import numpy.typing as npt
 from scipy import optimize
+from scipy.special import log_expit, logsumexp
 
+from kit.base import Floats
 from kit.stats import checks
 
 TEMPERATURES = (0.05, 20.0)
@@ -64,3 +66,26 @@ def fit_temperature(labels: npt.ArrayLike, logits: npt.ArrayLike) -> float:
         method="bounded",
     )
     return float(np.exp(fit.x))
+
+
+def logit_of_mean(logits: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> Floats:
+    """Return the logit of the mean probability along the first axis.
+
+    It is log(sum(w * p)) - log(sum(w * (1 - p))) of probabilities p and weights w. A probability
+    that would round to 0 or 1 loses nothing.
+
+    Parameters
+    ----------
+    logits
+        Of the probabilities, such as (runs, tiles).
+    weights
+        One for each of the first axis, none negative; equal ones by default.
+    """
+    logits = np.asarray(logits, np.float64)
+    if weights is not None:
+        weights = np.asarray(weights, np.float64).reshape(-1, *[1] * (logits.ndim - 1))
+    of_positive, of_negative = (
+        logsumexp(log_expit(side), axis=0, b=weights) for side in (logits, -logits)
+    )
+    mean: Floats = of_positive - of_negative
+    return mean

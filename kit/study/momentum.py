@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
+from scipy.special import expit
 from torch import nn
 
 from kit import models, runs, training
@@ -210,7 +211,7 @@ def _candidates(
 
 def _kept_figures(run: Run, candidates: Iterable[nn.Module]) -> list[dict[str, float]]:
     """Return what a finished run's metrics.json would say of each of several models."""
-    probabilities = training.predict_each(
+    logits = training.predict_logits_each(
         [models.fuse_norms(model.eval()) for model in candidates],
         run.valid_loader,
         run.state.normalize,
@@ -219,7 +220,7 @@ def _kept_figures(run: Run, candidates: Iterable[nn.Module]) -> list[dict[str, f
         dtype=run.dtype,
     )
     labels = run.store.labels[run.holdout.valid]
-    return [kept_figures(runs.final_metrics(labels, one)) for one in probabilities]
+    return [kept_figures(runs.final_metrics(labels, expit(one))) for one in logits]
 
 
 def _read_outcomes(folder: Path) -> dict[str, Outcome]:

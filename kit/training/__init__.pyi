@@ -5,7 +5,8 @@ from .device import choose_precision as choose_precision
 from .device import reuse_memory as reuse_memory
 from .inference import Normalize as Normalize
 from .inference import predict as predict
-from .inference import predict_each as predict_each
+from .inference import predict_logits as predict_logits
+from .inference import predict_logits_each as predict_logits_each
 from .loop import Evaluate as Evaluate
 from .loop import NonFiniteLossError as NonFiniteLossError
 from .loop import evaluate as evaluate

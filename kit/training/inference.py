@@ -1,12 +1,14 @@
 """From tiles to probabilities: normalising, the eight views, evaluation."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
-import numpy as np
 import torch
+from scipy.special import expit
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from kit import stats
 from kit.base import Floats, Views
 from kit.data import Batch, eight_views
 from kit.models import fuse_norms, share_stem
@@ -49,7 +51,25 @@ def predict(
     dtype: torch.dtype = torch.float32,
     description: str | None = None,
 ) -> Floats:
-    """Return the probability of tumour for each tile, in the loader's order.
+    """Return the probability of tumour for each tile: the sigmoid of `predict_logits`."""
+    logits = predict_logits(
+        model, loader, normalize, views=views, device=device, dtype=dtype, description=description
+    )
+    probabilities: Floats = expit(logits)
+    return probabilities
+
+
+def predict_logits(
+    model: nn.Module,
+    loader: Iterable[Batch],
+    normalize: Normalize,
+    *,
+    views: Views = 1,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+    description: str | None = None,
+) -> Floats:
+    """Return the logit of the probability of tumour for each tile, in the loader's order.
 
     The model is put into evaluation mode and left there.
 
@@ -57,24 +77,26 @@ def predict(
     ----------
     views
         8 averages the probabilities of the eight symmetries.
+    dtype
+        What the model computes in up to its last pooling, see `forward_logits`.
     description
         Of a progress bar; none is drawn without it.
 
     Returns
     -------
     ndarray
-        (tiles,), in [0, 1].
+        (tiles,).
     """
     bar = tqdm(loader, desc=description, disable=description is None, unit=" batches")
-    probabilities: Floats
-    (probabilities,) = predict_each(
+    logits: Floats
+    (logits,) = predict_logits_each(
         [fuse_norms(model.eval())], bar, normalize, views=views, device=device, dtype=dtype
     )
-    return probabilities
+    return logits
 
 
 @torch.inference_mode()
-def predict_each(
+def predict_logits_each(
     fused: Sequence[nn.Module],
     loader: Iterable[Batch],
     normalize: Normalize,
@@ -83,7 +105,7 @@ def predict_each(
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Floats:
-    """Return what `predict` does for each of several models, with less work.
+    """Return what `predict_logits` does for each of several models, with less work.
 
     Parameters
     ----------
@@ -93,21 +115,41 @@ def predict_each(
     Returns
     -------
     ndarray
-        (models, tiles), in [0, 1].
+        (models, tiles).
     """
     device = device or torch.device("cpu")
     share_stem(fused)
-    probabilities: list[list[Tensor]] = [[] for _ in fused]
+    seen: list[Tensor] = []
     for images, _ in loader:
         for chunk in torch.split(images, CPU_CHUNK if device.type == "cpu" else len(images)):
             inputs = chunk.to(device, non_blocking=True)
-            with autocast(device, dtype):
-                logits = [
-                    [model(normalized) for model in fused]
-                    for view in (eight_views(inputs) if views == 8 else [inputs])
-                    for normalized in [normalize(view)]
-                ]
-            # One by one: PyTorch's sigmoid rounds by where in memory a value stands.
-            for seen, own in zip(probabilities, zip(*logits, strict=True), strict=True):
-                seen.append(torch.stack(own).double().sigmoid().mean(0).squeeze(1).cpu())
-    return np.stack([torch.cat(seen).numpy() for seen in probabilities])
+            by_view = [
+                torch.stack([forward_logits(model, normalized, dtype) for model in fused])
+                for view in (eight_views(inputs) if views == 8 else [inputs])
+                for normalized in [normalize(view)]
+            ]
+            seen.append(torch.stack(by_view).cpu())
+    # Not on the device: some have no float64.
+    return stats.logit_of_mean(torch.cat(seen, 2).double().numpy())
+
+
+def forward_logits(model: nn.Module, images: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a model's logits, of shape (batch,), with the last pooling and the head in float32.
+
+    What precedes them computes in `dtype`. A head in bf16 gives a thousand tiles only some
+    hundreds of different logits. The networks of timm and of the kit have `forward_features`
+    and `forward_head`; any other one computes in `dtype` to its end.
+    """
+    network: Any = model
+    has_head = hasattr(model, "forward_head")
+    with autocast(images.device, dtype):
+        outputs = network.forward_features(images) if has_head else model(images)
+    logits: Tensor = network.forward_head(_in_float32(outputs)) if has_head else outputs
+    return logits.squeeze(1)
+
+
+def _in_float32(features: Any) -> Any:
+    """Return features with what is less precise than float32 in float32; some models have lists."""
+    if isinstance(features, Tensor):
+        return features.to(torch.promote_types(features.dtype, torch.float32))
+    return [_in_float32(part) for part in features]

@@ -7,17 +7,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import expit
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from kit import models, stats
-from kit.base import EpochResult, KitError
+from kit.base import EpochResult, Floats, KitError, Labels
 from kit.data import Batch, EpochSampler, TileDataset
 from kit.training import distributed
 from kit.training.device import autocast
-from kit.training.inference import predict_each
+from kit.training.inference import predict_logits_each
 from kit.training.state import Progress, TrainingState
 
 
@@ -59,19 +60,21 @@ def evaluate_each(
     for model in candidates:
         fused.append(models.fuse_norms(model.eval()))
         lowest.append(models.min_running_var(model))
-    probabilities = predict_each(
+    logits = predict_logits_each(
         fused, valid, state.normalize, device=state.device, dtype=state.dtype
     )
-    found = [stats.summary(labels, distributed.all_gather(own)) for own in probabilities]
-    return [
-        {
-            "valid_loss": figures["log_loss"],
-            "valid_accuracy": figures["accuracy"],
-            "valid_auc": figures["auc"],
-            "min_running_var": low,
-        }
-        for figures, low in zip(found, lowest, strict=True)
-    ]
+    found = [_figures(labels, distributed.all_gather(own)) for own in logits]
+    return [figures | {"min_running_var": low} for figures, low in zip(found, lowest, strict=True)]
+
+
+def _figures(labels: Labels, logits: Floats) -> dict[str, Any]:
+    probabilities = expit(logits)
+    return {
+        "valid_loss": stats.log_loss(labels, probabilities),
+        "valid_accuracy": stats.accuracy(labels, probabilities),
+        # Probabilities near 1 run together.
+        "valid_auc": stats.auc(labels, logits),
+    }
 
 
 Evaluate = Callable[[TrainingState, DataLoader[Batch]], dict[str, Any]]
