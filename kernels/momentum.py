@@ -72,7 +72,7 @@ def main(options: MomentumOptions, argv: list[str]) -> None:
         study.write_tables(options.out, tables, verdict)
         report.write_page(options.out / "report.html", page)
     for table in tables.values():
-        print(f"\n{table.to_string(float_format='{:.4f}'.format)}")
+        print(f"\n{table}")
     print(f"\n{verdict}\nthe whole study: {options.out}/report.html")
 
 

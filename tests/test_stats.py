@@ -409,6 +409,46 @@ def test_interval_and_p_value_of_paired_seeds_agree(differences: np.ndarray) -> 
         assert excluded == (result.p_value <= 0.05)
 
 
+@pytest.mark.parametrize("comparisons", [1, 4])
+@pytest.mark.parametrize("n", [17, 20, 40])
+def test_interval_and_p_value_agree_where_sign_flips_are_drawn(n: int, comparisons: int) -> None:
+    """Differences whose p lies at the corrected 5 %, where two draws would answer differently."""
+    rng = np.random.default_rng(0)
+    edge = scipy.stats.t.ppf(1 - 0.025 / comparisons, n - 1) / np.sqrt(n)
+    shown = []
+    for _ in range(40):
+        noise = rng.normal(size=n)
+        noise = (noise - noise.mean()) / noise.std(ddof=1)
+        differences = 0.01 * (noise + edge * rng.uniform(0.98, 1.02))
+        result = stats.paired_difference(differences, np.zeros(n), comparisons=comparisons)
+        assert result.is_shown == (not covers(result.difference, 0))
+        shown.append(result.is_shown)
+    assert 0 < sum(shown) < 40
+
+
+def test_correction_is_bonferronis() -> None:
+    """Eight seeds that agree: p is four times as large, the interval that of 98.75 %."""
+    differences = 0.01 * np.arange(1, 9)
+    one = stats.paired_difference(differences, np.zeros(8))
+    four = stats.paired_difference(differences, np.zeros(8), comparisons=4)
+    assert (one.p_value, four.p_value) == (2 / 2**8, 8 / 2**8)
+    assert four.difference.confidence == pytest.approx(0.9875)
+    assert four.difference.low < one.difference.low
+    assert four.difference.high > one.difference.high
+    assert four.difference.low == pytest.approx(0.01)
+    assert stats.paired_difference(differences[:7], np.zeros(7), comparisons=4).p_value is None
+
+
+@pytest.mark.parametrize(("comparisons", "needed"), [(1, 6), (2, 7), (3, 7), (4, 8), (10, 9)])
+def test_fewest_seeds_are_those_whose_smallest_p_is_5_percent(
+    comparisons: int, needed: int
+) -> None:
+    assert stats.min_seeds(comparisons) == needed
+    assert comparisons * 2 / 2**needed <= 0.05 < comparisons * 2 / 2 ** (needed - 1)
+    note = stats.paired_difference([0.9] * 5, [0.8] * 5, comparisons=comparisons).difference.note
+    assert f"from 5 of the {needed} seeds" in note
+
+
 def test_the_sign_flip_p_value_counts_all_sign_vectors() -> None:
     differences = np.array([0.03, 0.01, -0.005, 0.02, 0.04, 0.015, 0.01])
     signs = 1 - 2 * (np.arange(2**7)[:, None] >> np.arange(7) & 1)

@@ -24,10 +24,17 @@ from kit.stats import Interval
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a page: every column is shown, the index is not."""
+    """A table of a page: every column is shown, the index is not.
+
+    Attributes
+    ----------
+    notes
+        What stands below it, such as why cells are empty.
+    """
 
     frame: pd.DataFrame
     caption: str
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from kit.report.galleries import choose_gallery, gallery_section
 from kit.report.page import Drawing, Page, Section, Table
 from kit.report.plots import Predictions
 from kit.report.rebuild import rebuild_section
-from kit.study import RECALIBRATED, Histories, Study
+from kit.study import RECALIBRATED, Histories, Study, StudyTable
 
-Tables = Mapping[str, pd.DataFrame]
+Tables = Mapping[str, StudyTable]
 
 _LINES = (
     "Thin lines are seeds, the thick one their mean; the shade is the mean's 95 % interval. "
@@ -127,7 +127,14 @@ def momentum_page(
                     "which know no momentum, are computed over the whole training side for the "
                     "table, and over about 1,000 of its tiles for each epoch of the curve."
                 ],
-                tables=[_table(tables["table2"], "Table 2: means over the seeds.")],
+                tables=[
+                    _table(
+                        tables["table2"],
+                        "Table 2: means over the seeds. The intervals and p of "
+                        "what is gained are corrected for the number of momenta (Bonferroni), as "
+                        "in the verdict.",
+                    )
+                ],
             ),
             Section(
                 "The notebook's differences",
@@ -189,13 +196,6 @@ def _prediction_drawings(comparison: Study, ranks: pd.DataFrame) -> list[Drawing
     ]
 
 
-def _table(frame: pd.DataFrame, caption: str) -> Table:
-    """Show a table with its index, each mean and its standard deviation in one cell."""
-    shown = frame.copy()
-    for spread in [name for name in frame.columns if name.endswith(" sd")]:
-        mean = spread.removesuffix(" sd")
-        mean = mean if mean in frame else f"{mean} mean"
-        pairs = zip(frame[mean], frame[spread], strict=True)
-        shown[mean] = [f"{value:.4g} ({sd:.2g})" for value, sd in pairs]
-        shown = shown.drop(columns=spread).rename(columns={mean: f"{mean} (sd)"})
-    return Table(shown.reset_index(), caption)
+def _table(table: StudyTable, caption: str) -> Table:
+    """Show a study's table with its index."""
+    return Table(table.shown.reset_index(), caption, table.notes)

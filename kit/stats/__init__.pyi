@@ -9,8 +9,8 @@ from .intervals import Comparison as Comparison
 from .intervals import Interval as Interval
 from .intervals import auc_interval as auc_interval
 from .intervals import delong_test as delong_test
-from .paired import MIN_SEEDS as MIN_SEEDS
 from .paired import PairedDifference as PairedDifference
+from .paired import min_seeds as min_seeds
 from .paired import paired_difference as paired_difference
 from .scores import accuracy as accuracy
 from .scores import auc as auc

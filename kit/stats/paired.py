@@ -11,10 +11,6 @@ from kit.base import Floats, KitError
 from kit.stats import checks
 from kit.stats.intervals import CONFIDENCE, ROUNDING, Interval
 
-MIN_SEEDS = 6
-"""Fewest pairs that allow a conclusion: a two-sided sign-flip test cannot give less than
-2 / 2**n, which is 0.063 for five pairs and 0.031 for six."""
-
 _SIGN_FLIPS = 2**16
 
 
@@ -34,7 +30,8 @@ class PairedDifference:
     bca
         The BCa bootstrap interval, which is too narrow for few seeds.
     p_value
-        Of the two-sided sign-flip test; None where no conclusion is possible.
+        Of the two-sided sign-flip test, corrected for the number of comparisons; None where no
+        conclusion is possible.
     """
 
     n: int
@@ -43,24 +40,36 @@ class PairedDifference:
     bca: Interval
     p_value: float | None
 
+    @property
+    def is_shown(self) -> bool:
+        """Whether the test shows a difference: p is at most 5 %, and so the interval lacks 0."""
+        return self.p_value is not None and self.p_value <= 1 - CONFIDENCE
 
-def paired_difference(first: npt.ArrayLike, second: npt.ArrayLike) -> PairedDifference:
+
+def paired_difference(
+    first: npt.ArrayLike, second: npt.ArrayLike, *, comparisons: int = 1
+) -> PairedDifference:
     """Compare two arms by a metric of runs that are paired by seed.
 
     The verdict should rest on `p_value` and on `difference`, which agree: the interval holds
-    every shift of the second arm that the sign-flip test does not reject at 5 %. Both are
-    exact for up to 16 pairs, whatever the distribution, if the differences scatter
-    symmetrically. With six pairs the interval runs from the smallest to the largest.
+    every shift of the second arm that the sign-flip test does not reject at 5 %. Both come from
+    the same sign flips: all of them for up to 16 pairs, where they are exact whatever the
+    distribution, if the differences scatter symmetrically; 65,536 random ones for more. With six
+    pairs the interval runs from the smallest to the largest.
 
     Parameters
     ----------
     first, second
         One value per seed, in the same order of seeds.
+    comparisons
+        How many such tests are looked at together. By Bonferroni's correction p is that many
+        times as large, and the interval's confidence is 1 - 0.05 / comparisons: the chance of
+        any false finding stays at 5 %.
 
     Returns
     -------
     PairedDifference
-        Without bounds and p-value if there are fewer than `MIN_SEEDS` pairs, or if all
+        Without bounds and p-value if there are fewer than `min_seeds` pairs, or if all
         differences are equal; the notes say so.
 
     Raises
@@ -82,24 +91,28 @@ def paired_difference(first: npt.ArrayLike, second: npt.ArrayLike) -> PairedDiff
     differences = _differences(first, second)
     n, mean = len(differences), float(differences.mean())
     sd = float(differences.std(ddof=1)) if n > 1 else None
-    note = _no_conclusion(differences)
+    level = (1 - CONFIDENCE) / comparisons
+    note = _no_conclusion(differences, comparisons)
     if note:
-        unknown = Interval(mean, None, None, note)
+        unknown = Interval(mean, None, None, note, 1 - level)
         return PairedDifference(n, sd, unknown, unknown, None)
     bootstrap = stats.bootstrap(
-        (differences,), np.mean, confidence_level=CONFIDENCE, method="BCa", rng=0
+        (differences,), np.mean, confidence_level=1 - level, method="BCa", rng=0
     )
-    test = stats.permutation_test(
-        (differences,),
-        np.mean,
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=_SIGN_FLIPS,
-        rng=0,
-    )
-    low, high = bootstrap.confidence_interval
-    bca = Interval(mean, float(low), float(high))
-    return PairedDifference(n, sd, _sign_flip_interval(differences), bca, float(test.pvalue))
+    low, high = map(float, bootstrap.confidence_interval)
+    bca = Interval(mean, low, high, confidence=1 - level)
+    means = _subset_means(differences)
+    p_value = min(1.0, comparisons * _sign_flip_p_value(means))
+    return PairedDifference(n, sd, _sign_flip_interval(mean, means, level), bca, p_value)
+
+
+def min_seeds(comparisons: int = 1) -> int:
+    """Return the fewest pairs that allow a conclusion from so many comparisons.
+
+    A two-sided sign-flip test cannot give less than 2 / 2**n, which is 0.063 for five pairs and
+    0.031 for six; with Bonferroni's correction that must be at most 0.05 / comparisons.
+    """
+    return math.ceil(math.log2(2 * comparisons / (1 - CONFIDENCE)))
 
 
 def _differences(first: npt.ArrayLike, second: npt.ArrayLike) -> Floats:
@@ -115,25 +128,26 @@ def _differences(first: npt.ArrayLike, second: npt.ArrayLike) -> Floats:
     return one - other
 
 
-def _no_conclusion(differences: Floats) -> str:
+def _no_conclusion(differences: Floats, comparisons: int) -> str:
     """Return why paired differences allow no conclusion; empty if they do."""
-    n = len(differences)
-    if n < MIN_SEEDS:
+    n, needed = len(differences), min_seeds(comparisons)
+    if n < needed:
+        takers = "it takes" if comparisons == 1 else f"{comparisons} comparisons take"
+        smallest = min(1.0, comparisons * 2 / 2**n)
         return (
-            f"no conclusion is possible from {n} of the {MIN_SEEDS} seeds that it takes: even if"
-            f" all agree, a sign-flip test cannot give less than {2 / 2**n:.2g}"
+            f"no conclusion is possible from {n} of the {needed} seeds that {takers}: even if"
+            f" all agree, a sign-flip test cannot give less than {smallest:.2g}"
         )
     if np.ptp(differences) < ROUNDING:
         return "no conclusion is possible: all differences are equal, as if the seeds had no effect"
     return ""
 
 
-def _sign_flip_interval(differences: Floats) -> Interval:
-    """Return the shifts that the two-sided sign-flip test of the mean does not reject.
+def _subset_means(differences: Floats) -> Floats:
+    """Return the sorted means of all subsets but the empty one, or of many random ones.
 
-    Flipping the signs of a subset raises the sum just if that subset's mean is negative. So
-    the p-value of a shift is twice the share of subsets, the empty one among them, whose mean
-    lies beyond it, and the bounds are order statistics of those means.
+    Flipping the signs of a subset of d - shift raises the sum just if that subset's mean is below
+    the shift. So these means are the shifts at which the sign-flip test changes its mind.
     """
     n = len(differences)
     if 2**n <= _SIGN_FLIPS:
@@ -141,6 +155,23 @@ def _sign_flip_interval(differences: Floats) -> Interval:
     else:
         subsets = np.random.default_rng(0).integers(2, size=(_SIGN_FLIPS, n))
         subsets = subsets[subsets.any(axis=1)]
-    means = np.sort(subsets @ differences / subsets.sum(axis=1))
-    beyond = math.floor((1 - CONFIDENCE) / 2 * (len(means) + 1))
-    return Interval(float(differences.mean()), float(means[beyond - 1]), float(means[-beyond]))
+    means: Floats = np.sort(subsets @ differences / subsets.sum(axis=1))
+    # Differences that cancel out leave rounding, which has a sign.
+    means[np.abs(means) <= ROUNDING * np.abs(differences).max()] = 0
+    return means
+
+
+def _sign_flip_p_value(means: Floats) -> float:
+    """Return the two-sided p-value of no difference: twice the smaller one-sided one.
+
+    One-sided it is the share of subsets whose flip gives a sum as extreme as what was seen; the
+    empty subset, which is what was seen, is among them.
+    """
+    beyond = min(np.count_nonzero(means <= 0), np.count_nonzero(means >= 0))
+    return float(2 * (1 + beyond) / (len(means) + 1))
+
+
+def _sign_flip_interval(mean: float, means: Floats, level: float) -> Interval:
+    """Return the shifts that the two-sided sign-flip test of the mean does not reject."""
+    beyond = math.floor(level / 2 * (len(means) + 1))
+    return Interval(mean, float(means[beyond - 1]), float(means[-beyond]), confidence=1 - level)

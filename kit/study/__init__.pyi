@@ -8,7 +8,6 @@ from .figures import Outcomes as Outcomes
 from .figures import histories as histories
 from .figures import read_outcome as read_outcome
 from .figures import run_figures as run_figures
-from .folder import write_tables as write_tables
 from .momentum import RECALIBRATED as RECALIBRATED
 from .momentum import MomentumSweep as MomentumSweep
 from .momentum import sweep_momenta as sweep_momenta
@@ -27,3 +26,5 @@ from .search_result import SearchResult as SearchResult
 from .space import Space as Space
 from .space import search_space as search_space
 from .statistics_bank import StatisticsBank as StatisticsBank
+from .tables import StudyTable as StudyTable
+from .tables import write_tables as write_tables

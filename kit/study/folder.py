@@ -1,4 +1,4 @@
-"""The folder of a study: what it is about, and its tables."""
+"""The folder of a study: what it is about."""
 
 import hashlib
 import json
@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
 import kit
@@ -69,13 +68,6 @@ def check_same(where: Path | str, then: Mapping[str, Any], now: Mapping[str, Any
         raise KitError(
             f"{where} holds another study: its {key} is {old!r}, not {new!r}. Choose another --out"
         )
-
-
-def write_tables(folder: Path, tables: Mapping[str, pd.DataFrame], verdict: str) -> None:
-    """Write each table as NAME.csv, and the verdict as verdict.txt."""
-    for name, table in tables.items():
-        write_text(folder / f"{name}.csv", table.to_csv(lineterminator="\n"))
-    write_text(folder / "verdict.txt", verdict + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,11 +1,10 @@
 """The tables and the verdict of a sweep of BatchNorm's momentum."""
 
-import itertools
-
 import pandas as pd
 
 from kit import stats
 from kit.study.figures import PRIMARY, Outcomes, figures_by_run
+from kit.study.tables import StudyTable, explain_empty, test_columns
 
 NOTEBOOK = {
     "0.99": (0.8409, 0.7505),
@@ -15,11 +14,16 @@ NOTEBOOK = {
 }
 """Training and validation accuracy in the study's own table 2, from one run each."""
 
+_SAME_TRAINING = "every momentum has the same training, so its accuracy differs by nothing"
 
-def momentum_table(outcomes: Outcomes) -> pd.DataFrame:
-    """Return each momentum's figures, and what each gains over the first, paired by seed."""
+
+def momentum_table(outcomes: Outcomes) -> StudyTable:
+    """Return each momentum's figures, and what each gains over the first, paired by seed.
+
+    The gains' intervals and p are corrected for their number (Bonferroni).
+    """
     tables = figures_by_run(outcomes)
-    first = next(iter(outcomes))
+    gains = _gains(outcomes)
     rows = {}
     for name, table in tables.items():
         row: dict[str, object] = {"n": len(table)}
@@ -32,17 +36,14 @@ def momentum_table(outcomes: Outcomes) -> pd.DataFrame:
             row[figure] = table[figure].mean()
             row[f"{figure} sd"] = table[figure].std()
         row["spread of validation accuracy"] = table["spread of validation accuracy"].mean()
-        if name != first:
-            pair = stats.paired_difference(
-                table["validation accuracy"], tables[first]["validation accuracy"]
-            )
-            row[f"accuracy gained over {first}"] = str(pair.difference)
-            row["p"] = pair.p_value
+        if name in gains:
+            row |= test_columns(gains[name], f"accuracy gained over {next(iter(tables))}")
         rows[name] = row
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("momentum (Keras)")
+    frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("momentum (Keras)")
+    return StudyTable(frame, explain_empty({name: g.difference.note for name, g in gains.items()}))
 
 
-def notebook_table(outcomes: Outcomes) -> pd.DataFrame:
+def notebook_table(outcomes: Outcomes) -> StudyTable:
     """Hold the notebook's differences of one run each against those of many seeds.
 
     `seed noise` is how far two single runs of one momentum lie apart by their seeds alone in
@@ -50,24 +51,26 @@ def notebook_table(outcomes: Outcomes) -> pd.DataFrame:
     """
     tables = figures_by_run(outcomes)
     known = [name for name in NOTEBOOK if name in tables]
-    rows = {}
+    rows, reasons = {}, {}
     for name in known[1:]:
         for column, figure in enumerate(("training accuracy", "validation accuracy")):
             one, other = (tables[key][figure] for key in (name, known[0]))
-            pair = stats.paired_difference(one, other)
+            pair = stats.paired_difference(one, other, comparisons=len(outcomes) - 1)
             noise = 1.96 * 2**0.5 * max(one.std(), other.std())
             claimed = NOTEBOOK[name][column] - NOTEBOOK[known[0]][column]
             same = one.equals(other)
-            rows[f"{name} against {known[0]}, {figure}"] = {
+            row = f"{name} against {known[0]}, {figure}"
+            reasons[row] = _SAME_TRAINING if same else pair.difference.note
+            rows[row] = {
                 "notebook": claimed,
-                "here": "0, being the same training" if same else str(pair.difference),
-                "p": pair.p_value,
+                **test_columns(pair, "here"),
                 "seed noise": noise,
                 "notebook's difference": (
                     "the seed's alone" if same else _explain(claimed, noise, pair)
                 ),
             }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("difference")
+    frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("difference")
+    return StudyTable(frame, explain_empty(reasons))
 
 
 def momentum_verdict(outcomes: Outcomes) -> str:
@@ -76,28 +79,41 @@ def momentum_verdict(outcomes: Outcomes) -> str:
     Each is tested against the first; Bonferroni's correction keeps the chance of any false
     finding at 5 %.
     """
-    table = momentum_table(outcomes)
-    reference, seeds, comparisons = table.index[0], table["n"].iloc[0], len(table) - 1
-    level = (1 - stats.CONFIDENCE) / comparisons
-    about = f"{comparisons} comparisons with momentum {reference} in validation accuracy"
-    if 2 / 2**seeds > level:
-        needed = next(n for n in itertools.count(stats.MIN_SEEDS) if 2 / 2**n <= level)
+    gains = _gains(outcomes)
+    reference, first = next(iter(outcomes.items()))
+    needed, seeds = stats.min_seeds(len(gains)), len(first)
+    comparisons = "1 comparison" if len(gains) == 1 else f"{len(gains)} comparisons"
+    about = f"{comparisons} with momentum {reference} in validation accuracy"
+    if seeds < needed:
         return (
-            f"No conclusion is possible from {about}: {seeds} seeds cannot give a p of "
-            f"{level:.3f} or less, {needed} could."
+            f"No conclusion is possible from {about}: {seeds} seeds cannot give a corrected p of "
+            f"{1 - stats.CONFIDENCE:.2f} or less, {needed} could."
         )
-    shown = table[table["p"] <= level]
-    how_sure = f"sign-flip p at most {level:.3f} each, {seeds} seeds"
-    if shown.empty:
-        smallest = table["p"].min()
-        return f"Not shown: {about} find none ({how_sure} is asked, the least is {smallest:.3f})."
-    column = f"accuracy gained over {reference}"
-    gains = ", ".join(f"{name} gains {row[column]}" for name, row in shown.iterrows())
-    return f"In {about}, {gains} ({how_sure})."
+    shown = {name: pair for name, pair in gains.items() if pair.is_shown}
+    how_sure = f"sign flips, corrected for {comparisons}, {seeds} seeds"
+    if not shown:
+        smallest = min((pair.p_value for pair in gains.values() if pair.p_value), default=1.0)
+        return f"Not shown: {about} find none ({how_sure}; the smallest p is {smallest:.3f})."
+    found = ", ".join(
+        f"{name} gains {pair.difference}, p = {pair.p_value:.3f}" for name, pair in shown.items()
+    )
+    return f"In {about}, {found} ({how_sure})."
+
+
+def _gains(outcomes: Outcomes) -> dict[str, stats.PairedDifference]:
+    """Test every momentum's validation accuracy against the first one's."""
+    accuracies = {
+        name: table["validation accuracy"] for name, table in figures_by_run(outcomes).items()
+    }
+    first, *others = accuracies
+    return {
+        name: stats.paired_difference(accuracies[name], accuracies[first], comparisons=len(others))
+        for name in others
+    }
 
 
 def _explain(claimed: float, noise: float, pair: stats.PairedDifference) -> str:
-    if pair.p_value is not None and pair.p_value <= 1 - stats.CONFIDENCE:
+    if pair.is_shown:
         same = (claimed > 0) == (pair.difference.estimate > 0)
         return "shown" if same else "shown the other way round"
     return "within the seed's noise" if abs(claimed) <= noise else "not shown"

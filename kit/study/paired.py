@@ -9,19 +9,21 @@ import pandas as pd
 
 from kit import runs, stats
 from kit.base import KitError
+from kit.stats import Interval
 from kit.study.arms import Study
 from kit.study.figures import PRIMARY, Outcomes, figures_by_run
+from kit.study.tables import StudyTable, bound_columns, explain_empty, test_columns
 
 
-def paired_table(outcomes: Outcomes, first: str, second: str) -> pd.DataFrame:
+def paired_table(outcomes: Outcomes, first: str, second: str) -> StudyTable:
     """Return each figure's mean and spread in two arms, and their difference paired by seed.
 
-    The difference is the first arm less the second. `interval` goes with `p` (both from sign
-    flips); the BCa bootstrap's interval stands beside it and is too narrow for few seeds. A figure
-    that an arm does not have is left out.
+    The difference is the first arm less the second. Its interval, `low` to `high`, goes with `p`
+    (both from sign flips); the BCa bootstrap's stands beside it and is too narrow for few seeds.
+    A figure that an arm does not have is left out.
     """
     tables = figures_by_run({arm: outcomes[arm] for arm in (first, second)})
-    rows = {}
+    rows, reasons = {}, {}
     for figure in tables[first].columns:
         pair = [tables[arm][figure] for arm in (first, second)]
         difference = stats.paired_difference(*pair)
@@ -31,12 +33,11 @@ def paired_table(outcomes: Outcomes, first: str, second: str) -> pd.DataFrame:
             f"{second} mean": pair[1].mean(),
             f"{second} sd": pair[1].std(),
             "n": difference.n,
-            "difference": difference.difference.estimate,
-            "interval": _bounds(difference.difference),
-            "BCa interval": _bounds(difference.bca),
-            "p": difference.p_value,
+            **test_columns(difference),
+            **bound_columns(difference.bca, "BCa "),
         }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("figure")
+        reasons[figure] = difference.difference.note
+    return _table(rows, reasons, "figure")
 
 
 def paired_verdict(outcomes: Outcomes, first: str, second: str) -> str:
@@ -49,10 +50,10 @@ def paired_verdict(outcomes: Outcomes, first: str, second: str) -> str:
         return f"No conclusion is possible about {first} and {second}: {pair.difference.note}."
     size = f"{pair.difference.estimate:.4f} {PRIMARY}"
     how_sure = (
-        f"95 % interval {_bounds(pair.difference)}, sign-flip p = {pair.p_value:.3f}, "
+        f"95 % interval {_from_to(pair.difference)}, sign-flip p = {pair.p_value:.3f}, "
         f"{pair.n} seeds"
     )
-    if pair.p_value > 1 - stats.CONFIDENCE:
+    if not pair.is_shown:
         return (
             f"Not shown: {better} is ahead of {worse} by {size}, within what seeds alone may do "
             f"({how_sure})."
@@ -82,28 +83,24 @@ def pooled_predictions(study: Study) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def delong_table(predictions: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
+def delong_table(predictions: pd.DataFrame, first: str, second: str) -> StudyTable:
     """Compare the two runs of each seed on their held-out tiles (DeLong et al. 1988)."""
-    rows = []
+    rows, reasons = {}, {}
     for seed, table in predictions.groupby("seed"):
         labels, one, two = (table[column].to_numpy() for column in ("label", first, second))
         test = stats.delong_test(labels, one, two)
-        rows.append(
-            {
-                "seed": seed,
-                f"{first} AUC": stats.auc(labels, one),
-                f"{second} AUC": stats.auc(labels, two),
-                "difference": test.difference.estimate,
-                "interval": _bounds(test.difference),
-                "p": test.p_value,
-            }
-        )
-    return pd.DataFrame(rows).set_index("seed")
+        rows[seed] = {
+            f"{first} AUC": stats.auc(labels, one),
+            f"{second} AUC": stats.auc(labels, two),
+            **test_columns(test),
+        }
+        reasons[f"seed {seed}"] = test.difference.note
+    return _table(rows, reasons, "seed")
 
 
 def pooled_table(
     predictions: pd.DataFrame, first: str, second: str, slides: Mapping[str, str] | None
-) -> pd.DataFrame:
+) -> StudyTable:
     """Compare the arms on all seeds' held-out tiles together, by bootstraps over tiles and slides.
 
     Tiles of one slide look alike, and one tile may be held out by several seeds: the naive
@@ -121,19 +118,21 @@ def pooled_table(
     if slides is not None:
         units["slides"] = predictions["id"].map(slides).to_numpy(str)
     labels, one, two = (predictions[column].to_numpy() for column in ("label", first, second))
-    rows = {}
+    rows, reasons = {}, {}
     for name, groups in units.items():
         test = stats.bootstrap_test(labels, one, two, groups)
         rows[name] = {
             "units": len(labels) if groups is None else len(np.unique(groups)),
-            "difference": test.difference.estimate,
-            "interval": _bounds(test.difference),
-            "p": test.p_value,
+            **test_columns(test),
         }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("bootstrap over")
+        reasons[name] = test.difference.note
+    return _table(rows, reasons, "bootstrap over")
 
 
-def _bounds(interval: stats.Interval) -> str:
-    if interval.low is None or interval.high is None:
-        return interval.note
+def _table(rows: dict[Any, dict[str, Any]], reasons: Mapping[str, str], index: str) -> StudyTable:
+    frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis(index)
+    return StudyTable(frame, explain_empty(reasons))
+
+
+def _from_to(interval: Interval) -> str:
     return f"{interval.low:+.4f} to {interval.high:+.4f}"

@@ -1,0 +1,65 @@
+"""Tables of a study hold numbers alone, agree with its verdict, and say once what is missing."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kit import study
+from kit.base import EpochResult
+from kit.study import Outcome, Outcomes
+
+HISTORY = tuple(EpochResult(epoch, 0.4, 0.9, 0.5, 0.8, 0.9, 1.0, 9.0, 0.1) for epoch in (1, 2, 3))
+
+
+def seeds(accuracies: np.ndarray) -> list[Outcome]:
+    return [Outcome(HISTORY, float(one) + 0.05, float(one), 0.5) for one in accuracies]
+
+
+def arms(number: int, gain: float = 0.01) -> Outcomes:
+    rng = np.random.default_rng(0)
+    base = 0.8 + 0.02 * rng.standard_normal(number)
+    gains = gain + 0.001 * rng.standard_normal(number)
+    return {"before": seeds(base + gains), "after": seeds(base)}
+
+
+@pytest.mark.parametrize("number", [1, 2, 6])
+def test_cells_are_numbers_and_a_reason_stands_once_below(number: int, tmp_path: Path) -> None:
+    table = study.paired_table(arms(number), "before", "after")
+    study.write_tables(tmp_path, {"table1": table, "again": table}, "The verdict.")
+    read = pd.read_csv(tmp_path / "table1.csv", index_col="figure")
+    assert all(np.issubdtype(kind, np.number) for kind in read.dtypes)
+    assert read.loc[study.PRIMARY, ["low", "high", "p"]].notna().all() == (number == 6)
+    printed, said = str(table), (tmp_path / "verdict.txt").read_text()
+    assert max(map(len, printed.split("empty cells")[0].splitlines())) <= 80
+    for text in (printed, said):
+        assert text.count(f"from {number} of the 6 seeds") == (number < 6)
+    # What one figure alone lacks is said of that figure.
+    assert ("empty cells for training accuracy, " in said) == (number == 6)
+
+
+def momenta(gains: dict[str, float], number: int) -> Outcomes:
+    rng = np.random.default_rng(3)
+    return {
+        name: seeds(0.8 + gain + 0.01 * rng.standard_normal(number)) for name, gain in gains.items()
+    }
+
+
+@pytest.mark.parametrize("number", [6, 7, 8, 12])
+@pytest.mark.parametrize("gain", [0.0, 0.008, 0.01, 0.012, 0.05])
+def test_table_and_verdict_on_momentum_give_one_answer(number: int, gain: float) -> None:
+    """Some of these gains have a p below 5 % that its correction for three tests lifts above."""
+    outcomes = momenta({"0.99": 0.0, "0.75": 0.0, "0.5": gain, "0.25": -gain}, number)
+    table = study.momentum_table(outcomes).frame
+    shown = table[table["p"] <= 0.05]
+    assert shown.index.tolist() == table.index[table["low"] * table["high"] > 0].tolist()
+    verdict = study.momentum_verdict(outcomes)
+    assert re.findall(r"([\d.]+) gains", verdict) == shown.index.tolist()
+    assert ("No conclusion" in verdict) == (number == 6) == table["p"].isna().all()
+    notebook = study.notebook_table(outcomes).frame.filter(like="validation", axis="index")
+    said = notebook["notebook's difference"].str.startswith("shown")
+    assert said.tolist() == (notebook["p"] <= 0.05).tolist()
+    assert notebook["p"].tolist() == pytest.approx(table["p"].tolist()[1:], nan_ok=True)
+    assert said.sum() == len(shown)
