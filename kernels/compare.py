@@ -5,18 +5,18 @@ in both arms. A study that was stopped goes on where it was: finished runs are k
 command on other machines that see the folder --out joins in: each run is trained by one of them.
 """
 
-import shlex
+from __future__ import annotations
+
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import tyro
+from kit import base, data, report, study, training
+from kit.base import exit_on_error
 
-from kit import report, study
-from kit.base import Count, FolderLock, RunOptions, exit_on_error, given_options, parse_options
-from kit.data import find_slides, open_store
-from kit.study import Study
+# In here as well, since Ctrl-C may come while the libraries of command lines load.
+with exit_on_error():
+    from kit.base import RunOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +25,9 @@ class CompareOptions(RunOptions):
 
     out: Path = Path("studies/bn")
     """The study's folder."""
-    arm: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    arm: base.Repeated[str] = ()
     """NAME=RECIPE, twice: a recipe's name or file. By default BatchNorm before and after."""
-    seeds: Count = 6
+    seeds: base.Count = 6
     """Pairs of runs, from --seed on. Fewer than six allow no conclusion."""
     storage: str | None = None
     """Database that hands the runs out, as postgresql+pg8000://...; a file in --out if none."""
@@ -35,11 +35,12 @@ class CompareOptions(RunOptions):
 
 def main(options: CompareOptions, argv: list[str]) -> None:
     """Train what is missing, then compare."""
-    tiles = open_store(options.data)
+    training.reuse_memory()
+    tiles = data.open_store(options.data)
     recipe = options.recipe
-    comparison = Study(
+    comparison = study.Study(
         options.out,
-        study.parse_arms(options.arm, recipe, given_options(argv)),
+        study.parse_arms(options.arm, recipe, base.given_options(argv)),
         tuple(range(recipe.seed, recipe.seed + options.seeds)),
     )
     outcomes = study.train_arms(
@@ -51,7 +52,7 @@ def main(options: CompareOptions, argv: list[str]) -> None:
     )
     first, second = comparison.arms
     predictions = study.pooled_predictions(comparison)
-    slides = find_slides(tiles, recipe.slides)
+    slides = data.find_slides(tiles, recipe.slides)
     by_id = None if slides is None else dict(zip(tiles.train.ids, slides, strict=True))
     tables = {
         "table1": study.paired_table(outcomes, first, second),
@@ -59,7 +60,6 @@ def main(options: CompareOptions, argv: list[str]) -> None:
         "pooled": study.pooled_table(predictions, first, second, by_id),
     }
     verdict = study.paired_verdict(outcomes, first, second)
-    command = shlex.join(["python", "kernels/compare.py", *argv])
     page = report.compare_page(
         comparison,
         study.histories(outcomes),
@@ -68,9 +68,9 @@ def main(options: CompareOptions, argv: list[str]) -> None:
         verdict,
         store=tiles,
         slides=slides,
-        command=command,
+        command=base.command("compare", *argv),
     )
-    with FolderLock(options.out, wait=True):
+    with base.FolderLock(options.out, wait=True):
         study.write_tables(options.out, tables, verdict)
         report.write_page(options.out / "report.html", page)
     for table in tables.values():
@@ -80,4 +80,4 @@ def main(options: CompareOptions, argv: list[str]) -> None:
 
 if __name__ == "__main__":
     with exit_on_error():
-        main(parse_options(CompareOptions, __doc__, sys.argv[1:]), sys.argv[1:])
+        main(base.parse_options(CompareOptions, __doc__, sys.argv[1:]), sys.argv[1:])

@@ -5,69 +5,75 @@ checksum and every tile's id are proved while the tiles are packed. Needs a Kagg
 accepted the competition's rules, an API token, and 15 GB of disk.
 """
 
+from __future__ import annotations
+
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
-from kit import kaggle
-from kit.base import KitError, competition, exit_on_error
-from kit.data import CorruptArchiveError, Store, is_packed, pack_tiles
+from kit import base, data, kaggle
+from kit.base import KitError, exit_on_error
 
 
-def main(data: Path = Path("data")) -> None:
-    """Fetch what is missing, and pack it.
+@dataclass(frozen=True, kw_only=True)
+class DownloadOptions:
+    """Where the data goes."""
 
-    Parameters
-    ----------
-    data
-        Folder for the competition's data.
-    """
-    already = is_packed(data)
-    if not already and not _is_extracted(data):
-        _download(data)
-    packed = _pack(data)
+    data: Path = Path("data")
+    """Folder for the competition's data."""
+
+
+def main(options: DownloadOptions) -> None:
+    """Fetch what is missing, and pack it."""
+    folder = options.data
+    already = data.is_packed(folder)
+    if not already and not is_extracted(folder):
+        download(folder)
+    packed = pack(folder)
     if packed.is_standin:
         raise KitError(
-            f"{data} holds the synthetic stand-in, not the competition's data.\n"
+            f"{folder} holds the synthetic stand-in, not the competition's data.\n"
             "Name another folder with --data, or delete this one"
         )
     tiles = f"{len(packed.train):,} train and {len(packed.test):,} test tiles"
     how = "already there, proved when they were packed" if already else "packed, each one proved"
     print(f"{packed.folder}: {tiles}, {how}")
+    print(f"next: {base.command('explore', '--data', folder)}")
 
 
-def _is_extracted(data: Path) -> bool:
-    folder = competition.data_folder(data)
-    return all((folder / split).is_dir() for split in competition.SPLITS)
+def is_extracted(folder: Path) -> bool:
+    """Whether the archive lies there already, extracted."""
+    there = base.competition.data_folder(folder)
+    return all((there / split).is_dir() for split in base.SPLITS)
 
 
-def _download(data: Path) -> None:
-    if kaggle.is_downloaded(data):
-        print(f"{data / competition.ARCHIVE} is there: proving it", file=sys.stderr)
+def download(folder: Path) -> None:
+    """Fetch the archive, or go on with it."""
+    if kaggle.is_downloaded(folder):
+        print(f"{folder / base.ARCHIVE} is there: proving it", file=sys.stderr)
     else:
         print(f"downloading with {kaggle.credential()}", file=sys.stderr)
     try:
-        kaggle.download_archive(data)
+        kaggle.download_archive(folder)
     except KeyboardInterrupt:
         print("\nwhat has come is kept: the same command goes on from there", file=sys.stderr)
         raise
 
 
-def _pack(data: Path) -> Store:
+def pack(folder: Path) -> data.Store:
     """Pack the archive; delete it if it is broken, or it would be taken for whole for ever.
 
     Nothing in it can be mended, and set aside it would take the room of the next one.
     """
     try:
-        return pack_tiles(data)
-    except CorruptArchiveError as error:
-        (data / competition.ARCHIVE).unlink(missing_ok=True)
+        return data.pack_tiles(folder)
+    except data.CorruptArchiveError as error:
+        (folder / base.ARCHIVE).unlink(missing_ok=True)
         raise KitError(
-            f"{error}\nThe archive is deleted: run the same command to fetch it anew"
+            f"{error}\nThe archive is deleted: run the same command to fetch it again"
         ) from error
 
 
 if __name__ == "__main__":
     with exit_on_error():
-        tyro.cli(main, description=__doc__)
+        main(base.parse_options(DownloadOptions, __doc__, sys.argv[1:]))

@@ -5,46 +5,48 @@ number of tiles; the competition's 277,483 take about a minute. Writes explore.h
 as PNG, and explore.json with the numbers.
 """
 
+from __future__ import annotations
+
 import json
-import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
-from kit import report
-from kit.base import KitError, exit_on_error, write_text
-from kit.data import find_slides, open_store
+from kit import base, data, report
+from kit.base import KitError, exit_on_error
 
 
-def main(data: Path = Path("data"), out: Path | None = None, slides: Path | None = None) -> None:
-    """Measure, draw and write.
+@dataclass(frozen=True, kw_only=True)
+class ExploreOptions:
+    """What is looked at, and where the page goes."""
 
-    Parameters
-    ----------
-    data
-        Folder of the competition's data.
-    out
-        Folder to write; DIR/explore of --data by default.
-    slides
-        CSV of id,slide for the training tiles; slides.csv in --data by default, where there is
-        one.
-    """
-    if slides is not None and not slides.is_file():
-        raise KitError(f"no table of slides at {slides}")
-    packed = open_store(data)
-    found = report.explore_store(packed, find_slides(packed, slides))
-    out = out or data / "explore"
+    data: Path = Path("data")
+    """Folder of the competition's data."""
+    out: Path | None = None
+    """Folder to write; DIR/explore of --data by default."""
+    slides: Path | None = None
+    """CSV of id,slide for the training tiles; slides.csv in --data by default, where there is
+    one."""
+
+
+def main(options: ExploreOptions, argv: list[str]) -> None:
+    """Measure, draw and write."""
+    if options.slides is not None and not options.slides.is_file():
+        raise KitError(f"no table of slides at {options.slides}")
+    tiles = data.open_store(options.data)
+    found = report.explore_store(tiles, data.find_slides(tiles, options.slides))
+    out = options.out or options.data / "explore"
     drawn = report.exploration_figures(found)
     for name, drawing in drawn.items():
         report.save_figure(drawing.figure, out / f"{name}.png")
     numbers = report.exploration_numbers(found)
-    write_text(out / "explore.json", json.dumps(numbers, indent=2) + "\n")
-    command = shlex.join(["python", *sys.argv])
-    report.write_page(out / "explore.html", report.exploration_page(found, drawn, command))
+    base.write_text(out / "explore.json", json.dumps(numbers, indent=2) + "\n")
+    page = report.exploration_page(found, drawn, base.command("explore", *argv))
+    report.write_page(out / "explore.html", page)
     print(summary(numbers))
     print(f"{out / 'explore.html'}: the page; beside it {len(drawn)} figures and explore.json")
+    print(f"next: {base.command('train', '--data', options.data, '--bn', 'before')}")
 
 
 def summary(numbers: dict[str, Any]) -> str:
@@ -67,4 +69,4 @@ def summary(numbers: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     with exit_on_error():
-        tyro.cli(main, description=__doc__)
+        main(base.parse_options(ExploreOptions, __doc__, sys.argv[1:]), sys.argv[1:])

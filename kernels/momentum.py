@@ -5,20 +5,21 @@ it). A sweep that was stopped goes on where it was; on other machines that see t
 the same command joins in.
 """
 
-import shlex
+from __future__ import annotations
+
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from kit import base, data, report, study, training
+from kit.base import exit_on_error
 
-from kit import report, study
-from kit.base import Count, FolderLock, RunOptions, exit_on_error, parse_options
-from kit.data import find_slides, open_store
-from kit.study import MomentumSweep
+# In here as well, since Ctrl-C may come while the libraries of command lines load.
+with exit_on_error():
+    from pydantic import Field
 
-Momentum = Annotated[float, Field(ge=0, lt=1)]
+    from kit.base import RunOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +28,9 @@ class MomentumOptions(RunOptions):
 
     out: Path = Path("studies/momentum")
     """The study's folder."""
-    values: tuple[Momentum, ...] = (0.99, 0.75, 0.5, 0.25)
+    values: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = (0.99, 0.75, 0.5, 0.25)
     """In Keras' sense (PyTorch's is 1 minus it); the others are compared with the first."""
-    seeds: Count = 8
+    seeds: base.Count = 8
     """Trainings, from --seed on. Five values, compared fairly, need eight for a conclusion."""
     independent: bool = False
     """Train every momentum by itself: the same figures for several times the cost."""
@@ -39,10 +40,11 @@ class MomentumOptions(RunOptions):
 
 def main(options: MomentumOptions, argv: list[str]) -> None:
     """Train what is missing, then compare the momenta."""
-    tiles = open_store(options.data)
+    training.reuse_memory()
+    tiles = data.open_store(options.data)
     recipe = options.recipe
     seeds = tuple(range(recipe.seed, recipe.seed + options.seeds))
-    sweep = MomentumSweep(options.out, recipe, options.values, seeds)
+    sweep = study.MomentumSweep(options.out, recipe, options.values, seeds)
     train = study.train_momenta if options.independent else study.sweep_momenta
     outcomes = train(
         sweep,
@@ -57,8 +59,7 @@ def main(options: MomentumOptions, argv: list[str]) -> None:
     }
     verdict = study.momentum_verdict(outcomes)
     folders = sweep.as_arms().folders() if options.independent else sweep.folders()
-    command = shlex.join(["python", "kernels/momentum.py", *argv])
-    slides = find_slides(tiles, recipe.slides)
+    slides = data.find_slides(tiles, recipe.slides)
     page = report.momentum_page(
         study.histories(outcomes),
         tables,
@@ -66,9 +67,9 @@ def main(options: MomentumOptions, argv: list[str]) -> None:
         store=tiles,
         slides=slides,
         folders={folder.name: folder for folder in folders[:3]},
-        command=command,
+        command=base.command("momentum", *argv),
     )
-    with FolderLock(options.out, wait=True):
+    with base.FolderLock(options.out, wait=True):
         study.write_tables(options.out, tables, verdict)
         report.write_page(options.out / "report.html", page)
     for table in tables.values():
@@ -78,4 +79,4 @@ def main(options: MomentumOptions, argv: list[str]) -> None:
 
 if __name__ == "__main__":
     with exit_on_error():
-        main(parse_options(MomentumOptions, __doc__, sys.argv[1:]), sys.argv[1:])
+        main(base.parse_options(MomentumOptions, __doc__, sys.argv[1:]), sys.argv[1:])

@@ -1,33 +1,37 @@
-"""Pack the competition's tiles into one array a split, proving every tile.
+"""Pack the competition's tiles into one array per split, proving every tile.
 
 DIR holds histopathologic-cancer-detection.zip, or the extracted train/ and test/ folders
 with the two CSV files. The tiles stream from the zip into DIR/store; nothing is extracted.
 Bad tiles are named and nothing is packed, unless --skip-bad leaves bad training tiles out.
 """
 
+from __future__ import annotations
+
+import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
+from kit import base, data
 from kit.base import exit_on_error
-from kit.data import is_packed, pack_tiles
 
 
-def main(data: Path = Path("data"), skip_bad: bool = False) -> None:
-    """Pack the tiles.
+@dataclass(frozen=True, kw_only=True)
+class PackOptions:
+    """What is packed."""
 
-    Parameters
-    ----------
-    data
-        Folder of the competition's data.
-    skip_bad
-        Leave bad training tiles out, with their labels, and record them in store/manifest.json.
-        A bad test tile is refused all the same: a submission needs each.
-    """
-    already = is_packed(data)
+    data: Path = Path("data")
+    """Folder of the competition's data."""
+    skip_bad: bool = False
+    """Leave bad training tiles out, with their labels, and record them in store/manifest.json. A
+    bad test tile is always refused: a submission needs each."""
+
+
+def main(options: PackOptions) -> None:
+    """Pack the tiles."""
+    already = data.is_packed(options.data)
     start = time.perf_counter()
-    packed = pack_tiles(data, skip_bad=skip_bad)
+    packed = data.pack_tiles(options.data, skip_bad=options.skip_bad)
     rate = (len(packed.train) + len(packed.test)) / (time.perf_counter() - start)
     how = "packed before" if already else f"packed now, {rate:,.0f} tiles/s, each proved by its id"
     print(
@@ -35,8 +39,9 @@ def main(data: Path = Path("data"), skip_bad: bool = False) -> None:
     )
     for name, reason in packed.skipped.items():
         print(f"left out {name}: {reason}")
+    print(f"next: {base.command('explore', '--data', options.data)}")
 
 
 if __name__ == "__main__":
     with exit_on_error():
-        tyro.cli(main, description=__doc__)
+        main(base.parse_options(PackOptions, __doc__, sys.argv[1:]))

@@ -3,25 +3,30 @@
 Every file is checked against the sum that the kernel wrote, and nothing is overwritten.
 """
 
+from __future__ import annotations
+
+import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
-from kit import kaggle
+from kit import base, kaggle
 from kit.base import KitError, exit_on_error
 
 
-def main(name: str = "histopathologic-train", out: Path = Path()) -> None:
-    """Fetch, check, move into place.
+@dataclass(frozen=True, kw_only=True)
+class PullOptions:
+    """Which kernel, and where its results go."""
 
-    Parameters
-    ----------
-    name
-        Of the kernel, as it was pushed.
-    out
-        Folder that holds runs/ and studies/.
-    """
+    name: str = "histopathologic-train"
+    """Of the kernel, as it was pushed."""
+    out: Path = Path()
+    """Folder that holds runs/ and studies/."""
+
+
+def main(options: PullOptions) -> None:
+    """Fetch, check, move into place."""
+    name, out = options.name, options.out
     kaggle.require_free(out, name)
     kernel = f"{kaggle.username()}/{name}"
     status = kaggle.kernel_status(kernel)
@@ -40,4 +45,4 @@ def main(name: str = "histopathologic-train", out: Path = Path()) -> None:
 
 if __name__ == "__main__":
     with exit_on_error():
-        tyro.cli(main, description=__doc__)
+        main(base.parse_options(PullOptions, __doc__, sys.argv[1:]))

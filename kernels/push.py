@@ -5,17 +5,15 @@ internet. Options after -- are the command's, and small files that they name go 
 results are runs/NAME or studies/NAME in the kernel's output; train leaves a submission.csv, too.
 """
 
+from __future__ import annotations
+
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import tyro
-
-from kit import kaggle
+from kit import base, kaggle
 from kit.base import exit_on_error
-from kit.kaggle import Command, Job
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -24,24 +22,24 @@ REPOSITORY = Path(__file__).parents[1]
 class PushOptions:
     """The kernel on Kaggle."""
 
-    command: Command = "train"
+    command: kaggle.Command = "train"
     """What runs there."""
     name: str = ""
     """Of the kernel and of the run; histopathologic-COMMAND by default."""
     resume: bool = False
     """Go on where the kernel's latest version stopped."""
-    hours: float = 11.5
+    hours: base.Positive = 11.5
     """Stop after so long, to save what is done: Kaggle ends a kernel after 12 h."""
     gpu: bool = True
-    """Ask for a T4; without one the processor has to do."""
-    dataset: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Ask for a T4; without one the CPU has to do."""
+    dataset: base.Repeated[str] = ()
     """OWNER/NAME of a Kaggle dataset to mount in /kaggle/input; may be given several times."""
 
 
 def main(options: PushOptions, arguments: list[str]) -> None:
     """Build and push."""
     name = options.name or f"histopathologic-{options.command}"
-    job = Job(options.command, tuple(arguments), name, options.resume, options.hours)
+    job = kaggle.Job(options.command, tuple(arguments), name, options.resume, options.hours)
     owner = kaggle.username()
     with tempfile.TemporaryDirectory() as temporary:
         kaggle.build_kernel(
@@ -54,11 +52,11 @@ def main(options: PushOptions, arguments: list[str]) -> None:
         )
         print(f"pushing {owner}/{name} with {kaggle.credential()}", file=sys.stderr)
         print(f"pushed {kaggle.push_kernel(Path(temporary))}")
-    print(f"next, once it has ended: python kernels/pull.py --name {name}")
+    print(f"next, once it has ended: {base.command('pull', '--name', name)}")
 
 
 if __name__ == "__main__":
     words = [*sys.argv[1:], "--"]
     end = words.index("--")
     with exit_on_error():
-        main(tyro.cli(PushOptions, args=words[:end], description=__doc__), words[end + 1 : -1])
+        main(base.parse_options(PushOptions, __doc__, words[:end]), words[end + 1 : -1])

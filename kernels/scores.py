@@ -1,9 +1,11 @@
 """List the account's submissions to the competition with their scores, the newest first."""
 
-import pandas as pd
-import tyro
+from __future__ import annotations
 
-from kit import kaggle
+import sys
+from dataclasses import dataclass
+
+from kit import base, kaggle
 from kit.base import exit_on_error
 
 COLUMNS = {
@@ -17,12 +19,19 @@ COLUMNS = {
 }
 
 
+@dataclass(frozen=True)
+class ScoresOptions:
+    """There are none."""
+
+
 def main() -> None:
-    """Print one row a submission."""
+    """Print one row per submission."""
     rows = kaggle.list_submissions()
     if not rows:
         print("no submissions yet")
         return
+    import pandas as pd
+
     table = pd.DataFrame(rows)[list(COLUMNS)].rename(columns=COLUMNS)
     table["date (UTC)"] = table["date (UTC)"].str[:16].str.replace("T", " ")
     print(table.to_string(index=False))
@@ -30,4 +39,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     with exit_on_error():
-        tyro.cli(main, description=__doc__)
+        base.parse_options(ScoresOptions, __doc__, sys.argv[1:])
+        main()

@@ -4,14 +4,18 @@ An option given by name keeps its value. The same command goes on with a search 
 on other machines that see the folder --out (or the database --storage) it joins in.
 """
 
-import shlex
+from __future__ import annotations
+
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from kit import report, study
-from kit.base import Count, FolderLock, RunOptions, exit_on_error, given_options, parse_options
-from kit.data import open_store
+from kit import base, data, report, study, training
+from kit.base import exit_on_error
+
+# In here as well, since Ctrl-C may come while the libraries of command lines load.
+with exit_on_error():
+    from kit.base import RunOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,9 +24,9 @@ class SearchOptions(RunOptions):
 
     out: Path = Path("studies/search")
     """The search's folder; the same command goes on with it, or joins in."""
-    trials: Count = 40
+    trials: base.Count = 40
     """Trials to finish in all, whichever worker runs them."""
-    seeds: Count = 1
+    seeds: base.Count = 1
     """Runs a trial, each with a seed and so a holdout of its own; their mean AUC counts."""
     storage: str | None = None
     """Database, as postgresql+pg8000://..., where workers share no folder; else a file in --out."""
@@ -30,7 +34,8 @@ class SearchOptions(RunOptions):
 
 def main(options: SearchOptions, argv: list[str]) -> None:
     """Search until enough trials are finished, then tell what was found."""
-    tiles = open_store(options.data)
+    training.reuse_memory()
+    tiles = data.open_store(options.data)
     result = study.run_search(
         options.recipe,
         tiles,
@@ -38,24 +43,24 @@ def main(options: SearchOptions, argv: list[str]) -> None:
         trials=options.trials,
         seeds=options.seeds,
         storage=options.storage,
-        fixed=given_options(argv),
+        fixed=base.given_options(argv),
         device=options.device,
         workers=options.workers,
     )
     where = "on the machine that trained the best trial"
     # Workers of a database may share no folder.
     if result.folder.exists():
-        command = shlex.join(["python", "kernels/search.py", *argv])
-        page = report.search_page(result, options.out, tiles, command)
-        with FolderLock(options.out, wait=True):
+        page = report.search_page(result, options.out, tiles, base.command("search", *argv))
+        with base.FolderLock(options.out, wait=True):
             report.write_page(options.out / "report.html", page)
         where = f"{options.out}/report.html"
     for name, share in result.importances.items():
         print(f"{name:24} {share:7.1%} of what sets good trials apart")
     print(f"{report.search_verdict(result)}\nthe whole search: {where}")
-    print(f"next: python kernels/train.py --recipe {options.out}/best.toml --data {options.data}")
+    best = options.out / "best.toml"
+    print(f"next: {base.command('train', '--recipe', best, '--data', options.data)}")
 
 
 if __name__ == "__main__":
     with exit_on_error():
-        main(parse_options(SearchOptions, __doc__, sys.argv[1:]), sys.argv[1:])
+        main(base.parse_options(SearchOptions, __doc__, sys.argv[1:]), sys.argv[1:])

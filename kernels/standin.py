@@ -5,39 +5,44 @@ standin.json. Its tiles are drawn: they try out every command without an account
 and no figure made from them says anything of the competition.
 """
 
+from __future__ import annotations
+
+import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
+from kit import base, data
 from kit.base import exit_on_error
-from kit.data import is_standin_written, write_standin
 
 
-def main(data: Path = Path("data"), train: int = 4000, test: int = 1000, seed: int = 0) -> None:
-    """Write the stand-in, unless it is there.
+@dataclass(frozen=True, kw_only=True)
+class StandinOptions:
+    """How many tiles, and where they go."""
 
-    Parameters
-    ----------
-    data
-        Folder to write into; it must not hold other data.
-    train
-        Number of labelled tiles.
-    test
-        Number of tiles whose labels are withheld.
-    seed
-        Another one gives other tiles.
-    """
-    already = is_standin_written(data, train=train, test=test, seed=seed)
+    data: Path = Path("data")
+    """Folder to write into; it must not hold other data."""
+    train: int = 4000
+    """Number of labelled tiles."""
+    test: int = 1000
+    """Number of tiles whose labels are withheld."""
+    seed: int = 0
+    """Another one gives other tiles."""
+
+
+def main(options: StandinOptions) -> None:
+    """Write the stand-in, unless it is there."""
+    numbers = {"train": options.train, "test": options.test, "seed": options.seed}
+    already = data.is_standin_written(options.data, **numbers)
     start = time.perf_counter()
-    archive = write_standin(data, train=train, test=test, seed=seed)
-    rate = (train + test) / (time.perf_counter() - start)
+    archive = data.write_standin(options.data, **numbers)
+    rate = (options.train + options.test) / (time.perf_counter() - start)
     how = "written before" if already else f"written now, {rate:,.0f} tiles/s"
     print("*** STAND-IN: synthetic tiles, not the competition's data ***")
-    print(f"{archive}: {train:,} train and {test:,} test tiles, {how}")
-    print(f"next: python kernels/train.py --data {data} --bn before")
+    print(f"{archive}: {options.train:,} train and {options.test:,} test tiles, {how}")
+    print(f"next: {base.command('train', '--data', options.data, '--bn', 'before')}")
 
 
 if __name__ == "__main__":
     with exit_on_error():
-        tyro.cli(main, description=__doc__)
+        main(base.parse_options(StandinOptions, __doc__, sys.argv[1:]))

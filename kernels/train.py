@@ -7,20 +7,19 @@ processors it cannot: each process normalises by its own share, and the first on
 statistics are kept.
 """
 
-import shlex
+from __future__ import annotations
+
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field
+from kit import base, data, models, report, runs, stats, training
+from kit.base import KitError, exit_on_error
 
-from kit import models, report, runs
-from kit.base import EpochResult, KitError, RunOptions, exit_on_error, parse_options
-from kit.data import Store, open_store
-from kit.runs import Run
-from kit.stats import Interval
-from kit.training import distributed
+# In here as well, since Ctrl-C may come while the libraries of command lines load.
+with exit_on_error():
+    from kit.base import RunOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,25 +32,26 @@ class TrainOptions(RunOptions):
     """Go on with the run in --out, where it stands."""
     force: bool = False
     """With --resume: go on although options, data or versions have changed."""
-    checkpoint_steps: Annotated[int, Field(gt=0)] = 500
+    checkpoint_steps: base.Count = 500
     """Steps between two checkpoints within an epoch; there is one after each epoch, too."""
 
 
 def main(options: TrainOptions, argv: list[str]) -> None:
     """Train one run, or one a fold."""
     folder = options.out or default_folder(options)
-    with distributed.rank_zero_first():
-        tiles = open_store(options.data)
-    command = shlex.join(["python", "kernels/train.py", *argv])
+    training.reuse_memory()
+    with training.distributed.rank_zero_first():
+        tiles = data.open_store(options.data)
+    command = base.command("train", *argv)
     if options.recipe.folds is None or options.recipe.fold is not None:
         train(options, tiles, folder, command)
-    elif distributed.world_size() > 1:
+    elif training.distributed.world_size() > 1:
         raise KitError("--folds under torchrun: start one fold at a time, with --fold 0, 1, ...")
     else:
         train_folds(options, tiles, folder, command)
 
 
-def train_folds(options: TrainOptions, tiles: Store, folder: Path, command: str) -> None:
+def train_folds(options: TrainOptions, tiles: data.Store, folder: Path, command: str) -> None:
     """Train a run a fold, those apart that are finished, and pool their predictions."""
     recipe = options.recipe
     assert recipe.folds is not None
@@ -62,12 +62,13 @@ def train_folds(options: TrainOptions, tiles: Store, folder: Path, command: str)
             one = replace(recipe, fold=fold)
             resume = options.resume and (part / "config.json").exists()
             train(replace(options, recipe=one, resume=resume), tiles, part, command)
-    print(conclude_folds(runs.pool_folds(folder), folder, options.data))
+    print(conclude_folds(runs.pool_folds(folder), folder))
+    print(next_command(folder, options))
 
 
-def train(options: TrainOptions, tiles: Store, folder: Path, command: str) -> None:
+def train(options: TrainOptions, tiles: data.Store, folder: Path, command: str) -> None:
     """Train a run, telling each epoch's figures."""
-    run = Run(
+    run = runs.Run(
         options.recipe,
         tiles,
         folder,
@@ -84,7 +85,8 @@ def train(options: TrainOptions, tiles: Store, folder: Path, command: str) -> No
         return
     report.plots.curves(run.history, folder / "curves.png", title=folder.name)
     report.write_page(folder / "report.html", report.run_page(folder, tiles, command))
-    print(conclude(folder, options.data))
+    print(conclude(folder))
+    print(next_command(folder, options))
 
 
 def default_folder(options: TrainOptions) -> Path:
@@ -94,7 +96,7 @@ def default_folder(options: TrainOptions) -> Path:
     return Path("runs") / f"{Path(options.recipe_name).stem}-{arm}-{recipe.seed}"
 
 
-def describe(run: Run) -> str:
+def describe(run: runs.Run) -> str:
     """Say what is about to be trained, on what."""
     recipe = run.recipe
     lines = [models.layer_table(run.state.model, recipe.size)]
@@ -116,7 +118,7 @@ def describe(run: Run) -> str:
     return "\n".join(lines)
 
 
-def epoch_line(result: EpochResult, epochs: int) -> str:
+def epoch_line(result: base.EpochResult, epochs: int) -> str:
     """Tell an epoch's figures in one line."""
     return (
         f"epoch {result.epoch:>{len(str(epochs))}}/{epochs}"
@@ -126,30 +128,35 @@ def epoch_line(result: EpochResult, epochs: int) -> str:
     )
 
 
-def conclude(folder: Path, data: Path) -> str:
-    """Give the final figures and the next command to type."""
+def conclude(folder: Path) -> str:
+    """Give the final figures."""
     final = runs.read_metrics(folder)
     return (
-        f"{folder}: AUC {Interval(**final['auc'])} (95 % interval, over tiles), accuracy "
+        f"{folder}: AUC {stats.Interval(**final['auc'])} (95 % interval, over tiles), accuracy "
         f"{final['accuracy']:.4f}, log loss {final['log_loss']:.4f} on {final['tiles']:,} "
         f"held-out tiles\n"
-        f"the whole run: {folder}/report.html\n"
-        f"next: python kernels/predict.py --run {folder} --data {data} "
-        f"--out {folder}/submission.csv"
+        f"the whole run: {folder}/report.html"
     )
 
 
-def conclude_folds(figures: dict[str, Any], folder: Path, data: Path) -> str:
-    """Give the pooled figures of a cross-validation and the next command to type."""
+def conclude_folds(figures: dict[str, Any], folder: Path) -> str:
+    """Give the pooled figures of a cross-validation."""
     by_fold = ", ".join(f"{auc:.4f}" for auc in figures["auc_by_fold"])
     return (
-        f"{folder}: out-of-fold AUC {Interval(**figures['auc'])} (95 % interval, over tiles) on "
-        f"{figures['tiles']:,} tiles; by fold {by_fold}, mean {figures['mean_auc_of_folds']:.4f}\n"
-        f"next: python kernels/predict.py --run {folder} --data {data} "
-        f"--out {folder}/submission.csv"
+        f"{folder}: out-of-fold AUC {stats.Interval(**figures['auc'])} (95 % interval, over tiles) "
+        f"on {figures['tiles']:,} tiles; by fold {by_fold}, mean "
+        f"{figures['mean_auc_of_folds']:.4f}"
     )
+
+
+def next_command(folder: Path, options: TrainOptions) -> str:
+    """Give the next command to type."""
+    words = ("--run", folder, "--data", options.data, "--out", folder / "submission.csv")
+    return f"next: {base.command('predict', *words)}"
 
 
 if __name__ == "__main__":
-    with exit_on_error(), distributed.process_group():
-        main(parse_options(TrainOptions, __doc__, sys.argv[1:]), sys.argv[1:])
+    with exit_on_error():
+        given = base.parse_options(TrainOptions, __doc__, sys.argv[1:])
+        with training.distributed.process_group():
+            main(given, sys.argv[1:])

@@ -6,6 +6,7 @@ from .arrays import Indices as Indices
 from .arrays import Labels as Labels
 from .arrays import Pixels as Pixels
 from .arrays import Strings as Strings
+from .command_line import Positional as Positional
 from .command_line import Repeated as Repeated
 from .command_line import RunOptions as RunOptions
 from .command_line import command as command
@@ -40,6 +41,7 @@ from .recipe import Init as Init
 from .recipe import Interpolation as Interpolation
 from .recipe import Normalization as Normalization
 from .recipe import Orientations as Orientations
+from .recipe import Positive as Positive
 from .recipe import Precision as Precision
 from .recipe import Recipe as Recipe
 from .recipe import Views as Views

@@ -34,6 +34,8 @@ class RunOptions:
 Options = TypeVar("Options")
 Value = TypeVar("Value")
 
+Positional = Annotated[Value, tyro.conf.Positional]
+"""Words that follow no option's name."""
 Repeated = Annotated[tuple[Value, ...], tyro.conf.UseAppendAction]
 """An option that may be given several times."""
 
