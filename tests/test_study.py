@@ -72,6 +72,17 @@ def test_what_is_kept_counts_and_the_spread_is_of_the_curve() -> None:
     assert figures["spread of validation accuracy"] == pytest.approx(np.std([0.4, -0.3, 0.1]))
 
 
+@pytest.mark.parametrize("lowest", [None, float("inf")])
+def test_a_figure_that_one_arm_does_not_have_is_left_out(lowest: float | None) -> None:
+    """A network without BatchNorm has no running variance; version 0.4.0 wrote infinity."""
+    without = [outcome(0.7, 0.8, lowest=lowest), outcome(0.6, 0.8, lowest=lowest)]
+    arms = {"with": [outcome(0.7, 0.8), outcome(0.8, 0.8)], "without": without}
+    assert without[0].history[0].min_running_var is None
+    names = study.paired_table(arms, "with", "without").frame.index
+    assert "smallest running variance" not in names
+    assert "smallest running variance" in study.run_figures(arms["with"][0])
+
+
 def test_table_holds_means_and_paired_differences() -> None:
     differences = np.array([0.01, 0.02, 0.03, 0.02, 0.01, 0.04])
     table = study.paired_table(outcomes(differences), "one", "two").frame

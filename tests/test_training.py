@@ -119,6 +119,11 @@ def test_validation_figures_are_those_of_the_last_weights() -> None:
     assert result.min_running_var == models.min_running_var(state.model)
 
 
+def test_a_network_without_batch_norm_has_no_running_variance() -> None:
+    state = new_state(model="test_efficientnet_gn", epochs=1)
+    assert run(state)[-1].min_running_var is None
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_seed_gives_the_same_run(dtype: torch.dtype) -> None:
     first, again = (run(new_state(dtype, epochs=2)) for _ in range(2))

@@ -1,5 +1,6 @@
 """The result of an epoch, which a line of history.jsonl holds."""
 
+import math
 from dataclasses import dataclass
 
 
@@ -8,7 +9,8 @@ class EpochResult:
     """What an epoch brought.
 
     The training figures are means over the epoch's batches while the weights still moved, as
-    Keras reports them; the validation figures are of the epoch's last weights.
+    Keras reports them; the validation figures are of the epoch's last weights. A network without
+    BatchNorm has no running variance.
     """
 
     epoch: int
@@ -19,4 +21,9 @@ class EpochResult:
     valid_auc: float
     seconds: float
     tiles_per_second: float
-    min_running_var: float
+    min_running_var: float | None
+
+    def __post_init__(self) -> None:
+        if self.min_running_var == math.inf:
+            # Version 0.4.0 wrote infinity where there is none.
+            object.__setattr__(self, "min_running_var", None)

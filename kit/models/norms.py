@@ -99,14 +99,14 @@ def batch_norms(model: nn.Module) -> dict[str, BatchNorm]:
     }
 
 
-def min_running_var(model: nn.Module) -> float:
-    """Return the smallest running variance of all BatchNorm channels; infinity without any.
+def min_running_var(model: nn.Module) -> float | None:
+    """Return the smallest running variance of all BatchNorm channels; None without BatchNorm.
 
     Behind a ReLU the variance of a dead channel decays to nothing. When the channel becomes active
     again, its output in evaluation is a hundred times that of its neighbours.
     """
     variances = [norm.running_var for norm in batch_norms(model).values()]
-    return min((float(v.min()) for v in variances if v is not None), default=float("inf"))
+    return min((float(v.min()) for v in variances if v is not None), default=None)
 
 
 def _pool_norm(norm: nn.BatchNorm1d | nn.BatchNorm2d, inputs: Tensor, pool: int | None) -> Tensor:

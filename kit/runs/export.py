@@ -176,7 +176,7 @@ def write_tensorboard(path: Path, folder: Path) -> None:
     with atomic_folder(target) as partial, SummaryWriter(str(partial)) as writer:
         for result in read_history(folder):
             for name, value in asdict(result).items():
-                if name != "epoch":
+                if name != "epoch" and value is not None:
                     side, _, figure = name.partition("_")
                     # train/loss and valid/loss; the others as they are.
                     tag = f"{side}/{figure}" if side in ("train", "valid") else name

@@ -114,8 +114,9 @@ def run_figures(outcome: Outcome) -> dict[str, float]:
         ),
     }
     variances = [result.min_running_var for result in outcome.history]
-    if None not in variances:
-        figures["smallest running variance"] = min(variances)
+    found = [variance for variance in variances if variance is not None]
+    if found:
+        figures["smallest running variance"] = min(found)
     return figures
 
 
