@@ -25,7 +25,8 @@ def search_verdict(result: SearchResult) -> str:
 def search_page(result: SearchResult, out: Path, store: Store, command: str) -> Page:
     """Describe a search from its folder."""
     trials = pd.read_csv(out / "trials.csv")
-    valid = runs.read_valid(result.folder)
+    best = result.runs[0]
+    valid = runs.read_valid(best)
     shown: Predictions = {"best trial": (valid["label"], valid["probability"])}
     slides = find_slides(store, result.recipe.slides)
     return Page(
@@ -46,8 +47,8 @@ def search_page(result: SearchResult, out: Path, store: Store, command: str) -> 
                 ],
             ),
             Section("All trials", tables=[Table(trials, "In the order of their numbers.")]),
-            one_run_gallery("best trial", result.folder, store, slides),
-            rebuild_section(command, {"best trial": result.folder}),
+            one_run_gallery("best trial", best, store, slides),
+            rebuild_section(command, {"best trial": best}),
         ],
         is_standin=store.is_standin,
     )

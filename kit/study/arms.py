@@ -5,7 +5,6 @@ in all arms.
 """
 
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,10 +13,10 @@ import numpy as np
 
 from kit.base import OWN_ONLY, EpochResult, KitError, Recipe, read_recipe
 from kit.data import Store
-from kit.runs import Run
 from kit.study.checks import check_runs
 from kit.study.figures import Outcomes, read_outcome
 from kit.study.folder import claim_folder, surroundings
+from kit.study.opening import open_run
 from kit.study.sharing import share_runs
 
 # Options of which the holdout follows: arms that hold out different tiles cannot be paired.
@@ -125,7 +124,8 @@ def train_arms(
 
     def train_one(name: str) -> Iterator[EpochResult]:
         folder = folders[name]
-        yield from _train_one(runs[folder], store, folder, device, workers)
+        run = open_run(runs[folder], store, folder, device=device, workers=workers)
+        yield from run.train(progress=False)
         # A figure that is no number is told after the first run, not after the last.
         read_outcome(folder)
 
@@ -187,14 +187,3 @@ def _essence(recipe: Recipe) -> Recipe:
     """Return a recipe without what a study, or its model, does not use."""
     unused = ("seed", *(OWN_ONLY if recipe.is_backbone else ()))
     return replace(recipe, **{name: getattr(Recipe, name) for name in unused})
-
-
-def _train_one(
-    recipe: Recipe, store: Store, folder: Path, device: str, workers: int
-) -> Iterator[EpochResult]:
-    """Yield each epoch's result, those of a resumed run from where it stands."""
-    if not (folder / "config.json").exists():
-        # Nothing was begun here but a write that a kill cut short.
-        shutil.rmtree(folder, ignore_errors=True)
-    run = Run(recipe, store, folder, device=device, workers=workers, resume=folder.exists())
-    yield from run.train(progress=False)

@@ -50,7 +50,9 @@ def claim_folder(folder: Path, study: Mapping[str, Any]) -> None:
         write_text(path, json.dumps(now, indent=2) + "\n")
 
 
-def check_same(where: Path | str, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def check_same(
+    where: Path | str, then: Mapping[str, Any], now: Mapping[str, Any], *, what: str = "study"
+) -> None:
     """Refuse to go on with a study of something else.
 
     Raises
@@ -60,13 +62,15 @@ def check_same(where: Path | str, then: Mapping[str, Any], now: Mapping[str, Any
     """
     if "kit" not in then:
         raise KitError(
-            f"{where} holds a study of the kit's version 0.4 or older: go on with that version, or "
-            "choose another --out"
+            f"{where} holds a {what} of the kit's version 0.4 or older: go on with that version, "
+            "or choose another --out"
         )
     if then != now:
         key, old, new = _difference("", dict(then), dict(now))
         raise KitError(
-            f"{where} holds another study: its {key} is {old!r}, not {new!r}. Choose another --out"
+            f"{where} holds another {what}: its {key} is {old!r}, not {new!r}. "
+            f"{'Go on with that version, or choose' if key in ('kit', 'torch') else 'Choose'} "
+            "another --out"
         )
 
 

@@ -8,7 +8,6 @@ PyTorch's is 1 minus it.
 """
 
 import json
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from kit.study.arms import Study, train_arms
 from kit.study.checks import check_runs
 from kit.study.figures import Outcome, Outcomes, check_outcome, kept_figures
 from kit.study.folder import claim_folder, read_json, surroundings
+from kit.study.opening import clear_folder
 from kit.study.sharing import share_runs
 from kit.study.statistics_bank import StatisticsBank
 
@@ -105,7 +105,7 @@ def sweep_momenta(
 
     def train_one(name: str) -> Iterator[EpochResult]:
         folder = folders[name]
-        shutil.rmtree(folder, ignore_errors=True)
+        clear_folder(folder)
         run = Run(recipes[folder], store, folder, device=device, workers=workers)
         yield from _sweep_one(run, sweep.momenta)
         # A figure that is no number is told after the first training, not after the last.

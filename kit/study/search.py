@@ -8,10 +8,8 @@ What it finds is told by the files of `search_result`.
 """
 
 import json
-import shutil
 import time
-from collections.abc import Collection, Iterator
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +22,33 @@ from optuna.pruners import MedianPruner
 from optuna.trial import FrozenTrial, TrialState
 from tqdm import tqdm
 
-import kit
-from kit.base import EpochResult, FolderLock, KitError, Recipe, recipe_values, write_text
+from kit.base import (
+    EpochResult,
+    FolderLock,
+    KitError,
+    Recipe,
+    StoppedError,
+    recipe_values,
+    write_text,
+)
 from kit.data import Store
 from kit.runs import Run
 from kit.study import sharing
+from kit.study.checks import check_runs
+from kit.study.figures import read_outcome
+from kit.study.folder import check_same, read_json, surroundings
+from kit.study.opening import open_run
 from kit.study.search_result import SearchResult, conclude
 from kit.study.space import Space, search_space, seeded_recipes
-from kit.study.trials import FINISHED, NumberedTPE, begin_again, count_trials, place_of, trial_name
+from kit.study.trials import (
+    FINISHED,
+    NumberedTPE,
+    begin_again,
+    count_trials,
+    place_of,
+    run_folders,
+    trial_folder,
+)
 
 JOURNAL = "search.journal"
 
@@ -56,10 +73,11 @@ def run_search(
     one that was never interrupted. A worker that finds nothing left to begin waits for the
     others' trials, to take up those that die.
 
-    Trials are drawn by TPE over all parameters at once (Bergstra et al. 2011; Falkner et al.
-    2018). A trial is pruned when its best AUC so far is below the median of the finished
-    trials' at that epoch: a rule that needs no minimum of epochs or trials, and that a single
-    bad epoch does not trip, as BatchNorm gives them.
+    The first trial is the recipe itself. The others are drawn by TPE over all parameters at once
+    (Bergstra et al. 2011; Falkner et al. 2018). A trial is pruned when its best AUC so far is below
+    the median of the finished trials' at that epoch: a rule that needs no minimum of epochs or
+    trials, and that a single bad epoch does not trip, as BatchNorm gives them. What counts is the
+    model that a trial keeps.
 
     Parameters
     ----------
@@ -85,9 +103,17 @@ def run_search(
     if trials < 1 or seeds < 1:
         raise KitError(f"{trials} trials of {seeds} seeds: a search needs one or more of both")
     sharing.silence()
+    seeded = {out / str(one.seed): one for one in seeded_recipes(recipe, seeds)}
+    check_runs(seeded, store, device=device)
     space = search_space(recipe, store, seeds=seeds, fixed=fixed)
+    record = {
+        **surroundings([recipe], store, device),
+        **recipe_values(recipe),
+        "searched": sorted(space.free),
+        "seeds": seeds,
+    }
     with sharing.naming("search", storage, out / JOURNAL):
-        study = _open_study(space, store, out, seeds=seeds, storage=storage)
+        study = _open_study(space, out, record, storage)
         with tqdm(total=trials, desc="search", unit=" trials", disable=not progress) as bar:
             worker = _Worker(
                 space=space,
@@ -100,7 +126,7 @@ def run_search(
                 bar=bar,
             )
             worker.work(study, shared_folder=storage is None)
-        return conclude(study, space, out)
+        return conclude(study, space, out, seeds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +157,7 @@ class _Worker:
         self._show(study)
 
     def _objective(self, trial: Trial) -> float:
-        """Train a trial; return its AUC after the last epoch."""
+        """Train a trial; return the AUC of what it keeps."""
         if place_of(trial.study, trial.number) >= self.trials:
             raise sharing.SurplusTrial
         with sharing.leaving(trial):
@@ -139,56 +165,51 @@ class _Worker:
 
     def _train(self, trial: Trial) -> float:
         recipe = self.space.suggest(trial)
-        trial_runs = self._open_runs(trial, recipe)
-        auc = float("nan")
+        folders = run_folders(self.out, trial, recipe, self.seeds)
         try:
-            for results in zip(*map(_epochs, trial_runs), strict=True):
-                epoch, auc = results[0].epoch, float(np.mean([r.valid_auc for r in results]))
-                self._show(trial.study, f"trial {trial.number}, epoch {epoch}: {auc:.4f}")
-                trial.report(auc, epoch)
-                if epoch < recipe.epochs and trial.should_prune():
-                    raise TrialPruned
+            check_runs(folders, self.store, device=self.device)
+        except KitError as error:
+            _prune(trial, str(error))
+        trial_runs = [
+            open_run(
+                seeded,
+                self.store,
+                folder,
+                device=self.device,
+                workers=self.workers,
+                resume="folder" in trial.user_attrs,
+            )
+            for folder, seeded in folders.items()
+        ]
+        try:
+            self._follow(trial, trial_runs)
         except torch.OutOfMemoryError as error:
             _prune(trial, f"out of memory: {error}")
+        except StoppedError:
+            raise
         except KitError as error:
             # What the disk or the network refuses is no fault of the recipe; divergence is.
             if isinstance(error.__cause__, OSError):
                 raise
             _prune(trial, str(error))
-        return auc
+        # What is judged is what is kept, and not the curve.
+        return float(np.mean([read_outcome(folder).auc for folder in folders]))
 
-    def _open_runs(self, trial: Trial, recipe: Recipe) -> list[Run]:
-        folder = self.out / "trials" / trial_name(trial)
-        resume = "folder" in trial.user_attrs
-        if self.seeds == 1:
-            return [self._open_run(recipe, folder, resume=resume)]
-        return [
-            self._open_run(seeded, folder / f"seed-{seeded.seed}", resume=resume)
-            for seeded in seeded_recipes(recipe, self.seeds)
-        ]
-
-    def _open_run(self, recipe: Recipe, folder: Path, *, resume: bool) -> Run:
-        """Open a trial's run where a dead worker left it, or anew."""
-        if resume:
-            # It may not have got so far, or have been another version's or device's.
-            with suppress(KitError):
-                return Run(
-                    recipe,
-                    self.store,
-                    folder,
-                    device=self.device,
-                    workers=self.workers,
-                    resume=True,
-                )
-            shutil.rmtree(folder, ignore_errors=True)
-        return Run(recipe, self.store, folder, device=self.device, workers=self.workers)
+    def _follow(self, trial: Trial, trial_runs: Sequence[Run]) -> None:
+        """Train a trial's runs side by side, and stop them if their curve is a poor one."""
+        for results in zip(*map(_epochs, trial_runs), strict=True):
+            epoch, auc = results[0].epoch, float(np.mean([r.valid_auc for r in results]))
+            self._show(trial.study, f"trial {trial.number}, epoch {epoch}: {auc:.4f}")
+            trial.report(auc, epoch)
+            if epoch < trial_runs[0].recipe.epochs and trial.should_prune():
+                raise TrialPruned
 
     def _tidy(self, study: Study, trial: FrozenTrial) -> None:
         """Drop a finished trial's checkpoints, and tell what is known by now."""
-        for checkpoint in (self.out / "trials" / trial_name(trial)).rglob("last.pt"):
+        for checkpoint in trial_folder(self.out, trial).rglob("last.pt"):
             checkpoint.unlink()
         if count_trials(study, TrialState.COMPLETE):
-            conclude(study, self.space, self.out)
+            conclude(study, self.space, self.out, self.seeds)
 
     def _show(self, study: Study, doing: str = "") -> None:
         """Move the bar to the trials that are finished, by any worker."""
@@ -209,21 +230,14 @@ def _prune(trial: Trial, reason: str) -> None:
     raise TrialPruned(reason)
 
 
-def _open_study(space: Space, store: Store, out: Path, *, seeds: int, storage: str | None) -> Study:
+def _open_study(space: Space, out: Path, record: dict[str, Any], storage: str | None) -> Study:
     """Open or create the search in a folder and a storage, or refuse another one."""
-    record = {
-        **recipe_values(space.recipe),
-        "searched": sorted(space.free),
-        "seeds": seeds,
-        "data": store.fingerprint,
-        "kit": kit.__version__,
-    }
     name = "search" if storage is None else out.resolve().name
     place = {"storage": sharing.storage_name(storage, Path(JOURNAL)), "study": name}
     with FolderLock(out, wait=True):
         path = out / "search.json"
         if path.exists():
-            _check_same(out, json.loads(path.read_text("utf-8")), record | place)
+            check_same(out, read_json(path), record | place, what="search")
         study = optuna.create_study(
             study_name=name,
             direction="maximize",
@@ -233,22 +247,11 @@ def _open_study(space: Space, store: Store, out: Path, *, seeds: int, storage: s
             pruner=MedianPruner(n_startup_trials=5, n_warmup_steps=space.recipe.epochs // 4),
             load_if_exists=True,
         )
-        _check_same(
-            sharing.storage_name(storage, out / JOURNAL),
-            study.user_attrs.get("search", record),
-            record,
-        )
+        known = study.user_attrs.get("search", record)
+        check_same(sharing.storage_name(storage, out / JOURNAL), known, record, what="search")
         study.set_user_attr("search", record)
+        if not study.get_trials(deepcopy=False):
+            # What a search finds is to be compared with the recipe that it starts from.
+            study.enqueue_trial(space.own_parameters())
         write_text(path, json.dumps(record | place, indent=2) + "\n")
     return study
-
-
-def _check_same(where: Path | str, then: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse to go on with a search of something else."""
-    changed = [key for key in now if then.get(key) != now[key]]
-    if changed:
-        key = changed[0]
-        raise KitError(
-            f"{where} holds another search: its {key} is {then.get(key)!r}, not {now[key]!r}. "
-            "Choose another --out"
-        )

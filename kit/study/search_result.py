@@ -19,7 +19,7 @@ from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
 from kit.base import FolderLock, KitError, Recipe, recipe_values, write_text
 from kit.study.space import Space
-from kit.study.trials import FINISHED, count_trials, trial_name
+from kit.study.trials import FINISHED, count_trials, run_folders, trial_folder, trial_name
 
 IMPORTANCE_TRIALS = 10
 """Trials that must finish before importances are computed."""
@@ -34,10 +34,12 @@ class SearchResult:
     recipe
         The best trial's, as best.toml holds it.
     auc
-        The best trial's validation AUC after its last epoch: optimistic, as it is the highest
-        of many on one holdout.
+        Validation AUC of what the best trial keeps: optimistic, as it is the highest of many on
+        one holdout.
     folder
-        The best trial's run folder, on the machine that trained it.
+        The best trial's, on the machine that trained it.
+    runs
+        The run folders in it, one per seed.
     importances
         Share of each parameter in what sets the best quarter of the finished trials apart;
         they sum to 1. Empty where fewer than `IMPORTANCE_TRIALS` finished.
@@ -48,12 +50,13 @@ class SearchResult:
     recipe: Recipe
     auc: float
     folder: Path
+    runs: tuple[Path, ...]
     importances: dict[str, float]
     complete: int
     pruned: int
 
 
-def conclude(study: Study, space: Space, out: Path) -> SearchResult:
+def conclude(study: Study, space: Space, out: Path, seeds: int) -> SearchResult:
     """Write what the search found by now, and return it."""
     finished = study.get_trials(deepcopy=False, states=FINISHED)
     complete = count_trials(study, TrialState.COMPLETE)
@@ -61,10 +64,12 @@ def conclude(study: Study, space: Space, out: Path) -> SearchResult:
         reasons = [str(trial.user_attrs.get("reason", "pruned")) for trial in finished]
         raise KitError(f"none of {len(finished)} trials reached its last epoch: {reasons[0]}")
     best = study.best_trial
+    recipe = space.suggest(FixedTrial(best.params))
     result = SearchResult(
-        recipe=space.suggest(FixedTrial(best.params)),
+        recipe=recipe,
         auc=study.best_value,
-        folder=out / "trials" / trial_name(best),
+        folder=trial_folder(out, best),
+        runs=tuple(run_folders(out, best, recipe, seeds)),
         importances=_importances(study) if complete >= IMPORTANCE_TRIALS else {},
         complete=complete,
         pruned=len(finished) - complete,
@@ -89,7 +94,10 @@ def _importances(study: Study) -> dict[str, float]:
 
 
 def _table(trials: list[FrozenTrial]) -> pd.DataFrame:
-    """Return a row a finished trial; the AUC is that of its last epoch."""
+    """Return a row per finished trial.
+
+    The AUC is that of what it keeps; of a pruned one, that of its last epoch's curve.
+    """
     parameters = sorted({name for trial in trials for name in trial.params})
     rows = [
         {

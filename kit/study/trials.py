@@ -1,5 +1,6 @@
 """The trials of a search: how each is drawn, and which one takes the place of a dead one."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,9 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
+from kit.base import Recipe
 from kit.study import sharing
+from kit.study.space import seeded_recipes
 
 # How often a trial is begun again that never reached the end of its first epoch: what kills
 # it, as a lack of memory does, would otherwise kill the search at the same place for ever.
@@ -69,6 +72,21 @@ def place_of(study: Study, number: int) -> int:
 def trial_name(trial: Trial | FrozenTrial) -> str:
     """Return the name of a trial's folder, which stays with it when it is begun again."""
     return str(trial.user_attrs.get("folder", f"{trial.number:04d}"))
+
+
+def trial_folder(out: Path, trial: Trial | FrozenTrial) -> Path:
+    """Return where a trial of the search in `out` lies."""
+    return out / "trials" / trial_name(trial)
+
+
+def run_folders(
+    out: Path, trial: Trial | FrozenTrial, recipe: Recipe, seeds: int
+) -> dict[Path, Recipe]:
+    """Return where the runs of a trial lie, one per seed, and their recipes."""
+    folder = trial_folder(out, trial)
+    if seeds == 1:
+        return {folder: recipe}
+    return {folder / f"seed-{one.seed}": one for one in seeded_recipes(recipe, seeds)}
 
 
 def begin_again(study: Study, trial: FrozenTrial) -> None:
