@@ -19,7 +19,7 @@ from kit.runs import (
     Gain,
     Mean,
     choose_ensemble,
-    ensemble,
+    judge_gain,
     read_predictions,
     write_ensemble,
 )
@@ -50,7 +50,7 @@ def main(
     labels = tiles["label"].to_numpy()
     groups = read_slides(slides, tiles["id"].to_numpy(str)) if slides else None
     chosen = choose_ensemble(runs, labels, predictions, mean)
-    judged = ensemble.gain(labels, predictions, mean, slides=groups)
+    judged = judge_gain(labels, predictions, mean, slides=groups)
     path = write_ensemble(out, chosen, asdict(judged))
     everything = Ensemble({str(run): 1 / len(runs) for run in runs}, mean)
     aucs = [stats.auc(labels, one) for one in [*predictions, everything.combine(predictions)]]
@@ -64,6 +64,8 @@ def describe(
     """Tell each run's AUC and weight, that of the mean of all, and what choosing gains."""
     *singles, everything = aucs
     order = np.argsort(singles)[::-1]
+    p = judged.comparison.p_value
+    p_value = "" if p is None else f", p = {p:.3f}"
     lines = [
         f"{singles[index]:.4f}  weight {chosen.weights.get(str(folders[index]), 0.0):.2f}  "
         f"{folders[index]}"
@@ -74,8 +76,7 @@ def describe(
         *lines,
         f"{everything:.4f}  all {len(folders)}, weighted alike",
         f"chosen and judged on different tiles: the mean {judged.auc}, the best run "
-        f"{judged.best_run}; gain {judged.comparison.difference} "
-        f"(DeLong, p = {judged.comparison.p_value:.3f})",
+        f"{judged.best_run}; gain {judged.comparison.difference}{p_value}",
     ]
 
 

@@ -47,14 +47,67 @@ def test_a_run_that_adds_nothing_gets_no_weight() -> None:
 
 
 def test_gain_of_runs_with_noise_of_their_own_is_seen() -> None:
-    judged = ensemble.gain(LABELS, predictions(1, 1, 1, 1, 1), "probability")
+    judged = runs.judge_gain(LABELS, predictions(1, 1, 1, 1, 1), "probability")
     assert judged.auc.estimate > judged.best_run.estimate
     assert judged.comparison.p_value is not None
     assert judged.comparison.p_value < 0.05
 
 
+def unequal_slides(shares: dict[str, tuple[int, float]]) -> tuple[np.ndarray, ...]:
+    """Return labels, three runs' probabilities and the slides of so many tiles, of such shares."""
+    slides = np.concatenate([np.full(size, slide) for slide, (size, _) in shares.items()])
+    chance = np.concatenate([np.full(size, share) for size, share in shares.values()])
+    labels = (RNG.random(len(slides)) < chance).astype(int)
+    signal = 2.2 * labels + RNG.normal(size=len(slides))
+    logits = [signal + 0.3 * RNG.normal(size=len(slides)) for _ in range(3)]
+    return labels, 1 / (1 + np.exp(-np.array(logits))), slides
+
+
+SIX = {
+    "A": (600, 0.9),
+    "B": (300, 0.1),
+    "C": (150, 0.8),
+    "D": (60, 0.05),
+    "E": (30, 0.5),
+    "F": (12, 0.3),
+}
+THREE = {"A": (200, 0.9), "B": (300, 0.1), "C": (150, 0.0)}
+
+
+@pytest.mark.parametrize("mean", ["probability", "rank"])
+@pytest.mark.parametrize("shares", [SIX, THREE])
+def test_unequal_slides_are_judged_as_one_leaderboard_would(
+    mean: ensemble.Mean, shares: dict[str, tuple[int, float]]
+) -> None:
+    """Parts of different shares of positive tiles are ranked together, not each by itself."""
+    labels, shown, slides = unequal_slides(shares)
+    judged = runs.judge_gain(labels, shown, mean, slides=slides)
+    assert judged.auc.estimate == pytest.approx(stats.auc(labels, shown.mean(axis=0)), abs=0.005)
+    assert judged.best_run.estimate == pytest.approx(stats.auc(labels, shown[0]), abs=0.01)
+    # Slides are resampled, so few of them say less than as many tiles.
+    assert judged.auc.low is not None and judged.comparison.p_value is not None
+    by_tile = runs.judge_gain(labels, shown, mean)
+    assert by_tile.auc.low is not None
+    if shares is THREE:
+        assert judged.auc.low < by_tile.auc.low
+
+
+@pytest.mark.parametrize(
+    "shares", [{"A": (40, 0.5)}, {"A": (40, 1.0), "B": (40, 0.0)}, {"A": (40, 1.0), "B": (40, 0.1)}]
+)
+def test_too_few_slides_to_judge_by_are_a_message(shares: dict[str, tuple[int, float]]) -> None:
+    labels, shown, slides = unequal_slides(shares)
+    with pytest.raises(KitError, match=r"too few slides hold one of the classes .*--slides"):
+        runs.judge_gain(labels, shown, "probability", slides=slides)
+
+
+def test_too_few_tiles_to_judge_by_are_a_message() -> None:
+    with pytest.raises(KitError, match="too few tiles hold one of the classes"):
+        runs.judge_gain(np.array([0, 0, 0, 1]), RNG.random((2, 4)), "probability")
+
+
 def test_gain_among_copies_of_one_run_is_none() -> None:
-    judged = ensemble.gain(LABELS, np.repeat(predictions(1.0), 5, axis=0), "rank")
+    judged = runs.judge_gain(LABELS, np.repeat(predictions(1.0), 5, axis=0), "rank")
     assert judged.comparison.difference.estimate == 0
 
 
@@ -62,7 +115,7 @@ def test_choosing_among_many_runs_of_pure_noise_gains_nothing_that_it_claims() -
     """Chosen and judged on the same tiles, noise would look like signal."""
     noise = RNG.uniform(size=(40, 1000))
     flattering = stats.auc(LABELS, ensemble.select(LABELS, noise, "probability") @ noise)
-    judged = ensemble.gain(LABELS, noise, "probability")
+    judged = runs.judge_gain(LABELS, noise, "probability")
     assert flattering > 0.55
     assert judged.auc.low is not None
     assert judged.auc.low < 0.5

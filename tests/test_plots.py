@@ -94,10 +94,23 @@ def test_many_arms_keep_their_lines_apart() -> None:
 
 def test_roc_shows_the_curve_and_its_area() -> None:
     figure = plots.roc({"run": ([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])})
-    curve = figure.axes[0].lines[0]
+    curve = figure.axes[0].lines[1]
     points = [(0, 0), (0, 0.5), (0.5, 0.5), (0.5, 1), (1, 1)]
     np.testing.assert_allclose(np.transpose(curve.get_data()), points)
     assert curve.get_label() == "run (AUC 0.7500)"
+
+
+def test_mean_roc_is_the_mean_of_curves_not_of_mixed_scores() -> None:
+    """Two runs that order their tiles rightly, one of them on a lower scale."""
+    right = ([0, 0, 1, 1], [0.6, 0.7, 0.8, 0.9])
+    lower = ([0, 1, 1, 1], [0.1, 0.2, 0.3, 0.4])
+    axes = plots.mean_roc({"run": [right, lower]}).axes[0]
+    *_, mean = axes.lines
+    np.testing.assert_allclose(mean.get_ydata()[1:], 1)
+    assert mean.get_label() == "run (mean AUC 1.0000, 2 seeds)"
+    half = ([0, 1], [0.5, 0.5])
+    *_, mean = plots.mean_roc({"run": [right, half]}).axes[0].lines
+    np.testing.assert_allclose(mean.get_ydata()[1:], (1 + mean.get_xdata()[1:]) / 2)
 
 
 def test_calibration_shows_shares_intervals_and_counts() -> None:

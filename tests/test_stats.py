@@ -260,7 +260,8 @@ def test_a_resample_has_the_auc_of_its_tiles_written_out(
     counts = draws.draw(hnp.arrays(np.intp, len(labels), elements=st.integers(0, 3)))
     counts[[0, 2]] += 1  # a tile of each class
     expected = stats.auc(np.repeat(labels, counts), np.repeat(scores, counts))
-    assert bootstrap._auc_of_counts(labels == 1, scores)(counts) == pytest.approx(expected)
+    found = bootstrap._aucs_of_counts(labels == 1, [scores], [np.arange(len(labels))])(counts)
+    assert found == pytest.approx(expected)
 
 
 def test_the_bootstrap_over_tiles_is_about_delongs_interval() -> None:
@@ -620,3 +621,47 @@ def test_the_logit_of_a_mean_is_the_formula_and_does_not_saturate() -> None:
         np.testing.assert_allclose(stats.logit_of_mean(logits, weights), expected, rtol=1e-9)
     for one in (-800.0, -40.0, 40.0, 800.0):
         assert stats.logit_of_mean([[one], [one]]) == pytest.approx([one])
+
+
+# Several runs' holdouts together
+
+
+def unequal_holdouts(rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    """Return labels, two scores, slides and holdouts of 90, 50 and 5 % positive tiles.
+
+    Each run is shifted by an amount of its own, as two trainings are.
+    """
+    within = np.repeat([0, 1, 2], 300)
+    labels = (rng.random(900) < np.array([0.9, 0.5, 0.05])[within]).astype(int)
+    shared = 2.2 * labels + rng.normal(size=900)
+    first, second = (shared + noise * rng.normal(size=900) - 4.0 * within for noise in (0.1, 1.0))
+    return labels, first, second, np.arange(900) // 15, within
+
+
+@pytest.mark.parametrize("by_slide", [False, True])
+def test_tiles_of_different_runs_are_not_compared(by_slide: bool) -> None:
+    labels, first, second, slides, within = unequal_holdouts(np.random.default_rng(0))
+    groups = slides if by_slide else None
+    test = stats.bootstrap_test(labels, first, second, groups, within=within)
+    aucs, pairs = [], []
+    for part in range(3):
+        rows = within == part
+        aucs.append(stats.auc(labels[rows], first[rows]) - stats.auc(labels[rows], second[rows]))
+        pairs.append(labels[rows].sum() * (1 - labels[rows]).sum())
+    assert test.difference.estimate == pytest.approx(np.average(aucs, weights=pairs))
+    assert test.p_value is not None and test.p_value < 0.01
+    scaled = stats.bootstrap_test(labels, first + 50 * within, second, groups, within=within)
+    assert scaled == test
+    one = stats.bootstrap_test(labels, first, second, groups, within=np.zeros(900))
+    assert one == stats.bootstrap_test(labels, first, second, groups)
+
+
+def test_a_holdout_of_one_class_has_no_pairs_to_order() -> None:
+    labels, first, second, *_ = unequal_holdouts(np.random.default_rng(0))
+    kept = labels[:300] == 1
+    both = stats.bootstrap_test(labels[300:600], first[300:600], second[300:600])
+    rows = np.append(np.flatnonzero(kept), np.arange(300, 600))
+    test = stats.bootstrap_test(labels[rows], first[rows], second[rows], within=rows >= 300)
+    assert test.difference.estimate == pytest.approx(both.difference.estimate)
+    with pytest.raises(KitError, match="no holdout has tiles of both classes"):
+        stats.bootstrap_test(labels[rows], first[rows], second[rows], within=labels[rows])

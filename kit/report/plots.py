@@ -41,6 +41,9 @@ _QUANTITIES = {"auc": "AUC", "min_running_var": "smallest running variance"}
 Predictions = Mapping[str, tuple[npt.ArrayLike, npt.ArrayLike]]
 """A run's or an arm's name, its tiles' labels and their probabilities."""
 
+PredictionsBySeed = Mapping[str, Sequence[tuple[npt.ArrayLike, npt.ArrayLike]]]
+"""An arm's name, and for each seed its tiles' labels and their probabilities."""
+
 
 def curves(history: Sequence[EpochResult], path: Path, *, title: str) -> None:
     """Draw accuracy and loss by epoch, training beside validation, into a PNG file."""
@@ -96,20 +99,31 @@ def arms(
 
 def roc(predictions: Predictions, *, title: str = "ROC curve") -> Figure:
     """Draw the ROC curve of each run or arm, with its AUC."""
-    figure, axes = single(title, height=4.6)
+    figure, axes = _roc_axes(title)
     for name, (colour, dashes) in _arm_styles(predictions).items():
         labels, probabilities = predictions[name]
         false_positives, true_positives, _ = roc_curve(labels, probabilities)
         label = f"{plain(name)} (AUC {stats.auc(labels, probabilities):.4f})"
         axes.plot(false_positives, true_positives, dashes, color=colour, label=label)
-    axes.plot([0, 1], [0, 1], ":", color=GREY, linewidth=1, label="chance (AUC 0.5)")
-    axes.set(
-        xlabel="false positive rate (negative tiles called positive)",
-        ylabel="true positive rate (positive tiles found)",
-        xlim=(-0.01, 1.01),
-        ylim=(-0.01, 1.01),
-        aspect="equal",
-    )
+    axes.legend(loc="lower right")
+    return figure
+
+
+def mean_roc(predictions: PredictionsBySeed, *, title: str = "ROC curve") -> Figure:
+    """Draw the mean of the seeds' ROC curves for each arm, with the mean of their AUCs.
+
+    At each false positive rate it is the mean of the true positive rates (Fawcett, Pattern
+    Recognition Letters 27 (2006) 861-874, section 8): scores of different runs are not mixed.
+    """
+    figure, axes = _roc_axes(title)
+    rates = np.linspace(0, 1, 501)
+    for name, (colour, dashes) in _arm_styles(predictions).items():
+        curves = [roc_curve(*pair, drop_intermediate=False)[:2] for pair in predictions[name]]
+        found = np.array([np.interp(rates, *curve) for curve in curves])
+        area = np.mean([stats.auc(*pair) for pair in predictions[name]])
+        label = f"{plain(name)} (mean AUC {area:.4f}, {len(curves)} seeds)"
+        axes.plot(rates, found.T, color=colour, linewidth=0.6, alpha=0.35)
+        axes.plot(rates, found.mean(axis=0), dashes, color=colour, label=label)
     axes.legend(loc="lower right")
     return figure
 
@@ -142,6 +156,20 @@ def calibration(predictions: Predictions, *, title: str = "Calibration") -> Figu
     for axes in (upper, lower):
         tidy(axes)
     return figure
+
+
+def _roc_axes(title: str) -> tuple[Figure, Axes]:
+    """Return a figure of the unit square, with the line of chance."""
+    figure, axes = single(title, height=4.6)
+    axes.plot([0, 1], [0, 1], ":", color=GREY, linewidth=1, label="chance (AUC 0.5)")
+    axes.set(
+        xlabel="false positive rate (negative tiles called positive)",
+        ylabel="true positive rate (positive tiles found)",
+        xlim=(-0.01, 1.01),
+        ylim=(-0.01, 1.01),
+        aspect="equal",
+    )
+    return figure, axes
 
 
 def _draw_sides(axes: Axes, history: Sequence[EpochResult], quantity: str) -> None:

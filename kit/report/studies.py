@@ -80,8 +80,9 @@ def compare_page(
                     _table(tables["delong"], "The two runs of each seed (DeLong et al. 1988)."),
                     _table(
                         tables["pooled"],
-                        "All seeds' held-out tiles together: the less the units are alike, the "
-                        "narrower the interval seems.",
+                        "All seeds' held-out tiles together, each compared with those of its own "
+                        "run. The more alike the units are, the more an interval that takes them "
+                        "for independent flatters.",
                     ),
                 ],
                 drawings=_prediction_drawings(comparison, predictions),
@@ -181,18 +182,15 @@ def _plots_one_to_four(histories: Histories) -> list[Drawing]:
     ]
 
 
-def _prediction_drawings(comparison: Study, ranks: pd.DataFrame) -> list[Drawing]:
-    pooled: Predictions = {arm: (ranks["label"], ranks[arm]) for arm in comparison.arms}
-    last = {
-        arm: runs.read_valid(comparison.run_folder(arm, comparison.seeds[-1]))
-        for arm in comparison.arms
+def _prediction_drawings(comparison: Study, predictions: pd.DataFrame) -> list[Drawing]:
+    by_seed = [table for _, table in predictions.groupby("seed")]
+    all_seeds = {
+        arm: [(table["label"], table[arm]) for table in by_seed] for arm in comparison.arms
     }
-    one_seed: Predictions = {
-        arm: (valid["label"], valid["probability"]) for arm, valid in last.items()
-    }
+    last: Predictions = {arm: pairs[-1] for arm, pairs in all_seeds.items()}
     return [
-        Drawing(plots.roc(pooled), "All seeds' held-out tiles, ranked within each run."),
-        Drawing(plots.calibration(one_seed), f"The runs of seed {comparison.seeds[-1]}."),
+        Drawing(plots.mean_roc(all_seeds), "Thin lines are seeds, the thick one their mean."),
+        Drawing(plots.calibration(last), f"The runs of seed {comparison.seeds[-1]}."),
     ]
 
 

@@ -5,25 +5,22 @@ be of the same tiles. Nothing is ever chosen by what a leaderboard said.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from scipy.stats import rankdata
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from kit import stats
-from kit.base import KitError, write_text
+from kit.base import Floats, Indices, KitError, Labels, Strings, write_text
 from kit.runs.folder import read_valid
 from kit.stats import Comparison, Interval
 
 Mean = Literal["probability", "rank"]
-Floats = npt.NDArray[np.float64]
-Labels = npt.NDArray[np.int64]
 
 # A run that is drawn again counts twice; more draws than this move the mean by little.
 MAX_DRAWS = 20
@@ -55,7 +52,8 @@ class Gain:
     """What choosing an ensemble brings over choosing the best run.
 
     Both are chosen on four fifths of the tiles (of the slides, where they are known) and judged
-    on the last, five times over, so that neither is judged on what it was chosen by.
+    on the last, five times over, so that neither is judged on what it was chosen by. The intervals
+    are DeLong's over tiles, or a bootstrap's over slides.
     """
 
     auc: Interval
@@ -125,28 +123,63 @@ def choose_ensemble(
     return Ensemble(chosen, mean)
 
 
-def gain(
+def judge_gain(
     labels: Labels,
     predictions: Floats,
     mean: Mean,
     *,
-    slides: npt.NDArray[np.str_] | None = None,
+    slides: Strings | None = None,
     seed: int = 0,
 ) -> Gain:
-    """Judge the choosing itself by cross-validation over tiles or slides."""
-    kind = StratifiedKFold if slides is None else StratifiedGroupKFold
+    """Judge the choosing itself by cross-validation, over slides where they are known.
+
+    Parameters
+    ----------
+    predictions
+        (runs, tiles).
+    slides
+        (tiles,); the intervals then speak of other slides, too.
+
+    Raises
+    ------
+    KitError
+        If too few tiles or slides hold one of the classes.
+    """
     together, single = np.empty(len(labels)), np.empty(len(labels))
-    for rest, part in kind(PARTS, shuffle=True, random_state=seed).split(labels, labels, slides):
+    for rest, part in _parts(labels, slides, seed):
         weights = select(labels[rest], predictions[:, rest], mean)
         best = int(np.argmax([stats.auc(labels[rest], one[rest]) for one in predictions]))
-        # Ranks within a part keep parts comparable, whichever runs were chosen.
-        together[part] = rankdata(weights @ _comparable(predictions[:, part], mean)) / len(part)
-        single[part] = rankdata(predictions[best, part]) / len(part)
+        # Parts may choose different runs, whose probabilities do not compare; ranks do. They are
+        # taken over all tiles, as parts differ in their share of positive ones.
+        together[part] = rankdata(weights @ _comparable(predictions, mean))[part]
+        single[part] = rankdata(predictions[best])[part]
+    if slides is None:
+        return Gain(
+            stats.auc_interval(labels, together),
+            stats.auc_interval(labels, single),
+            stats.delong_test(labels, together, single),
+        )
     return Gain(
-        stats.auc_interval(labels, together),
-        stats.auc_interval(labels, single),
-        stats.delong_test(labels, together, single),
+        stats.auc_bootstrap(labels, together, slides),
+        stats.auc_bootstrap(labels, single, slides),
+        stats.bootstrap_test(labels, together, single, slides),
     )
+
+
+def _parts(labels: Labels, slides: Strings | None, seed: int) -> Iterator[tuple[Indices, Indices]]:
+    """Yield the rows to choose on and those to judge on, both classes among the first."""
+    units = np.arange(len(labels)) if slides is None else slides
+    holders = min(len(np.unique(units[labels == label])) for label in (0, 1))
+    what, next_step = ("tiles", "") if slides is None else ("slides", ": leave out --slides")
+    message = f"too few {what} hold one of the classes to judge the choice by {what}{next_step}"
+    if holders < 2:
+        raise KitError(message)
+    kind = StratifiedKFold if slides is None else StratifiedGroupKFold
+    parts = kind(min(PARTS, holders), shuffle=True, random_state=seed)
+    for rest, part in parts.split(labels, labels, slides):
+        if len(np.unique(labels[rest])) < 2:
+            raise KitError(message)
+        yield rest, part
 
 
 def write_ensemble(folder: Path, ensemble: Ensemble, figures: dict[str, Any]) -> Path:

@@ -68,7 +68,10 @@ def auc_bootstrap(
     if area in (0, 1):
         return separated_interval(area, min(smaller, (units.max() + 1) // 2))
     pairs = positive.sum() * (~positive).sum()
-    areas = _resampled_aucs(positive, [scores], units, resamples)[:, 0]
+    parts = _parts(positive, None)
+    counts = itertools.islice(_tile_counts(positive, units, parts), resamples)
+    area_of = _aucs_of_counts(positive, [scores], parts)
+    areas = np.array([area_of(times)[0] for times in counts])
     # Half a pair more on either side keeps a resample without a misordered pair finite.
     logits = np.log((areas * pairs + 0.5) / ((1 - areas) * pairs + 0.5))
     centre = np.log((area * pairs + 0.5) / ((1 - area) * pairs + 0.5))
@@ -82,6 +85,7 @@ def bootstrap_test(
     second: npt.ArrayLike,
     groups: npt.ArrayLike | None = None,
     *,
+    within: npt.ArrayLike | None = None,
     resamples: int = 1000,
 ) -> Comparison:
     """Compare the AUCs of two runs on the same tiles by a bootstrap over tiles or slides.
@@ -98,13 +102,18 @@ def bootstrap_test(
         Scores of the two runs, as in `auc`.
     groups
         The slide of each tile; each tile by itself if None.
+    within
+        Where the tiles are those of several pairs of runs: the pair of each tile. An AUC is then
+        the share of the pairs of a positive and a negative tile that are ordered rightly, among
+        pairs within one run: scores of different runs do not compare, and holdouts differ in
+        their share of positive tiles.
     resamples
         Number of bootstrap samples.
 
     Raises
     ------
     KitError
-        As `auc_bootstrap`.
+        As `auc_bootstrap`; or if no part of `within` holds both classes.
 
     Notes
     -----
@@ -113,14 +122,17 @@ def bootstrap_test(
     """
     positive, first = checks.both_classes(labels, first)
     _, second = checks.both_classes(labels, second)
-    units = _units(positive, groups)
-    difference = auc(positive, first) - auc(positive, second)
+    units, parts = _units(positive, groups), _parts(positive, within)
+    areas = _aucs_of_counts(positive, [first, second], parts)
+    one, other = areas(np.ones(len(positive), np.int64))
+    difference = float(one - other)
     smaller = _smaller_class(positive, units)
     if smaller < 2:
         note = TOO_FEW.format(_unit_name(groups))
         return Comparison(Interval(difference, None, None, note), None)
-    areas = _resampled_aucs(positive, [first, second], units, resamples)
-    error = float((areas[:, 0] - areas[:, 1]).std(ddof=1))
+    counts = itertools.islice(_tile_counts(positive, units, parts), resamples)
+    resampled = np.array([areas(times) for times in counts])
+    error = float((resampled[:, 0] - resampled[:, 1]).std(ddof=1))
     return compare(difference, error, stats.t(smaller - 1))
 
 
@@ -145,37 +157,63 @@ def _smaller_class(positive: Bools, units: Indices) -> int:
     return min(len(np.unique(units[positive])), len(np.unique(units[~positive])))
 
 
-def _resampled_aucs(
-    positive: Bools, columns: Sequence[Floats], units: Indices, resamples: int
-) -> Floats:
-    """Return the AUC of every column of scores on every resample: (resamples, columns)."""
-    aucs = [_auc_of_counts(positive, scores) for scores in columns]
-    resampled = itertools.islice(_tile_counts(positive, units), resamples)
-    return np.array([[auc_of(counts) for auc_of in aucs] for counts in resampled])
+def _parts(positive: Bools, within: npt.ArrayLike | None) -> list[Indices]:
+    """Return the rows of each part whose tiles are compared with each other, both classes in it."""
+    if within is None:
+        return [np.arange(len(positive))]
+    numbers = np.unique(np.asarray(within), return_inverse=True)[1]
+    parts = [np.flatnonzero(numbers == number) for number in range(numbers.max() + 1)]
+    parts = [rows for rows in parts if 0 < np.count_nonzero(positive[rows]) < len(rows)]
+    if not parts:
+        raise KitError("no holdout has tiles of both classes, and an AUC needs both")
+    return parts
 
 
-def _tile_counts(positive: Bools, units: Indices) -> Iterator[Indices]:
-    """Yield without end how often each tile stands in a resample with both classes."""
+def _tile_counts(positive: Bools, units: Indices, parts: Sequence[Indices]) -> Iterator[Indices]:
+    """Yield without end how often each tile is in a resample, with both classes in some part."""
     rng = np.random.default_rng(0)
     number = units.max() + 1
-    with_positive, with_negative = np.unique(units[positive]), np.unique(units[~positive])
+    holders = [
+        (np.unique(units[rows[positive[rows]]]), np.unique(units[rows[~positive[rows]]]))
+        for rows in parts
+    ]
     while True:
         counts = np.bincount(rng.integers(number, size=number), minlength=number)
-        if counts[with_positive].any() and counts[with_negative].any():
+        if any(counts[first].any() and counts[second].any() for first, second in holders):
             yield counts[units]
 
 
-def _auc_of_counts(positive: Bools, scores: Floats) -> Callable[[Indices], float]:
-    """Return the function from how often each tile stands there to the AUC; it sorts once."""
-    order = np.argsort(scores)
+def _aucs_of_counts(
+    positive: Bools, columns: Sequence[Floats], parts: Sequence[Indices]
+) -> Callable[[Indices], Floats]:
+    """Return the function from how often each tile counts to each column's AUC within the parts."""
+    sorted_parts = [
+        [_pairs_of_counts(positive, scores, rows) for rows in parts] for scores in columns
+    ]
+
+    def aucs_of(counts: Indices) -> Floats:
+        sums = [np.sum([pairs_of(counts) for pairs_of in own], axis=0) for own in sorted_parts]
+        return np.array([ordered / pairs for ordered, pairs in sums])
+
+    return aucs_of
+
+
+def _pairs_of_counts(
+    positive: Bools, scores: Floats, rows: Indices
+) -> Callable[[Indices], tuple[float, float]]:
+    """Return the function from how often each tile counts to the pairs ordered rightly, and all.
+
+    A pair is of a positive and a negative tile of `rows`; ties count half. It sorts once.
+    """
+    order = rows[np.argsort(scores[rows])]
     positives, negatives = order[positive[order]], order[~positive[order]]
     smaller = np.searchsorted(scores[negatives], scores[positives], side="left")
     not_larger = np.searchsorted(scores[negatives], scores[positives], side="right")
 
-    def auc_of(counts: Indices) -> float:
+    def pairs_of(counts: Indices) -> tuple[float, float]:
         below = np.append(0, np.cumsum(counts[negatives]))
         weights = counts[positives]
-        twice = weights @ (below[smaller] + below[not_larger])
-        return float(twice / (2 * weights.sum() * below[-1]))
+        ordered = weights @ (below[smaller] + below[not_larger]) / 2
+        return float(ordered), float(weights.sum() * below[-1])
 
-    return auc_of
+    return pairs_of

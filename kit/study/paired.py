@@ -62,10 +62,10 @@ def paired_verdict(outcomes: Outcomes, first: str, second: str) -> str:
 
 
 def pooled_predictions(study: Study) -> pd.DataFrame:
-    """Return seed,id,label and each arm's rank for all seeds' held-out tiles.
+    """Return seed,id,label and each arm's probability for all seeds' held-out tiles.
 
-    A rank is a probability's place among those of its run, from 0 to 1: two runs' probabilities
-    are not calibrated to each other, and pooled as they are they would be compared.
+    Compare tiles of one seed alone: the probabilities of two runs are not calibrated to each
+    other, and their holdouts differ in their share of positive tiles.
 
     Raises
     ------
@@ -78,7 +78,7 @@ def pooled_predictions(study: Study) -> pd.DataFrame:
         first, second = valid.values()
         if not first[["id", "label"]].equals(second[["id", "label"]]):
             raise KitError(f"the arms of seed {seed} hold out different tiles")
-        columns = {arm: table["probability"].rank(pct=True) for arm, table in valid.items()}
+        columns = {arm: table["probability"] for arm, table in valid.items()}
         tables.append(first[["id", "label"]].assign(seed=seed, **columns))
     return pd.concat(tables, ignore_index=True)
 
@@ -103,8 +103,9 @@ def pooled_table(
 ) -> StudyTable:
     """Compare the arms on all seeds' held-out tiles together, by bootstraps over tiles and slides.
 
-    Tiles of one slide look alike, and one tile may be held out by several seeds: the naive
-    interval over tiles takes them for independent, and flatters.
+    Only tiles of one run are compared with each other. Tiles of one slide look alike, and one tile
+    may be held out by several seeds: the naive interval over tiles takes them for independent, and
+    flatters.
 
     Parameters
     ----------
@@ -120,7 +121,7 @@ def pooled_table(
     labels, one, two = (predictions[column].to_numpy() for column in ("label", first, second))
     rows, reasons = {}, {}
     for name, groups in units.items():
-        test = stats.bootstrap_test(labels, one, two, groups)
+        test = stats.bootstrap_test(labels, one, two, groups, within=predictions["seed"])
         rows[name] = {
             "units": len(labels) if groups is None else len(np.unique(groups)),
             **test_columns(test),
