@@ -1,7 +1,5 @@
 """Transforms of tensors are those of OpenCV, within rounding."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -22,8 +20,8 @@ def keys(count: int = 64) -> np.ndarray:
 
 def both(augmentation: transforms.TileAugmentation) -> tuple[np.ndarray, np.ndarray]:
     """Return a batch by OpenCV and by tensors, as integers that can be subtracted."""
-    draws = augmentation.draw(keys())
-    tensors = tensor_transforms.augment(torch.from_numpy(SOFT), draws)
+    own = tensor_transforms.tile_keys(0, 1, torch.arange(len(SOFT)))
+    tensors = tensor_transforms.augment(torch.from_numpy(SOFT), augmentation, own)
     assert tensors.dtype == torch.uint8
     return augmentation(SOFT, keys()).astype(int), tensors.numpy().astype(int)
 
@@ -60,13 +58,22 @@ def test_each_kind_is_the_same_but_for_a_few_levels(kind: Augmentation) -> None:
     assert np.abs(by_opencv - by_tensors).mean() < 1
 
 
+def test_draws_are_the_same_to_the_bit() -> None:
+    indices = torch.arange(1000)
+    for seed, epoch in ((0, 1), (2**32 - 1, 24)):
+        expected = transforms.tile_keys(seed, np.full(1000, epoch), np.arange(1000))
+        keys = tensor_transforms.tile_keys(seed, epoch, indices)
+        assert keys.numpy().view(np.uint64).tolist() == expected.tolist()
+        drawn = tensor_transforms.uniforms(keys, 13)
+        assert drawn.numpy().tolist() == transforms.uniforms(expected, 13).tolist()
+
+
 def test_background_keeps_its_densities() -> None:
-    white = torch.full((1, 8, 8, 3), 255, dtype=torch.uint8)
-    draws = replace(
-        transforms.TileAugmentation().draw(keys(1)),
-        stains=(np.full((1, 2), 1.3), np.full((1, 2), 0.2)),
+    white = torch.full((1, 8, 8, 3), 255.0)
+    jittered = tensor_transforms.jitter_stains(
+        white, torch.full((1, 2), 1.3), torch.full((1, 2), 0.2)
     )
-    assert torch.equal(tensor_transforms.augment(white, draws), white)
+    torch.testing.assert_close(jittered, white, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])

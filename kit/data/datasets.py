@@ -141,13 +141,15 @@ class DeviceDataset(TileDataset):
             self.device_tiles[part[0] : part[-1] + 1] = torch.from_numpy(tiles[self.rows[part]])
 
     def _images(self, indices: Indices, keys: Keys) -> Tensor:
-        images = self.device_tiles[torch.from_numpy(indices).to(self.device_tiles.device)]
+        device = self.device_tiles.device
+        images = self.device_tiles[torch.from_numpy(indices).to(device)]
         if self.resize is not None:
             images = tensor_transforms.enlarge(images, self.resize)
         if self.augment is None:
             return images
         assert isinstance(self.augment, TileAugmentation)
-        return tensor_transforms.augment(images, self.augment.draw(keys))
+        own = torch.from_numpy(keys.view(np.int64)).to(device)
+        return tensor_transforms.augment(images, self.augment, own)
 
 
 def recipe_dataset(

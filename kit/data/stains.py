@@ -1,5 +1,7 @@
 """Haematoxylin and eosin: their colours, and a jitter of how much of each a tile holds."""
 
+from typing import Any
+
 import cv2
 import numpy as np
 
@@ -17,8 +19,9 @@ PURPLE = np.array([[0.58, 0.74, 0.33], [0.13, 0.95, 0.27]])
 UNSEEN = np.array([[0.38, 0.46, 0.25], [0.28, 1.25, 0.85]])
 """The laboratory of the stand-in's test slides: less haematoxylin, more eosin."""
 
-_UNMIX = np.linalg.pinv(JITTERED.T)
-KEEP_STAINS = JITTERED.T @ _UNMIX
+UNMIX = np.linalg.pinv(JITTERED.T)
+"""(2, 3): splits an optical density into the two stains by least squares."""
+KEEP_STAINS = JITTERED.T @ UNMIX
 """(3, 3): turns optical densities into what the two stains explain of them."""
 _OPTICAL_DENSITY = -np.log(np.maximum(np.arange(256, dtype=np.float32) / 255, 1e-6))
 # Luminosity less 85 % of white, a hundredfold: what rounds to 0 or saturates there is tissue.
@@ -60,11 +63,14 @@ def jitter_stains(images: Array, scales: Floats, shifts: Floats) -> Array:
 
 def stain_matrices(scales: Floats, shifts: Floats) -> Floats:
     """Return what `jitter_stains` does to optical densities: (images, 3, 4), offsets last."""
-    mixes = np.einsum("sc,ns,sd->ncd", JITTERED, scales, _UNMIX)
+    mixes = np.einsum("sc,ns,sd->ncd", JITTERED, scales, UNMIX)
     return np.concatenate([mixes, (shifts @ JITTERED)[:, :, None]], axis=2)
 
 
-def stain_draws(uniform: Floats, strength: float) -> tuple[Floats, Floats]:
-    """Turn (tiles, 4) draws from [0, 1) into the scales and the shifts of both stains."""
+def stain_draws(uniform: Any, strength: float) -> tuple[Any, Any]:
+    """Turn (tiles, 4) draws from [0, 1), an array of any library, into scales and shifts.
+
+    Both are (tiles, 2), for haematoxylin and eosin.
+    """
     centred = strength * (2 * uniform - 1)
     return 1 + 0.3 * centred[:, :2], 0.2 * centred[:, 2:]

@@ -6,7 +6,7 @@ would move or hide what the label is about.
 
 import os
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Generic, TypeAlias, TypeVar
 
 # Without this albumentations asks the network for its newest version when it is imported.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -37,6 +37,8 @@ SYMMETRIES = tuple(
 )
 """The eight symmetries of the square (D4): whether one transposes, and the axes that it flips
 afterwards, 0 the rows and 1 the columns. The first one changes nothing."""
+MIN_SIGMA = 0.2
+"""Of a blur, in pixels."""
 _FLIP_CODES = {(0,): 0, (1,): 1, (0, 1): -1}
 
 
@@ -164,9 +166,14 @@ def colour_matrices(gains: Floats, grays: Floats) -> Floats:
     return matrices
 
 
+T = TypeVar("T")
+
+
 @dataclass(frozen=True)
-class Draws:
+class Draws(Generic[T]):
     """What is drawn for the tiles of a batch; None for what an augmentation leaves out.
+
+    The arrays are NumPy's, or PyTorch's on any device.
 
     Attributes
     ----------
@@ -182,11 +189,11 @@ class Draws:
         Gains, (tiles, 3), and shares of grey, (tiles,), see `jitter_colours`.
     """
 
-    elements: Indices
-    turns: tuple[Floats, Floats] | None
-    sigmas: Floats | None
-    stains: tuple[Floats, Floats] | None
-    colours: tuple[Floats, Floats] | None
+    elements: T
+    turns: tuple[T, T] | None
+    sigmas: T | None
+    stains: tuple[T, T] | None
+    colours: tuple[T, T] | None
 
 
 class TileAugmentation:
@@ -207,6 +214,8 @@ class TileAugmentation:
         Tiles are turned by up to 45 degrees, zoomed by up to a factor of `exp(zoom)` either way,
         and every second one is blurred by 0.2 to 0.2 + `blur` pixels; 0 does neither.
     """
+
+    COUNT = 13
 
     def __init__(
         self,
@@ -233,7 +242,7 @@ class TileAugmentation:
         if draws.sigmas is not None:
             images = blur(images, draws.sigmas)
         turned = np.empty_like(images)
-        for position, element in enumerate(draws.elements):
+        for position, element in enumerate(draws.elements.astype(int)):
             turned[position] = symmetry(images[position], element)
         if draws.stains is not None:
             turned = jitter_stains(turned, *draws.stains)
@@ -241,14 +250,17 @@ class TileAugmentation:
             turned = jitter_colours(turned, *draws.colours)
         return turned
 
-    def draw(self, keys: Keys) -> Draws:
+    def draw(self, keys: Keys) -> Draws[Floats]:
         """Return what the tiles of these keys are given."""
-        uniform = uniforms(keys, 13)
-        zooms = np.exp(self.zoom * (2 * uniform[:, 10] - 1))
-        sigmas = np.where(uniform[:, 11] < 0.5, 0.2 + self.blur * uniform[:, 12], 0)
+        return self.draw_from(uniforms(keys, self.COUNT), np)
+
+    def draw_from(self, uniform: Any, library: Any) -> Draws[Any]:
+        """Turn (tiles, COUNT) draws from [0, 1), arrays of NumPy or torch, into the tiles' own."""
+        zooms = library.exp(self.zoom * (2 * uniform[:, 10] - 1))
+        sigmas = (uniform[:, 11] < 0.5) * (MIN_SIGMA + self.blur * uniform[:, 12])
         gains = 1 - self.gain + 2 * self.gain * uniform[:, 5:8]
         return Draws(
-            elements=(8 * uniform[:, 0]).astype(int),
+            elements=library.floor(8 * uniform[:, 0]),
             turns=(90 * uniform[:, 9] - 45, zooms) if self.zoom else None,
             sigmas=sigmas if self.blur else None,
             stains=stain_draws(uniform[:, 1:5], self.strength) if self.stains else None,
