@@ -1,4 +1,5 @@
 import copy
+import time
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -15,12 +16,14 @@ from kit.data import TileDataset, eight_views, eval_loader, train_loader
 from kit.training import (
     NonFiniteLossError,
     Normalize,
+    TrainingBar,
     TrainingState,
     choose_device,
     choose_precision,
     fit,
     predict,
     predict_logits,
+    recalibrate,
 )
 
 RNG = np.random.default_rng(0)
@@ -347,3 +350,82 @@ def test_a_probability_that_rounds_to_one_keeps_its_logit() -> None:
         logits = predict_logits(Scaled(), loader, Normalize(*UNIT), views=views)
         np.testing.assert_allclose(logits, scale, rtol=1e-6)
     assert (predict(Scaled(), loader, Normalize(*UNIT)) == 1).all()
+
+
+NO_DEVICES = ["nowhere", "meta", "hpu", "cuda:x", "cuda:99", ""]
+NO_DEVICES += [] if torch.backends.mps.is_available() else ["mps"]
+
+
+@pytest.mark.parametrize("name", NO_DEVICES)
+def test_a_device_that_the_kit_cannot_use_is_a_sentence(name: str) -> None:
+    with pytest.raises(KitError, match=f"--device {name}") as raised:
+        choose_device(name)
+    assert "\n" not in str(raised.value)
+
+
+def test_an_apple_gpu_computes_in_fp32_alone() -> None:
+    apple = torch.device("mps")
+    assert choose_precision("auto", apple) == choose_precision("fp32", apple) == torch.float32
+    for precision in ("bf16", "fp16"):
+        with pytest.raises(KitError, match=f"--precision {precision} on mps: .* fp32"):
+            choose_precision(precision, apple)  # type: ignore[arg-type]
+
+
+def test_more_epochs_go_on_with_their_own_schedule() -> None:
+    """Two of two epochs, then resumed as two of four: rates are those of the four."""
+    recipe = Recipe(schedule="one-cycle", ema=0.9, epochs=2)
+    short = TrainingState(models.create_model(recipe), recipe, steps_per_epoch=3)
+    run(short)
+    more = replace(recipe, epochs=4)
+    resumed, whole = (
+        TrainingState(models.create_model(more), more, steps_per_epoch=3) for _ in range(2)
+    )
+    resumed.load_state_dict(short.state_dict())
+    assert [result.epoch for result in run(resumed)] == [3, 4]
+    run(whole)
+    assert resumed.schedule is not None
+    assert whole.schedule is not None
+    assert resumed.schedule.get_last_lr() == whole.schedule.get_last_lr()
+
+
+@pytest.mark.parametrize("model", ["test_vit", "test_efficientnet_gn"])
+def test_a_network_without_batch_norm_trains_and_has_no_running_variance(model: str) -> None:
+    recipe = Recipe(model=model, size=160 if model == "test_vit" else 32, epochs=1, ema=0.9)
+    state = TrainingState(models.create_model(recipe), recipe)
+    tiles = np.random.default_rng(0).integers(0, 256, (16, recipe.size, recipe.size, 3), np.uint8)
+    data = TileDataset(tiles, np.arange(16) % 2)
+    (result,) = fit(
+        state, train_loader(data, batch_size=8, workers=0), eval_loader(data), progress=False
+    )
+    assert result.min_running_var is None
+    weights = copy.deepcopy(state.model.state_dict())
+    # Nothing is measured, so nothing is read.
+    recalibrate(state.model, iter(lambda: pytest.fail("read"), None), state.normalize)
+    assert all(torch.equal(weights[name], one) for name, one in state.model.state_dict().items())
+
+
+def test_recalibrating_that_fails_leaves_the_norms_as_they_were() -> None:
+    state = new_state()
+    momenta = [norm.momentum for norm in models.batch_norms(state.model).values()]
+    single = eval_loader(TileDataset(TILES[:1]))
+    with pytest.raises(KitError, match="no statistics of a batch of a single tile"):
+        recalibrate(state.model, single, state.normalize)
+    norms = models.batch_norms(state.model).values()
+    assert [norm.momentum for norm in norms] == momenta
+    assert not any(norm.training or norm._forward_hooks for norm in norms)
+
+
+def test_a_bar_over_several_trainings_tells_the_time_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = iter([0.0, 30.0, 30.0, 60.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
+    with TrainingBar(5, shown=False) as bar:
+        # Two folds were trained before this command.
+        bar.skip(2)
+        assert bar.time_left() == ""
+        bar.advance(0.5, "epoch 1/2")
+        assert bar.time_left() == "02:30 left"
+        bar.advance(0.5, "epoch 2/2")
+        bar.say("a line")
+    assert capsys.readouterr().out == "a line\n"

@@ -21,6 +21,7 @@ from kit.training import (
     Normalize,
     choose_device,
     choose_precision,
+    move_model,
     predict,
     recalibrate,
     reuse_memory,
@@ -110,7 +111,7 @@ def load(folder: Path, *, device: str = "auto") -> TrainedModel:
         model.load_state_dict(load_file(weights))
     except (SafetensorError, RuntimeError) as error:
         raise KitError(f"{weights} does not fit {folder}/config.json: {error}") from error
-    model = model.to(chosen).to(memory_format=torch.channels_last)
+    model = move_model(model, chosen)
     dtype = choose_precision(recipe.precision, chosen)
     temperature = read_metrics(folder).get("temperature")
     return TrainedModel(folder.name, recipe, model, chosen, dtype, temperature)

@@ -1,7 +1,11 @@
 from . import distributed as distributed
+from .bar import TrainingBar as TrainingBar
+from .device import FullMemoryError as FullMemoryError
 from .device import autocast as autocast
 from .device import choose_device as choose_device
 from .device import choose_precision as choose_precision
+from .device import explain_full_memory as explain_full_memory
+from .device import move_model as move_model
 from .device import reuse_memory as reuse_memory
 from .inference import Normalize as Normalize
 from .inference import predict as predict

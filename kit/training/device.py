@@ -1,10 +1,12 @@
-"""Where and how exactly a model computes: device, precision, and the memory in between."""
+"""Where a model computes and how exactly: device, precision, memory."""
 
 import ctypes
 import functools
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
+from torch import nn
 
 from kit.base import KitError, Precision
 
@@ -17,21 +19,37 @@ _DTYPES: dict[str, torch.dtype] = {
     "fp16": torch.float16,
 }
 
+# What the messages of PyTorch's allocators, of CUDA's libraries and of NumPy have in common.
+_FULL_MEMORY = ("out of memory", "allocate memory", "unable to allocate", "alloc_failed")
+
+FREE_MEMORY = "end other programs that use it, or take --device cpu in place of a GPU"
+
+
+class FullMemoryError(KitError):
+    """The memory of a device is full."""
+
 
 def choose_device(name: str) -> torch.device:
-    """Return the named device; `auto` takes a GPU where there is one.
+    """Return the named device; `auto` takes a CUDA GPU where there is one, else the CPU.
+
+    `mps` is an Apple computer's GPU.
 
     Raises
     ------
     KitError
-        If there is no such device.
+        If there is no such device, or the kit does not compute on its kind.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.partition(":")[0] not in ("cpu", "cuda", "mps"):
+        raise KitError(f"--device {name}: the kit computes on cpu, cuda (also cuda:1, ...) or mps")
+    if name.startswith("mps") and not torch.backends.mps.is_available():
+        raise KitError(f"--device {name} is not available: it is the GPU of an Apple computer")
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise KitError(f"--device {name} is not available: {error}") from error
+        reason = str(error).partition("\n")[0]
+        raise KitError(f"--device {name} is not available: {reason}") from error
     return torch.device(name)
 
 
@@ -41,10 +59,14 @@ def choose_precision(precision: Precision, device: torch.device) -> torch.dtype:
     Raises
     ------
     KitError
-        For fp16 on a CPU, which has no arithmetic for it.
+        For fp16 on a CPU, which has no arithmetic for it, and anything but fp32 on `mps`.
     """
     if precision == "fp16" and device.type == "cpu":
         raise KitError("--precision fp16 needs a GPU: take bf16 or fp32 on a CPU")
+    if device.type == "mps":
+        if precision not in ("auto", "fp32"):
+            raise KitError(f"--precision {precision} on {device}: the kit computes in fp32 there")
+        return torch.float32
     if precision != "auto":
         return _DTYPES[precision]
     if device.type == "cuda":
@@ -55,9 +77,45 @@ def choose_precision(precision: Precision, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
+def move_model(model: nn.Module, device: torch.device) -> nn.Module:
+    """Move a model to a device, in the layout of the store's images: channels last.
+
+    Raises
+    ------
+    FullMemoryError
+        If it finds no room there.
+    """
+    with explain_full_memory(device, "loading the model"):
+        return model.to(device).to(memory_format=torch.channels_last)
+
+
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
     """Return a context in which convolutions and products compute in `dtype`."""
-    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+
+@contextmanager
+def explain_full_memory(
+    device: torch.device, doing: str, remedy: str = FREE_MEMORY
+) -> Iterator[None]:
+    """Turn the errors of a full memory, the CPU's or the device's, into a message.
+
+    Parameters
+    ----------
+    doing, remedy
+        What was going on, and what to do: "training", "choose a smaller --batch-size".
+
+    Raises
+    ------
+    FullMemoryError
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        text = str(error).lower()
+        if not isinstance(error, MemoryError) and not any(part in text for part in _FULL_MEMORY):
+            raise
+        raise FullMemoryError(f"the memory of {device} is full while {doing}: {remedy}") from error
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from kit import stats
 from kit.base import Floats, Views
 from kit.data import Batch, eight_views
 from kit.models import fuse_norms, share_stem
-from kit.training.device import autocast
+from kit.training.device import autocast, explain_full_memory
 
 # Tiles evaluated at once on a CPU: their activations fit its caches.
 CPU_CHUNK = 128
@@ -120,16 +120,17 @@ def predict_logits_each(
     device = device or torch.device("cpu")
     share_stem(fused)
     seen: list[Tensor] = []
-    for images, _ in loader:
-        for chunk in torch.split(images, CPU_CHUNK if device.type == "cpu" else len(images)):
-            inputs = chunk.to(device, non_blocking=True)
-            by_view = [
-                torch.stack([forward_logits(model, normalized, dtype) for model in fused])
-                for view in (eight_views(inputs) if views == 8 else [inputs])
-                for normalized in [normalize(view)]
-            ]
-            seen.append(torch.stack(by_view).cpu())
-    # Not on the device: some have no float64.
+    with explain_full_memory(device, "predicting"):
+        for images, _ in loader:
+            for chunk in torch.split(images, CPU_CHUNK if device.type == "cpu" else len(images)):
+                inputs = chunk.to(device, non_blocking=True)
+                by_view = [
+                    torch.stack([forward_logits(model, normalized, dtype) for model in fused])
+                    for view in (eight_views(inputs) if views == 8 else [inputs])
+                    for normalized in [normalize(view)]
+                ]
+                seen.append(torch.stack(by_view).cpu())
+    # Not on the device: an Apple GPU has no float64.
     return stats.logit_of_mean(torch.cat(seen, 2).double().numpy())
 
 

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,13 @@ from scipy.special import expit
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from kit import models, stats
 from kit.base import EpochResult, Floats, KitError, Labels
-from kit.data import Batch, EpochSampler, TileDataset
+from kit.data import Batch, DeviceDataset, EpochSampler, TileDataset
 from kit.training import distributed
-from kit.training.device import autocast
+from kit.training.bar import TrainingBar
+from kit.training.device import autocast, explain_full_memory
 from kit.training.inference import predict_logits_each
 from kit.training.state import Progress, TrainingState
 
@@ -87,7 +88,7 @@ def fit(
     *,
     after_step: Callable[[], None] | None = None,
     evaluate: Evaluate = evaluate,
-    progress: bool = True,
+    progress: bool | TrainingBar = True,
 ) -> Iterator[EpochResult]:
     """Train to the recipe's last epoch, from where `state` stands, and yield a result per epoch.
 
@@ -109,68 +110,57 @@ def fit(
     evaluate
         Called after each epoch; it returns what the module's own does.
     progress
-        Whether to draw a bar of the epoch's steps on stderr.
+        Whether to draw a bar on stderr; or a bar over several trainings, of which this is one.
 
     Raises
     ------
     NonFiniteLossError
         If the loss stops being a finite number.
+    FullMemoryError
+        If the memory does not suffice.
     """
-    epochs = state.recipe.epochs
-    tiles = _tiles_per_epoch(train)
-    for epoch in range(state.epoch + 1, epochs + 1):
-        start = time.perf_counter() - state.progress.seconds
-        models.freeze_backbone(state.model, frozen=epoch <= state.recipe.frozen_epochs)
-        for _ in _steps(state, train, f"epoch {epoch}/{epochs}" if progress else None):
-            state.progress.seconds = time.perf_counter() - start
-            if after_step is not None:
-                after_step()
-        trained = state.progress
-        distributed.broadcast_buffers(state.model)
-        figures = evaluate(state, valid)
-        state.progress = Progress(epoch=epoch)
-        yield EpochResult(
-            epoch=epoch,
-            train_loss=trained.loss / trained.step,
-            train_accuracy=trained.correct / tiles,
-            seconds=time.perf_counter() - start,
-            tiles_per_second=tiles / trained.seconds,
-            **figures,
-        )
+    bar = TrainingBar(shown=progress) if isinstance(progress, bool) else progress
+    # Whoever made a bar closes it.
+    with bar if isinstance(progress, bool) else nullcontext():
+        bar.skip(_share_done(state, train))
+        while state.epoch < state.recipe.epochs:
+            start = time.perf_counter() - state.progress.seconds
+            for _ in _steps(state, train, bar):
+                state.progress.seconds = time.perf_counter() - start
+                if after_step is not None:
+                    after_step()
+            distributed.broadcast_buffers(state.model)
+            figures = _train_figures(state.progress, train) | evaluate(state, valid)
+            state.progress = Progress(epoch=state.epoch + 1)
+            yield EpochResult(epoch=state.epoch, seconds=time.perf_counter() - start, **figures)
 
 
-def _steps(
-    state: TrainingState, loader: DataLoader[Batch], description: str | None
-) -> Iterator[None]:
+def _steps(state: TrainingState, loader: DataLoader[Batch], bar: TrainingBar) -> Iterator[None]:
     """Take the steps that the epoch still lacks, one at a time."""
-    sampler = loader.sampler
-    assert isinstance(sampler, EpochSampler)
+    sampler = _sampler(loader)
     sampler.epoch, sampler.first = state.epoch + 1, state.progress.step
     if state.progress.step == 0:
         state.seed_draws(sampler.epoch, distributed.rank())
+    models.freeze_backbone(state.model, frozen=sampler.epoch <= state.recipe.frozen_epochs)
     # New for each epoch: it holds on to the parameters that learn.
     parallel = distributed.data_parallel(state.model).train()
-    bar = tqdm(
-        loader,
-        desc=description,
-        unit=" steps",
-        initial=sampler.first,
-        total=sampler.first + len(sampler),
-        leave=False,
-        disable=description is None,
-    )
-    for images, labels in bar:
-        own_loss, own_correct = _step(state, parallel, images, labels)
-        loss, correct = distributed.all_reduce(own_loss / distributed.world_size(), own_correct)
-        if not math.isfinite(loss):
-            raise NonFiniteLossError(
-                f"the loss of epoch {sampler.epoch}, step {state.progress.step + 1} is {loss}",
-                sampler.batch(state.progress.step),
+    with explain_full_memory(state.device, "training", _remedy(loader)):
+        for images, labels in loader:
+            own_loss, own_correct = _step(state, parallel, images, labels)
+            loss, correct = distributed.all_reduce(own_loss / distributed.world_size(), own_correct)
+            if not math.isfinite(loss):
+                raise NonFiniteLossError(
+                    f"the loss of epoch {sampler.epoch}, step {state.progress.step + 1} is {loss}",
+                    sampler.batch(state.progress.step),
+                )
+            state.progress.step += 1
+            state.progress.loss += loss
+            state.progress.correct += int(correct)
+            bar.advance(
+                1 / (state.recipe.epochs * sampler.steps),
+                f"epoch {sampler.epoch}/{state.recipe.epochs}",
             )
-        state.progress.step += 1
-        state.progress.loss += loss
-        state.progress.correct += int(correct)
-        yield
+            yield
 
 
 def _step(
@@ -200,6 +190,29 @@ def _smooth(labels: Tensor, share: float) -> Tensor:
     return labels.lerp(torch.full_like(labels, 0.5), share) if share else labels
 
 
-def _tiles_per_epoch(loader: DataLoader[Batch]) -> int:
+def _share_done(state: TrainingState, loader: DataLoader[Batch]) -> float:
+    """Return the share of the whole training's steps that are done."""
+    steps = _sampler(loader).steps
+    return (state.epoch * steps + state.progress.step) / (state.recipe.epochs * steps)
+
+
+def _train_figures(progress: Progress, loader: DataLoader[Batch]) -> dict[str, float]:
+    """Return the training figures of an epoch's result."""
+    tiles = progress.step * _sampler(loader).batch_size
+    return {
+        "train_loss": progress.loss / progress.step,
+        "train_accuracy": progress.correct / tiles,
+        "tiles_per_second": tiles / progress.seconds,
+    }
+
+
+def _sampler(loader: DataLoader[Batch]) -> EpochSampler:
     assert isinstance(loader.sampler, EpochSampler)
-    return loader.sampler.steps * loader.sampler.batch_size
+    return loader.sampler
+
+
+def _remedy(loader: DataLoader[Batch]) -> str:
+    """Return what helps against a full memory."""
+    smaller = "choose a smaller --batch-size"
+    holds = isinstance(loader.dataset, DeviceDataset)
+    return f"{smaller}, or --workers 1, which holds no tiles in it" if holds else smaller

@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from kit import models
 from kit.base import KitError, Recipe
 from kit.training import distributed
+from kit.training.device import move_model
 from kit.training.inference import Normalize
 
 # Keras' Adam adds this to the root of the second moment; PyTorch's default is 1e-8.
@@ -76,8 +77,7 @@ class TrainingState:
         self.device = device or torch.device("cpu")
         self.dtype = dtype
         self.progress = Progress()
-        # Images arrive with their channels last, as the store holds them.
-        model = model.to(self.device).to(memory_format=torch.channels_last)
+        model = move_model(model, self.device)
         if distributed.world_size() > 1 and self.device.type == "cuda":
             model = models.synchronize_batch_norms(model)
         self.model = model
@@ -112,7 +112,13 @@ class TrainingState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to where `state` was taken."""
+        """Go back to where `state` was taken.
+
+        With another number of epochs the one-cycle schedule goes on as the new number has it.
+        """
+        if self.schedule is not None:
+            plan = {name: vars(self.schedule)[name] for name in ("total_steps", "_schedule_phases")}
+            state = state | {"schedule": state["schedule"] | plan}
         self.progress = Progress(**state["progress"])
         torch.set_rng_state(state["generator"].cpu())
         for name, part in self._parts().items():

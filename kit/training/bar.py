@@ -1,0 +1,75 @@
+"""A bar over one training or several, with the time that is left."""
+
+import time
+from types import TracebackType
+
+from tqdm import tqdm
+
+
+class TrainingBar:
+    """A bar on stderr over all steps of one or several trainings.
+
+    It is drawn on a terminal alone; `time_left` and `say` serve in a file's lines, too.
+
+    Parameters
+    ----------
+    trainings
+        Such as the folds of a cross-validation. Each counts as one, whatever its steps.
+    shown
+        Whether to draw it at all.
+
+    Attributes
+    ----------
+    label
+        Of the training that is under way; stands in front of its epoch.
+    """
+
+    def __init__(self, trainings: int = 1, *, shown: bool = True) -> None:
+        self.label = ""
+        self._trainings = trainings
+        self._done = 0.0
+        self._skipped = 0.0
+        self._start = time.monotonic()
+        self._bar = tqdm(
+            total=trainings,
+            bar_format="{desc} {percentage:3.0f}%|{bar}|",
+            leave=False,
+            # None draws it on a terminal.
+            disable=None if shown else True,
+        )
+
+    def __enter__(self) -> "TrainingBar":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._bar.close()
+
+    def skip(self, share: float) -> None:
+        """Count what was trained before this process began: trainings, or a share of one."""
+        self._skipped += share
+        self.advance(share, "")
+
+    def advance(self, share: float, place: str) -> None:
+        """Count a share of a training as done; `place` says where it stands."""
+        self._done += share
+        text = ", ".join(part for part in (self.label, place, self.time_left()) if part)
+        self._bar.set_description_str(text, refresh=False)
+        self._bar.update(share)
+
+    def time_left(self) -> str:
+        """Return the time that the rest takes at the mean pace so far, as "1:23 left"."""
+        own = self._done - self._skipped
+        if own <= 0:
+            return ""
+        seconds = (time.monotonic() - self._start) * (self._trainings - self._done) / own
+        return f"{tqdm.format_interval(max(0.0, seconds))} left"
+
+    def say(self, text: str) -> None:
+        """Print a line on stdout at once, without tearing the bar."""
+        with tqdm.external_write_mode():
+            print(text, flush=True)

@@ -1,0 +1,67 @@
+"""Commands whose memory runs full: one message, and what helps."""
+
+import os
+import resource
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import FORKSERVER, ROOT, competition_files, run_kernel, write_zip
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+# A network of one wide convolution: its first map alone takes 254 * 254 * 64 * 4 bytes a tile.
+OPTIONS = ["--size", "256", "--widths", "64", "2", "--batch-size", "2", "--epochs", "1"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_zip(folder, competition_files(train=12, test=12))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(data: Path) -> Path:
+    run_kernel("train", "--data", data, "--out", data / "run", "--device", "cpu", *OPTIONS)
+    return data / "run"
+
+
+def starved(room: int, name: str, *options: object, log: Path) -> tuple[int | None, str]:
+    """Run a command that may allocate little more than its libraries have."""
+    argv = [str(ROOT / "kernels" / f"{name}.py"), *map(str, options)]
+    process = FORKSERVER.Process(target=_run_starved, args=(room, argv, log))
+    process.start()
+    process.join()
+    return process.exitcode, log.read_text()
+
+
+def _run_starved(room: int, argv: list[str], log: Path) -> None:
+    with log.open("w") as said:
+        os.dup2(said.fileno(), 1)
+        os.dup2(said.fileno(), 2)
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * PAGE
+    resource.setrlimit(resource.RLIMIT_AS, (size + room, size + room))
+    sys.argv = argv
+    runpy.run_path(argv[0], run_name="__main__")
+
+
+def test_training_without_memory_names_the_batch_size(data: Path, tmp_path: Path) -> None:
+    options = [*OPTIONS, "--batch-size", "8", "--data", data, "--out", tmp_path / "run"]
+    status, said = starved(100 * 2**20, "train", *options, log=tmp_path / "log")
+    assert status == 1
+    assert "error: the memory of cpu is full while training: choose a smaller --batch-size" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("options", "doing"), [([], "predicting"), (["--adapt-bn"], "recalibrating")]
+)
+def test_predicting_without_memory_is_a_message(
+    run: Path, data: Path, tmp_path: Path, options: list[str], doing: str
+) -> None:
+    options += ["--run", str(run), "--data", str(data), "--out", str(tmp_path / "s.csv")]
+    status, said = starved(100 * 2**20, "predict", *options, log=tmp_path / "log")
+    assert status == 1
+    assert f"error: the memory of cpu is full while {doing}: end other programs" in said
+    assert "Traceback" not in said
