@@ -55,11 +55,12 @@ def test_gain_of_runs_with_noise_of_their_own_is_seen() -> None:
 
 def unequal_slides(shares: dict[str, tuple[int, float]]) -> tuple[np.ndarray, ...]:
     """Return labels, three runs' probabilities and the slides of so many tiles, of such shares."""
+    rng = np.random.default_rng(0)
     slides = np.concatenate([np.full(size, slide) for slide, (size, _) in shares.items()])
     chance = np.concatenate([np.full(size, share) for size, share in shares.values()])
-    labels = (RNG.random(len(slides)) < chance).astype(int)
-    signal = 2.2 * labels + RNG.normal(size=len(slides))
-    logits = [signal + 0.3 * RNG.normal(size=len(slides)) for _ in range(3)]
+    labels = (rng.random(len(slides)) < chance).astype(int)
+    signal = 2.2 * labels + rng.normal(size=len(slides))
+    logits = [signal + 0.3 * rng.normal(size=len(slides)) for _ in range(3)]
     return labels, 1 / (1 + np.exp(-np.array(logits))), slides
 
 
@@ -83,7 +84,8 @@ def test_unequal_slides_are_judged_as_one_leaderboard_would(
     labels, shown, slides = unequal_slides(shares)
     judged = runs.judge_gain(labels, shown, mean, slides=slides)
     assert judged.auc.estimate == pytest.approx(stats.auc(labels, shown.mean(axis=0)), abs=0.005)
-    assert judged.best_run.estimate == pytest.approx(stats.auc(labels, shown[0]), abs=0.01)
+    singles = [stats.auc(labels, one) for one in shown]
+    assert min(singles) - 0.005 < judged.best_run.estimate < max(singles) + 0.005
     # Slides are resampled, so few of them say less than as many tiles.
     assert judged.auc.low is not None and judged.comparison.p_value is not None
     by_tile = runs.judge_gain(labels, shown, mean)
