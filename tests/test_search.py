@@ -433,6 +433,21 @@ def test_damaged_journal_is_named(tiles: Store, tmp_path: Path) -> None:
         find(tiles, out)
 
 
+@pytest.mark.parametrize("left", [0.1, 0.9])
+@pytest.mark.parametrize("tail", [b"", b"\0" * 20])
+def test_a_search_goes_on_after_a_last_line_that_was_cut(
+    tiles: Store, whole: Path, tmp_path: Path, left: float, tail: bytes
+) -> None:
+    out = tmp_path / "search"
+    find(tiles, out, trials=1)
+    journal = out / "search.journal"
+    *lines, last = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines) + last[: int(left * len(last))] + tail)
+    find(tiles, out, trials=2)
+    find(tiles, out, trials=3)
+    assert finished(out)["lr"].tolist() == finished(whole)["lr"][:3].tolist()
+
+
 def test_a_search_that_only_diverges_says_so(tiles: Store, tmp_path: Path) -> None:
     with pytest.raises(KitError, match=r"none of 3 trials reached its last epoch: .*nan"):
         find(tiles, tmp_path / "search", replace(RECIPE, lr=1e30))

@@ -186,6 +186,30 @@ def test_a_failing_run_is_left_to_the_next_worker(tmp_path: Path) -> None:
     assert sorted(begun) == ["a", "a", "b"]
 
 
+def test_a_journal_whose_end_was_cut_goes_on_and_a_damaged_one_is_named(tmp_path: Path) -> None:
+    done: set[str] = set()
+
+    def run(name: str) -> Iterator[EpochResult]:
+        done.add(name)
+        yield from ()
+
+    def train(*names: str) -> None:
+        sharing.share_runs(names, tmp_path, run, is_done=lambda name: name in done)
+
+    train("a")
+    journal = tmp_path / "runs.journal"
+    journal.write_bytes(journal.read_bytes()[:-9])
+    train("a", "b")
+    train("a", "b", "c")
+    assert done == {"a", "b", "c"}
+    journal.write_text('{"op_code":\n' + journal.read_text())
+    with pytest.raises(KitError, match=r"runs\.journal is damaged: remove it; finished runs are"):
+        train("a", "b", "c", "d")
+    journal.unlink()
+    train("a", "b", "c", "d")
+    assert "d" in done
+
+
 def test_an_unusable_database_is_named_without_its_password(tiles: Store, tmp_path: Path) -> None:
     arms = {bn: replace(RECIPE, bn=bn) for bn in ("before", "after")}
     spec = Study(tmp_path, arms, (0,))

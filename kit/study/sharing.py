@@ -5,6 +5,7 @@ trained is what lies in the folder. A run whose worker died is handed out again.
 """
 
 import logging
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -81,7 +82,7 @@ def share_runs(
         with FolderLock(folder, wait=True):
             study = optuna.create_study(
                 study_name=f"{folder.resolve().name}-runs",
-                storage=open_storage(storage, journal),
+                storage=open_storage(storage, journal, remedy="remove it; finished runs are kept"),
                 load_if_exists=True,
             )
         while left := [name for name in names if not is_done(name)]:
@@ -150,11 +151,19 @@ def give_up_dead(study: Study, lock: Path | None, again: Again | None = None) ->
                 again(study, trial)
 
 
-def open_storage(storage: str | None, journal: Path, again: Again | None = None) -> BaseStorage:
+def open_storage(
+    storage: str | None,
+    journal: Path,
+    again: Again | None = None,
+    *,
+    remedy: str = "choose another --out",
+) -> BaseStorage:
     """Open a database, or the journal file where none is named.
 
     Parameters
     ----------
+    remedy
+        What to do about a damaged journal.
     again
         Called with each trial of a database that is given up.
 
@@ -165,10 +174,13 @@ def open_storage(storage: str | None, journal: Path, again: Again | None = None)
     """
     if storage is None:
         lock = _JournalLock(journal.with_name("journal.lock"))
+        if journal.exists():
+            _drop_cut_line(journal)
         try:
             return JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
-        except ValueError as error:
-            raise KitError(f"{journal} is damaged: choose another --out ({error})") from error
+        # What Optuna raises depends on the line and on where it is damaged.
+        except (ValueError, KeyError, TypeError, AssertionError) as error:
+            raise KitError(f"{journal} is damaged: {remedy} ({error!r})") from error
     try:
         with no_experimental_warning():
             return RDBStorage(
@@ -181,6 +193,20 @@ def open_storage(storage: str | None, journal: Path, again: Again | None = None)
             )
     except (ImportError, RuntimeError) as error:
         raise KitError(f"cannot use {storage_name(storage, journal)}: {error}") from error
+
+
+def _drop_cut_line(journal: Path) -> None:
+    """Drop a last line that a machine's end has cut: no worker was told that it was written.
+
+    Optuna passes over it, and would write the next one behind it, on the same line.
+    """
+    with FileLock(journal.with_name("journal.lock")), journal.open("r+b") as file:
+        content = file.read()
+        whole = content.rstrip(b"\0")
+        end = whole.rfind(b"\n") + 1
+        if end < len(content):
+            file.truncate(end)
+            os.fsync(file.fileno())
 
 
 def storage_name(storage: str | None, journal: Path) -> str:
