@@ -1,4 +1,5 @@
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,12 @@ def test_values_survive_json() -> None:
         ("pretrained = true", "need a timm model"),
         ('model = "resnet18"\npretrained = true\nweights = "w"', "exclude each other"),
         ("lr = = 1", "not a TOML file"),
+        (f"widths = {'[' * 10_000}{']' * 10_000}", "its values are nested too deeply"),
+        (f"lr = {'[' * 300}{']' * 300}", "its values are nested too deeply"),
+        (
+            "seed = 4294967296",
+            "seed = 4294967296: Input should be less than or equal to 4294967295",
+        ),
     ],
 )
 def test_bad_recipe_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
@@ -104,3 +111,16 @@ def test_a_command_can_be_typed_whatever_its_words_hold() -> None:
     typed = command("train", "--data", Path("My Drive/it's"), "--epochs", 3)
     assert typed == """python kernels/train.py --data 'My Drive/it'"'"'s' --epochs 3"""
     assert shlex.split(typed)[3] == "My Drive/it's"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 2**32}, "seed = 4294967296: a seed is a number from 0 to 4294967295"),
+        ({"orientations": 8}, "orientations needs the model compact"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_a_message(change: dict[str, int], message: str) -> None:
+    """As when a comparison gives its arms a seed, or an option of the command line."""
+    with pytest.raises(KitError, match=message):
+        replace(Recipe(), **change)

@@ -1,11 +1,14 @@
+import os
 import signal
+import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from kit.base import KitError, atomic_path, write_text
+from kit.base import KitError, atomic_folder, atomic_path, output_file, write_text
 
 
 def test_text_is_written_as_it_is(tmp_path: Path) -> None:
@@ -55,3 +58,55 @@ def test_a_reader_that_goes_away_ends_a_command_silently() -> None:
         process.stdout.close()
         assert process.wait() == 128 + signal.SIGPIPE
         assert process.stderr.read() == b""
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/null"), os.mkdir])
+def test_what_is_no_regular_file_is_not_replaced_by_one(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    path = tmp_path / "submission.csv"
+    make(path)
+    before = path.lstat()
+    for write in (output_file, lambda path: write_text(path, "new")):
+        with pytest.raises(KitError, match=r"cannot write .*submission\.csv: it is a"):
+            write(path)
+    assert path.lstat() == before
+    assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
+
+
+def test_a_link_that_a_user_names_is_written_through(tmp_path: Path) -> None:
+    (tmp_path / "link.csv").symlink_to("away/there.csv")
+    write_text(output_file(tmp_path / "link.csv"), "new")
+    assert (tmp_path / "link.csv").is_symlink()
+    assert (tmp_path / "away" / "there.csv").read_text() == "new"
+
+
+@pytest.mark.parametrize("name", ["long" * 100 + ".csv", "a.txt/b.csv", "loop/b.csv"])
+def test_what_cannot_be_written_is_known_early(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.txt").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    for write in (output_file, lambda path: write_text(path, "new")):
+        with pytest.raises(KitError, match="cannot write"):
+            write(tmp_path / name)
+
+
+def test_a_link_to_a_folder_stays_where_its_content_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "large").mkdir()
+    (tmp_path / "store").symlink_to("large")
+    for text in ("one", "two"):
+        with atomic_folder(tmp_path / "store", marker="whole") as partial:
+            assert partial.parent == tmp_path
+            (partial / "whole").write_text(text)
+        assert (tmp_path / "large" / "whole").read_text() == text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["large", "store"]
+
+
+def test_a_folder_that_others_have_filled_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "thesis").write_text("mine")
+    with (
+        pytest.raises(KitError, match=r"store holds other files than the kit's: move it away"),
+        atomic_folder(tmp_path / "store", marker="whole"),
+    ):
+        pass
+    assert (tmp_path / "store" / "thesis").read_text() == "mine"

@@ -27,8 +27,10 @@ from .competition import Split as Split
 from .errors import KitError as KitError
 from .errors import StoppedError as StoppedError
 from .errors import exit_on_error as exit_on_error
+from .errors import require_linux as require_linux
 from .files import atomic_folder as atomic_folder
 from .files import atomic_path as atomic_path
+from .files import output_file as output_file
 from .files import write_text as write_text
 from .locks import LOCK_NAME as LOCK_NAME
 from .locks import FileLock as FileLock
@@ -45,9 +47,7 @@ from .recipe import Positive as Positive
 from .recipe import Precision as Precision
 from .recipe import Recipe as Recipe
 from .recipe import Views as Views
-from .recipe import describe_errors as describe_errors
 from .recipe import parse_recipe as parse_recipe
-from .recipe import plain_values as plain_values
 from .recipe import read_recipe as read_recipe
 from .recipe import recipe_names as recipe_names
 from .recipe import recipe_values as recipe_values
@@ -56,3 +56,9 @@ from .tables import read_table as read_table
 from .tables import require_ids as require_ids
 from .tables import require_labels as require_labels
 from .tables import require_values as require_values
+from .text import printable as printable
+from .text import shorten as shorten
+from .values import describe_errors as describe_errors
+from .values import plain_values as plain_values
+from .values import read_json as read_json
+from .values import write_json as write_json

@@ -12,7 +12,8 @@ import tyro
 from pydantic import Field, TypeAdapter, ValidationError
 
 from kit.base.errors import KitError
-from kit.base.recipe import Recipe, describe_errors, read_recipe, recipe_summaries
+from kit.base.recipe import Recipe, read_recipe, recipe_summaries
+from kit.base.values import describe_errors
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,10 +1,29 @@
 """The one exception that a user is meant to read, and the way a command ends on it."""
 
+import errno
 import os
+import platform
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import NoReturn, TextIO
+
+from kit.base.text import printable, shorten
+
+# What a message and each of its lines may have at most, in characters.
+_LONGEST_MESSAGE = 20_000
+_LONGEST_LINE = 1_000
+# What the system refuses a command that is right. Other errors of the system are the kit's own.
+_REFUSALS = {
+    getattr(errno, name, None)
+    for name in """
+        EACCES EDQUOT EFBIG EIO EISDIR ELOOP EMFILE ENAMETOOLONG ENFILE ENOSPC ENOTDIR ENXIO EPERM
+        EROFS ESTALE
+    """.split()  # noqa: SIM905
+}
 
 
 class KitError(Exception):
@@ -17,28 +36,169 @@ class KitError(Exception):
 
 
 class StoppedError(KitError):
-    """A request to stop (SIGTERM), after all that was done has been kept."""
+    """A request to stop (SIGTERM, or Ctrl-C), after all that was done has been kept.
 
-    status = 128 + signal.SIGTERM
+    Parameters
+    ----------
+    by
+        The signal, which decides the exit status.
+    """
+
+    def __init__(self, message: str, *, by: int = signal.SIGTERM) -> None:
+        super().__init__(message)
+        self.status = 128 + by
 
 
 @contextmanager
 def exit_on_error() -> Iterator[None]:
-    """Turn a `KitError` into its message on stderr and its exit status, Ctrl-C into 130.
+    """Run a command: errors that a user can mend become a message on stderr and an exit status.
 
-    Where nobody reads the output any more, the command ends silently.
-
-    Any other exception passes through: a traceback there is a bug to report.
+    That is 1, or what a `KitError` says, and 130 after Ctrl-C. Where nobody reads the output any
+    more, the command ends silently. Any other exception passes through: a traceback there is a bug
+    to report.
     """
+    _print_every_name()
+    with _interrupted_once() as interrupt:
+        try:
+            require_linux()
+            _require_text(sys.argv)
+            with _flushed_output():
+                yield
+        except KitError as error:
+            _end(f"error: {error}", error.status)
+        except BrokenPipeError:
+            _end("", 128 + signal.SIGPIPE)
+        except BaseException as error:
+            if interrupt.came or isinstance(error, KeyboardInterrupt):
+                _end("\ninterrupted", 128 + signal.SIGINT)
+            message = _refusal(error)
+            if message is None:
+                raise
+            _end(f"error: {message}", KitError.status)
+
+
+def require_linux() -> None:
+    """Refuse other systems, where locks and reserved disk space are missing or differ.
+
+    Raises
+    ------
+    KitError
+        Naming the system, and what to use there.
+    """
+    if platform.system() != "Linux":
+        name = {"Darwin": "macOS"}.get(platform.system(), platform.system())
+        raise KitError(
+            f"the kit runs on Linux, and this is {name}: use WSL 2 on Windows, a Linux container "
+            "elsewhere"
+        )
+
+
+class _Interrupt:
+    """Ctrl-C, once: raised as Python raises it, and remembered.
+
+    A library may turn it into an error of its own, or lose it. A second one ends the process as it
+    ends any program. Processes forked from this one end silently.
+    """
+
+    def __init__(self) -> None:
+        self.came = False
+        self.process = os.getpid()
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self.process:
+            os._exit(128 + signal.SIGINT)
+        self.came = True
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.default_int_handler(number, frame)
+
+    def lost(self, what: "sys.UnraisableHookArgs") -> None:
+        """Come again where Python drops exceptions: in a destructor, say."""
+        if not isinstance(what.exc_value, KeyboardInterrupt):
+            sys.__unraisablehook__(what)
+        elif os.getpid() == self.process:
+            signal.signal(signal.SIGINT, self)
+            main = threading.main_thread().ident
+            assert main is not None
+            threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT)).start()
+
+
+@contextmanager
+def _interrupted_once() -> Iterator[_Interrupt]:
+    """Have Ctrl-C interrupt a command, unless the process handles it in another way already."""
+    interrupt = _Interrupt()
+    handler = signal.getsignal(signal.SIGINT)
+    if isinstance(handler, _Interrupt):
+        yield handler
+    elif handler is not signal.default_int_handler:
+        yield interrupt
+    else:
+        signal.signal(signal.SIGINT, interrupt)
+        sys.unraisablehook = interrupt.lost
+        try:
+            yield interrupt
+        finally:
+            # What is left is the interpreter's own end.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            sys.unraisablehook = sys.__unraisablehook__
+
+
+@contextmanager
+def _flushed_output() -> Iterator[None]:
+    """Write all that was printed before the end, where it can still be said that it failed."""
     try:
         yield
-    except KitError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.status)
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        # Whoever read the output has gone, as `head` does; the rest of it goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
+    except SystemExit:
+        # A parser of options has printed its help.
+        print(end="", flush=True)
+        raise
+    print(end="", flush=True)
+
+
+def _print_every_name() -> None:
+    """Have stdout write out the characters that its encoding lacks, as stderr does."""
+    with suppress(AttributeError):
+        # A test's or a notebook's own stdout has no such method.
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def _require_text(words: Sequence[str]) -> None:
+    """Refuse names that no library could open and no page could show."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError as error:
+            raise KitError(
+                f"{shorten(ascii(word))} is not text in UTF-8: rename the file or the folder"
+            ) from error
+
+
+def _refusal(error: BaseException) -> str | None:
+    """Say what the system refuses to a command that is right; None for all other errors."""
+    if isinstance(error, MemoryError):
+        return "this machine's memory is full: end other programs, or choose smaller values"
+    if isinstance(error, FileNotFoundError) and "No usable temporary directory" in str(error):
+        return "there is no usable temporary folder: set TMPDIR to a folder with room"
+    if isinstance(error, OSError) and error.errno in _REFUSALS:
+        place = f" {shorten(str(error.filename))}" if error.filename is not None else ""
+        return f"cannot read or write{place}: {error.strerror}"
+    return None
+
+
+def _end(message: str, status: int) -> NoReturn:
+    """Say a last word, if there is anyone to hear it, and exit."""
+    lines = [shorten(line, _LONGEST_LINE) for line in message.split("\n")]
+    _write_or_drop(sys.stdout, "")
+    if message:
+        _write_or_drop(sys.stderr, printable(shorten("\n".join(lines), _LONGEST_MESSAGE)) + "\n")
+    sys.exit(status)
+
+
+def _write_or_drop(stream: TextIO | None, text: str) -> None:
+    """Write a text; where that fails, have it go nowhere: it would fail again at the very end."""
+    if stream is None:
+        return
+    try:
+        stream.write(text)
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,12 +1,16 @@
 """Locks between processes: each ends with the process that holds it, however that ends."""
 
-import fcntl
 import os
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from weakref import WeakSet
 
-from kit.base.errors import KitError
+from kit.base.errors import KitError, require_linux
+
+with suppress(ImportError):
+    # Not on Windows, where no lock gets as far.
+    import fcntl
 
 LOCK_NAME = ".lock"
 
@@ -33,11 +37,14 @@ class FileLock:
         If another process holds it, unless `wait`.
     OSError
         If the file cannot be opened for writing.
+    KitError
+        On a system without such locks.
     """
 
     descriptor: int | None = None
 
     def __init__(self, path: Path, *, wait: bool = True, shared: bool = False) -> None:
+        require_linux()
         operation = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
         self.descriptor = _open(path)
         try:

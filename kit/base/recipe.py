@@ -2,7 +2,6 @@
 
 import json
 import tomllib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from itertools import takewhile
@@ -13,6 +12,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from kit.base import competition
 from kit.base.errors import KitError
+from kit.base.values import describe_errors
 
 Bn = Literal["before", "after"]
 Interpolation = Literal["nearest", "bilinear", "area", "bicubic"]
@@ -32,6 +32,11 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 OWN_ONLY = ("bn", "widths", "orientations", "bn_momentum", "bn_eps", "init")
 # Options that only a timm backbone takes.
 BACKBONE_ONLY = ("pretrained", "weights", "layer_decay", "frozen_epochs")
+_LAST_SEED = 2**32 - 1
+
+
+class RecipeError(KitError, ValueError):
+    """Options of a recipe that exclude each other."""
 
 
 @dataclass(frozen=True)
@@ -112,27 +117,29 @@ class Recipe:
     """auto takes bf16 (or fp16) where the hardware computes in it, else fp32."""
     views: Views = 1
     """8 averages the probabilities of the eight symmetries of the square when predicting."""
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[int, Field(ge=0, le=_LAST_SEED)] = 0
     """Decides the split, the initial weights, the data order and the augmentation."""
 
     def __post_init__(self) -> None:
-        """Refuse options that contradict each other."""
+        """Refuse options that contradict each other, and seeds that no generator takes."""
+        if not 0 <= self.seed <= _LAST_SEED:
+            raise RecipeError(f"seed = {self.seed}: a seed is a number from 0 to {_LAST_SEED}")
         if (self.validate_on or self.leave_out) and self.slides is None:
-            raise ValueError(
+            raise RecipeError(
                 "validate_on and leave_out name slides: give their table with slides as well"
             )
         if self.validate_on and self.folds:
-            raise ValueError("validate_on and folds exclude each other: choose one holdout")
+            raise RecipeError("validate_on and folds exclude each other: choose one holdout")
         if self.fold is not None and self.fold >= (self.folds or 0):
-            raise ValueError("fold is one of folds, counted from 0")
+            raise RecipeError("fold is one of folds, counted from 0")
         if self.pretrained and self.weights is not None:
-            raise ValueError("pretrained and weights exclude each other: choose one start")
+            raise RecipeError("pretrained and weights exclude each other: choose one start")
         if not self.is_backbone and (self.pretrained or self.weights is not None):
-            raise ValueError("pretrained and weights need a timm model, such as resnet18")
+            raise RecipeError("pretrained and weights need a timm model, such as resnet18")
         if self.orientations > 1 and self.model != "compact":
-            raise ValueError("orientations needs the model compact")
+            raise RecipeError("orientations needs the model compact")
         if not self.is_backbone and (self.frozen_epochs or self.layer_decay < 1):
-            raise ValueError("frozen_epochs and layer_decay need a timm model, such as resnet18")
+            raise RecipeError("frozen_epochs and layer_decay need a timm model, such as resnet18")
 
     @property
     def is_backbone(self) -> bool:
@@ -196,6 +203,8 @@ def read_recipe(name: str) -> Recipe:
         raise KitError(f"cannot read the recipe {name}: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise KitError(f"{name} is not a TOML file: {error}") from error
+    except RecursionError as error:
+        raise KitError(f"{name} is not a recipe: its values are nested too deeply") from error
 
 
 def parse_recipe(values: dict[str, Any], *, source: str) -> Recipe:
@@ -219,25 +228,6 @@ def recipe_values(recipe: Recipe) -> dict[str, Any]:
     """Return the recipe as plain values, as JSON holds them."""
     values: dict[str, Any] = _RECIPE.dump_python(recipe, mode="json")
     return values
-
-
-def plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values, recipes and paths among them, as JSON holds them."""
-    plain: dict[str, Any] = TypeAdapter(dict[str, Any]).dump_python(dict(values), mode="json")
-    return plain
-
-
-def describe_errors(error: ValidationError) -> str:
-    """Say in one line what is wrong with each key."""
-    return "; ".join(_describe_one(dict(problem)) for problem in error.errors())
-
-
-def _describe_one(problem: dict[str, Any]) -> str:
-    place = ".".join(str(part) for part in problem["loc"] if part != "recipe")
-    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"unknown key {place}"
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    return f"{place} = {problem['input']!r}: {message}" if place else message
 
 
 def _recipe_text(name: str) -> str:

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 
 from kit.base.errors import KitError
+from kit.base.text import shorten
 
 _MARK = "\ufeff"
-_SHOWN = 60
 
 
 def read_table(
@@ -51,13 +51,13 @@ def read_table(
     places = _places(names, columns, exact)
     if not places:
         wanted = ",".join(columns)
-        raise KitError(f"{source} line 1: the header is {_shorten(header)!r}, not {wanted!r}")
+        raise KitError(f"{source} line 1: the header is {shorten(header)!r}, not {wanted!r}")
     lines, kept = [], []
     for line, row in rows:
         if not exact and not any(map(str.strip, row)):
             continue
         if len(row) != len(names):
-            found = _shorten(delimiter.join(row))
+            found = shorten(delimiter.join(row))
             raise KitError(
                 f"{source} line {line}: {found!r} has {len(row)} values, not {len(names)}"
             )
@@ -136,9 +136,5 @@ def _refuse(bad: pd.Series, what: str, source: str) -> None:
     """Name the first bad value by its line, and say how many more there are."""
     if len(bad):
         more = f" ({len(bad) - 1:,} more such lines)" if len(bad) > 1 else ""
-        value = _shorten(bad.iloc[0])
+        value = shorten(bad.iloc[0])
         raise KitError(f"{source} line {bad.index[0]}: {bad.name} {value!r} {what}{more}")
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

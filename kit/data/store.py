@@ -162,7 +162,7 @@ def _pack(data: Path, folder: Path, skip_bad: bool) -> None:
     with (
         FolderLock(folder.parent),
         source.open() as opened,
-        atomic_folder(folder) as partial,
+        atomic_folder(folder, marker="manifest.json") as partial,
     ):
         write_store(partial, opened, skip_bad=skip_bad)
 

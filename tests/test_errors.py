@@ -1,0 +1,147 @@
+"""How a command ends: on errors, on Ctrl-C, on output that finds no room."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+import os, signal, sys
+from kit.base import KitError, StoppedError, exit_on_error
+with exit_on_error():
+    exec(sys.argv[1])
+"""
+FULL = Path("/dev/full")
+
+
+def command(body: str, *words: object, **environment: str) -> subprocess.Popen[str]:
+    """Start a command that consists of `body`."""
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, body, *map(str, words)],
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ending(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Return a command's exit status and what it says on stderr."""
+    said = process.communicate(timeout=60)[1]
+    return process.returncode, said
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "stderr"),
+    [
+        ("raise KitError('no such thing: do this')", 1, "error: no such thing: do this\n"),
+        ("raise StoppedError('kept')", 143, "error: kept\n"),
+        ("raise StoppedError('kept', by=signal.SIGINT)", 130, "error: kept\n"),
+        ("raise KitError('a\\x1b[2J\\u202eb')", 1, "error: a\\x1b[2J\\u202eb\n"),
+        ("os.mkdir('long' * 100)", 1, "File name too long\n"),
+        ("raise MemoryError", 1, "this machine's memory is full: end other programs, "),
+        ("import tempfile; tempfile.mkdtemp()", 1, "no usable temporary folder: set TMPDIR to"),
+        ("import platform; platform.system = lambda: 'Darwin'; exit_on_error().__enter__()", 1,
+         "error: the kit runs on Linux, and this is macOS: use"),
+        ("[][0]", 1, "IndexError: list index out of range\n"),
+    ],
+)  # fmt: skip
+def test_what_a_user_can_mend_is_a_message(body: str, status: int, stderr: str) -> None:
+    broken = {"TMPDIR": "/none"}
+    if "tempfile" in body:
+        body = f"import tempfile; tempfile._candidate_tempdir_list = lambda: ['/none']; {body}"
+    found, said = ending(command(body, **broken))
+    assert found == status
+    assert stderr in said
+    assert ("Traceback" in said) == ("[][0]" in body)
+
+
+def test_a_message_is_short_whatever_the_value() -> None:
+    _, said = ending(command("raise KitError(f'{\"x\" * 10_000_000} is wrong: do this')"))
+    assert len(said) < 2_000
+    assert said.endswith("xxx is wrong: do this\n")
+
+
+def test_a_name_that_is_no_text_is_a_message() -> None:
+    status, said = ending(command("print(sys.argv)", "caf\udce9.csv"))
+    assert status == 1
+    assert said == "error: 'caf\\udce9.csv' is not text in UTF-8: rename the file or the folder\n"
+
+
+def test_what_the_output_cannot_show_is_written_out() -> None:
+    process = command("print('Gewebe/größe')", PYTHONIOENCODING="ascii")
+    assert process.communicate(timeout=60) == ("Gewebe/gr\\xf6\\xdfe\n", "")
+
+
+@pytest.mark.parametrize("body", ["print(1)", "print(1); sys.exit(0)", "print('1' * 10**6)"])
+def test_output_that_finds_no_room_is_a_message(body: str) -> None:
+    with FULL.open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT, body], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 1
+    assert done.stderr == "error: cannot read or write: No space left on device\n"
+
+
+def test_a_message_that_finds_no_room_is_no_other_error() -> None:
+    with FULL.open("w") as full:
+        done = subprocess.run([sys.executable, "-c", SCRIPT, "raise KitError('x')"], stderr=full)
+    assert done.returncode == 1
+
+
+INTERRUPTED = [
+    # Where Python drops exceptions.
+    "class Slow:\n"
+    "    def __del__(self): time.sleep(10)\n"
+    "Slow()\n"
+    "time.sleep(60)",
+    # A library's error in its place.
+    "try: time.sleep(60)\n"
+    "except KeyboardInterrupt: raise RuntimeError('the module failed to load')",
+    # Within imports.
+    "import importlib, json.decoder, email.message, asyncio\n"
+    "while True:\n"
+    "    for name in ('json.decoder', 'email.message', 'asyncio'):\n"
+    "        importlib.reload(sys.modules[name])",
+    # While a process that was forked is at work.
+    "import multiprocessing\n"
+    "child = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,))\n"
+    "child.daemon = True\n"
+    "child.start()\n"
+    "time.sleep(60)",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("body", INTERRUPTED)
+def test_ctrl_c_is_never_a_traceback(body: str) -> None:
+    for pause in (0, 0.011, 0.05):
+        ready = "import time; print('ready', flush=True)\n"
+        process = subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, ready + body],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(pause)
+        os.killpg(process.pid, signal.SIGINT)
+        assert ending(process) == (130, "\ninterrupted\n")
+
+
+def test_a_second_ctrl_c_ends_a_command_that_is_at_its_end() -> None:
+    process = command(
+        "import time\n"
+        "try: print('ready', flush=True); time.sleep(60)\n"
+        "finally: print('end', flush=True); time.sleep(60)"
+    )
+    assert process.stdout is not None
+    for line in ("ready\n", "end\n"):
+        assert process.stdout.readline() == line
+        process.send_signal(signal.SIGINT)
+    assert ending(process) == (-signal.SIGINT, "")
