@@ -174,3 +174,19 @@ def test_whatever_the_bytes_they_are_read_or_refused(content: bytes) -> None:
             assert "t.csv line" in str(error)
         else:
             assert set(read.values()) <= {0, 1}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [f"id,wsi\n{A},a", f"WSI;ID\na;{A}", f"slide\tid\twsi\na\t{A}\tb", f"wsi,id,slide\nb,{A},a"],
+)
+def test_a_column_is_found_by_another_name_it_is_known_by(text: str) -> None:
+    aliases = {"slide": ["wsi"]}
+    table = read_table(text.encode(), ["id", "slide"], source="t.csv", aliases=aliases)
+    assert table.to_numpy().tolist() == [[A, "a"]]
+
+
+@pytest.mark.parametrize("header", ["id,wsi,wsi", "id,wsis", "wsi,slide", "id,slide,slide,wsi"])
+def test_a_column_that_is_there_twice_or_never_is_refused(header: str) -> None:
+    with pytest.raises(KitError, match=f"the header is '{header}', not 'id,slide'"):
+        read_table(header.encode(), ["id", "slide"], source="t", aliases={"slide": ["wsi"]})

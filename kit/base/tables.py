@@ -5,7 +5,7 @@ What is not plain is refused with file, line and value; nothing is guessed.
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 
@@ -16,7 +16,12 @@ _MARK = "\ufeff"
 
 
 def read_table(
-    content: bytes, columns: Sequence[str], *, source: str, exact: bool = False
+    content: bytes,
+    columns: Sequence[str],
+    *,
+    source: str,
+    exact: bool = False,
+    aliases: Mapping[str, Sequence[str]] | None = None,
 ) -> pd.DataFrame:
     """Read the named columns of a CSV file as text.
 
@@ -32,6 +37,8 @@ def read_table(
         Take only the plainest form, as a reader that is not ours must be able to read the file,
         too: a header of these columns alone, in this order, with commas and without a byte order
         mark, and no blank lines or spaces. Line ends and quotes are free.
+    aliases
+        Other names that a column is known by, where its own is not in the header.
 
     Returns
     -------
@@ -45,10 +52,11 @@ def read_table(
     """
     text = _decode(content, source)
     header = text.splitlines()[0] if text else ""
-    delimiter = "," if exact else _delimiter(header, columns)
+    known = [(column, *(aliases or {}).get(column, ())) for column in columns]
+    delimiter = "," if exact else _delimiter(header, known)
     rows = _rows(text if exact else text.removeprefix(_MARK), delimiter, source)
     _, names = next(rows, (1, []))
-    places = _places(names, columns, exact)
+    places = _exact_places(names, columns) if exact else _places(names, known)
     if not places:
         wanted = ",".join(columns)
         raise KitError(f"{source} line 1: the header is {shorten(header)!r}, not {wanted!r}")
@@ -116,20 +124,26 @@ def _rows(text: str, delimiter: str, source: str) -> Iterator[tuple[int, list[st
         raise KitError(f"{source} line {line} is not CSV: {error}") from error
 
 
-def _delimiter(header: str, columns: Sequence[str]) -> str:
+def _delimiter(header: str, known: Sequence[Sequence[str]]) -> str:
     """Return the delimiter between the columns' names, a comma where none is."""
     plain = header.removeprefix(_MARK).replace('"', "")
-    found = [mark for mark in ";\t" if _places(plain.split(mark), columns, exact=False)]
+    found = [mark for mark in ";\t" if _places(plain.split(mark), known)]
     return found[0] if found else ","
 
 
-def _places(names: Sequence[str], columns: Sequence[str], exact: bool) -> list[int]:
-    """Return where the columns stand in a header; nothing unless each stands there once."""
-    if exact:
-        return list(range(len(columns))) if names == list(columns) else []
-    known = [name.strip().lower() for name in names]
-    once = all(known.count(name) == 1 for name in columns)
-    return [known.index(name) for name in columns] if once else []
+def _exact_places(names: Sequence[str], columns: Sequence[str]) -> list[int]:
+    return list(range(len(columns))) if names == list(columns) else []
+
+
+def _places(names: Sequence[str], known: Sequence[Sequence[str]]) -> list[int]:
+    """Return where the columns are in a header, each by the first of its names that is there.
+
+    Nothing unless each is there, and once.
+    """
+    header = [name.strip().lower() for name in names]
+    found = [next((name for name in one if name in header), "") for one in known]
+    once = all(header.count(name) == 1 for name in found)
+    return [header.index(name) for name in found] if once else []
 
 
 def _refuse(bad: pd.Series, what: str, source: str) -> None:

@@ -103,7 +103,8 @@ def read_slides(path: Path, ids: Strings) -> Strings:
         content = path.read_bytes()
     except OSError as error:
         raise KitError(f"cannot read id,slide from {path}: {error.strerror}") from error
-    table = read_table(content, ["id", "slide"], source=str(path))
+    aliases = {"slide": ["wsi"]}
+    table = read_table(content, ["id", "slide"], source=str(path), aliases=aliases)
     known = require_ids(table["id"], source=str(path))
     wanted = known.isin(ids)
     require_values(table["slide"][wanted], source=str(path))
