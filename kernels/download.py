@@ -27,7 +27,7 @@ def main(options: DownloadOptions) -> None:
     """Fetch what is missing, and pack it."""
     folder = options.data
     already = data.is_packed(folder)
-    if not already and not is_extracted(folder):
+    if not already and data.extracted_folder(folder) is None:
         download(folder)
     packed = pack(folder)
     if packed.is_standin:
@@ -39,12 +39,6 @@ def main(options: DownloadOptions) -> None:
     how = "already there, proved when they were packed" if already else "packed, each one proved"
     print(f"{packed.folder}: {tiles}, {how}")
     print(f"next: {base.command('explore', '--data', folder)}")
-
-
-def is_extracted(folder: Path) -> bool:
-    """Whether the archive lies there already, extracted."""
-    there = base.competition.data_folder(folder)
-    return all((there / split).is_dir() for split in base.SPLITS)
 
 
 def download(folder: Path) -> None:

@@ -57,10 +57,3 @@ def data_folder(data: Path) -> Path:
     if not data.exists() and "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
         return next((mount for mount in KAGGLE_INPUTS if mount.is_dir()), data)
     return data
-
-
-def store_folder(data: Path) -> Path:
-    """Return where the packed tiles of `data` lie: inside it, or here if it is read-only."""
-    inside = data / "store"
-    read_only = data.exists() and not inside.exists() and not os.access(data, os.W_OK)
-    return Path("store") if read_only else inside

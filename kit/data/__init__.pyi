@@ -1,5 +1,6 @@
 from . import stains as stains
 from .archive import CorruptArchiveError as CorruptArchiveError
+from .archive import extracted_folder as extracted_folder
 from .datasets import Batch as Batch
 from .datasets import DeviceDataset as DeviceDataset
 from .datasets import TileDataset as TileDataset

@@ -1,7 +1,9 @@
 """Where tiles are packed from: the competition's archive, or its files, extracted."""
 
+import hashlib
 import mmap
 import os
+import re
 import struct
 import zipfile
 import zlib
@@ -25,17 +27,28 @@ class CorruptMemberError(TileError):
 
 
 class Archive:
-    """The competition's zip, mapped, so that threads inflate its members side by side."""
+    """The competition's zip, mapped, so that threads inflate its members side by side.
+
+    All of its files may lie in one folder, as some programs pack them; names leave that out.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def identity(self) -> dict[str, Any]:
+        """Return what tells this archive from another one without reading it."""
         status = self.path.stat()
         return {"source": self.path.name, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
 
     @contextmanager
     def open(self) -> Iterator[Self]:
+        """Map the archive for as long as the block lasts.
+
+        Raises
+        ------
+        CorruptArchiveError
+            If it is not a whole zip file.
+        """
         self._read_directory()
         with (
             self.path.open("rb") as file,
@@ -46,15 +59,20 @@ class Archive:
     def _read_directory(self) -> None:
         try:
             with zipfile.ZipFile(self.path) as archive:
-                self._members = archive.infolist()
+                members = archive.infolist()
                 self.is_standin = archive.comment == competition.STANDIN_COMMENT
-        # A ValueError is a name that is no text.
+        # A ValueError is a name that is not text.
         except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
             raise CorruptArchiveError(f"{self.path} is not a whole zip file: {error}") from error
-        self._infos = {info.filename: info for info in self._members}
+        except OSError as error:
+            raise KitError(f"cannot read {self.path}: {error.strerror}") from error
+        top = _top_folder([info.filename for info in members])
+        self._names = [info.filename.removeprefix(top) for info in members]
+        self._infos = dict(zip(self._names, members, strict=True))
 
     def names(self) -> list[str]:
-        return [info.filename for info in self._members]
+        """Return the members' names in the order in which they are stored."""
+        return self._names
 
     def read(self, name: str, limit: int) -> bytes:
         """Inflate one member and check its size and CRC (APPNOTE 6.3.10, 4.3.7)."""
@@ -78,6 +96,24 @@ class Archive:
         return content
 
 
+def is_outside(name: str) -> bool:
+    """Return whether a name is absolute, or leads up, on any system."""
+    first, *_ = parts = re.split(r"[/\\]", name)
+    return not first or first.endswith(":") or ".." in parts
+
+
+def _top_folder(names: list[str]) -> str:
+    """Return the path, "" or ending in "/", below which all of the competition's files lie."""
+    if competition.LABELS_FILE in names:
+        return ""
+    tops = {
+        name.removesuffix(competition.LABELS_FILE)
+        for name in names
+        if name.endswith(f"/{competition.LABELS_FILE}") and not is_outside(name)
+    }
+    return tops.pop() if len(tops) == 1 else ""
+
+
 def _inflate(content: bytes, size: int) -> bytes:
     """Inflate at most one byte more than `size`, so that no member can fill the memory."""
     try:
@@ -99,15 +135,26 @@ class Folder:
         self.path = path
         self.is_standin = (path / competition.STANDIN_FILE).exists()
 
-    def identity(self) -> dict[str, Any]:
-        labels = self.path / competition.LABELS_FILE
-        return {"source": "folder", "mtime_ns": labels.stat().st_mtime_ns}
+    def identity(self) -> dict[str, Any] | None:
+        """Return a digest of both tables, which name every tile, and by its id its pixels.
+
+        None where a table is missing, or cannot be read.
+        """
+        digest = hashlib.sha256()
+        for name in TABLES:
+            try:
+                digest.update(hashlib.sha256((self.path / name).read_bytes()).digest())
+            except OSError:
+                return None
+        return {"source": "folder", "tables": digest.hexdigest()}
 
     @contextmanager
     def open(self) -> Iterator[Self]:
+        """Do nothing; an archive must be opened."""
         yield self
 
     def names(self) -> list[str]:
+        """Return the names of the tables and of all that lies beside tiles."""
         found = [name for name in TABLES if (self.path / name).is_file()]
         tiles = (
             f"{split}/{entry.name}" for split in SPLITS for entry in os.scandir(self.path / split)
@@ -115,12 +162,16 @@ class Folder:
         return [*found, *tiles]
 
     def read(self, name: str, limit: int) -> bytes:
+        """Return the content of a file that is not larger than `limit`."""
         path = self.path / name
         # A pipe or a device would never end.
         if not path.is_file():
             raise TileError("not a file")
         _check_size(path.stat().st_size, limit)
-        return path.read_bytes()
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise TileError(f"cannot be read: {error.strerror}") from error
 
 
 Source = Archive | Folder
@@ -131,6 +182,18 @@ def find_source(data: Path) -> Source | None:
     folder = competition.data_folder(data)
     if (folder / competition.ARCHIVE).is_file():
         return Archive(folder / competition.ARCHIVE)
-    if all((folder / split).is_dir() for split in SPLITS):
-        return Folder(folder)
-    return None
+    extracted = extracted_folder(folder)
+    return Folder(extracted) if extracted is not None else None
+
+
+def extracted_folder(data: Path) -> Path | None:
+    """Return the folder, `data` or the only one in it, that holds those of both splits."""
+    folder = competition.data_folder(data)
+    if _has_splits(folder):
+        return folder
+    below = [inner for inner in folder.glob("*/") if _has_splits(inner)]
+    return below[0] if len(below) == 1 else None
+
+
+def _has_splits(folder: Path) -> bool:
+    return all((folder / split).is_dir() for split in SPLITS)

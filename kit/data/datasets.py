@@ -1,7 +1,6 @@
 """Tiles as tensors: datasets over the packed tiles."""
 
 import math
-import os
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from torch.utils.data import Dataset
 
 from kit.base import CHANNELS, TILE_SIZE, Indices, KitError, Labels, Pixels, Recipe
 from kit.data import tensor_transforms, transforms
+from kit.data.mapped import map_temporary
 from kit.data.transforms import Keys, PerTile, Pipeline, Resize, TileAugmentation
 
 Draw = tuple[int, int]
@@ -201,9 +201,16 @@ def fits_on_device(recipe: Recipe, tiles: int, device: torch.device) -> bool:
 
 def _resize_all(tiles: Pixels, rows: Indices, resize: Resize) -> Pixels:
     """Resize rows of the store, side by side, to (rows, size, size, 3)."""
-    resized = _scratch((len(rows), resize.size, resize.size, CHANNELS))
+    shape = (len(rows), resize.size, resize.size, CHANNELS)
+    try:
+        mapped = map_temporary(shape)
+    except OSError as error:
+        raise KitError(
+            f"no room for {math.prod(shape):,} bytes of resized tiles in "
+            f"{tempfile.gettempdir()}: set TMPDIR to a folder with room ({error.strerror})"
+        ) from error
     # An item of a memory-mapped array takes longer to make than most tiles to resize.
-    tiles = np.asarray(tiles)
+    tiles, resized = np.asarray(tiles), np.asarray(mapped)
 
     def fill(positions: Indices) -> None:
         for position in positions:
@@ -211,18 +218,4 @@ def _resize_all(tiles: Pixels, rows: Indices, resize: Resize) -> Pixels:
 
     with ThreadPoolExecutor(torch.get_num_threads()) as executor:
         list(executor.map(fill, np.array_split(np.arange(len(rows)), 1 + len(rows) // 256)))
-    return resized
-
-
-def _scratch(shape: tuple[int, ...]) -> Pixels:
-    """Return an array in an unnamed temporary file, whose pages may leave the memory again."""
-    with tempfile.TemporaryFile() as file:
-        try:
-            # A disk that fills up later would kill the process.
-            os.posix_fallocate(file.fileno(), 0, math.prod(shape))
-        except OSError as error:
-            raise KitError(
-                f"no room for {math.prod(shape):,} bytes of resized tiles in "
-                f"{tempfile.gettempdir()}: set TMPDIR to a folder with room ({error.strerror})"
-            ) from error
-        return np.asarray(np.memmap(file, np.uint8, shape=shape))
+    return mapped

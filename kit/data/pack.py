@@ -3,9 +3,9 @@
 import hashlib
 import json
 import os
-import re
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -28,7 +28,13 @@ from kit.base import (
     require_labels,
     write_text,
 )
-from kit.data.archive import Archive, CorruptArchiveError, CorruptMemberError, Source
+from kit.data.archive import (
+    Archive,
+    CorruptArchiveError,
+    CorruptMemberError,
+    Source,
+    is_outside,
+)
 from kit.data.tiff import TileError, tile_pixels
 
 FORMAT = 1
@@ -47,14 +53,14 @@ Problems = dict[str, TileError]
 
 def write_store(folder: Path, source: Source, *, skip_bad: bool) -> None:
     """Write both splits of an opened source, then the manifest that says they are whole."""
-    index: Index = {"train": _read_labels(source), "test": _read_sample(source)}
-    _check_honour(index["train"], index["test"], source.path)
+    index = read_index(source)
+    _note_passed_over(source)
     problems = _name_problems(source.names(), index)
-    problems |= _copy_tiles(folder, source, _without(problems, index))
+    problems |= _copy_tiles(folder, source, without(problems, index))
     if problems:
         if not (skip_bad and _are_skippable(problems)):
             _refuse(problems, source)
-        index = _without(problems, index)
+        index = without(problems, index)
         if index["train"].empty:
             raise KitError(f"no training tile in {source.path} is good: fetch the data again")
         # Once more, so that the rows of the good tiles follow each other.
@@ -65,20 +71,39 @@ def write_store(folder: Path, source: Source, *, skip_bad: bool) -> None:
 
 def _write_tables(folder: Path, source: Source, index: Index, skipped: Problems) -> None:
     """Write the splits' tables, and last the manifest."""
-    digest = hashlib.sha256()
-    for split, table in index.items():
-        text = table.to_csv(index=False, lineterminator="\n")
-        digest.update(text.encode())
+    for split, text in _texts(index).items():
         write_text(folder / f"{split}.csv", text)
     manifest = {
         "format": FORMAT,
-        "fingerprint": digest.hexdigest(),
+        "fingerprint": fingerprint(index),
         "is_standin": source.is_standin,
         "tiles": {split: len(table) for split, table in index.items()},
         "skipped": {name: str(skipped[name]) for name in sorted(skipped)},
         "packed_from": source.identity(),
     }
     write_text(folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+
+
+def read_index(source: Source) -> Index:
+    """Read what an opened source's tables say of both splits.
+
+    Raises
+    ------
+    KitError
+        If a table is missing or damaged, or labels test tiles.
+    """
+    index: Index = {"train": _read_labels(source), "test": _read_sample(source)}
+    _check_honour(index["train"], index["test"], source.path)
+    return index
+
+
+def fingerprint(index: Index) -> str:
+    """Return the SHA-256 of all ids and labels, which a store is known by."""
+    return hashlib.sha256("".join(_texts(index).values()).encode()).hexdigest()
+
+
+def _texts(index: Index) -> dict[Split, str]:
+    return {split: table.to_csv(index=False, lineterminator="\n") for split, table in index.items()}
 
 
 def _copy_tiles(folder: Path, source: Source, index: Index) -> Problems:
@@ -89,10 +114,10 @@ def _copy_tiles(folder: Path, source: Source, index: Index) -> Problems:
     return problems
 
 
-def _without(problems: Problems, index: Index) -> Index:
-    """Return the index without its bad tiles."""
+def without(names: Container[str], index: Index) -> Index:
+    """Return the index without the tiles of some names."""
     return {
-        split: table[[_member(split, tile) not in problems for tile in table["id"]]]
+        split: table[[_member(split, tile) not in names for tile in table["id"]]]
         for split, table in index.items()
     }
 
@@ -100,13 +125,13 @@ def _without(problems: Problems, index: Index) -> Index:
 def _name_problems(names: Sequence[str], index: Index) -> Problems:
     """Compare the members' names with those of the tables."""
     counts = Counter(names)
-    tiles = {name for name in counts if name.startswith(_SPLIT_FOLDERS) and name[-1] != "/"}
+    tiles = {name for name in counts if name.startswith(_SPLIT_FOLDERS) and _is_tile(name)}
     expected = {_member(split, tile) for split in index for tile in index[split]["id"]}
     return (
         {name: TileError("missing") for name in expected - tiles}
         | {name: TileError("not in the table") for name in tiles - expected}
         | {name: TileError("stands there twice") for name in tiles if counts[name] > 1}
-        | {name: TileError("leads out of its folder") for name in counts if _is_outside(name)}
+        | {name: TileError("leads out of its folder") for name in counts if is_outside(name)}
     )
 
 
@@ -114,10 +139,22 @@ def _member(split: Split, tile: str) -> str:
     return f"{split}/{tile}.tif"
 
 
-def _is_outside(name: str) -> bool:
-    """Whether a name is absolute, or climbs, on any system."""
-    first, *_ = parts = re.split(r"[/\\]", name)
-    return not first or first.endswith(":") or ".." in parts
+def _is_tile(name: str) -> bool:
+    """Whether a name may be meant for a tile; `.DS_Store`, `Thumbs.db`, `._x.tif` are not."""
+    last = name.rpartition("/")[2]
+    return last.lower().endswith((".tif", ".tiff")) and not last.startswith(".")
+
+
+def _note_passed_over(source: Source) -> None:
+    """Count what lies beside the tiles and is not one, as file managers leave it there."""
+    beside = [name for name in source.names() if name.startswith(_SPLIT_FOLDERS)]
+    others = [name for name in beside if not name.endswith("/") and not _is_tile(name)]
+    if others:
+        print(
+            f"note: {len(others):,} names in {source.path} are not those of tiles and were passed "
+            f"over, the first {min(others)}",
+            file=sys.stderr,
+        )
 
 
 def _are_skippable(problems: Problems) -> bool:
@@ -229,16 +266,20 @@ def _read_sample(source: Source) -> pd.DataFrame:
 
 def _read_table(source: Source, name: str) -> tuple[pd.DataFrame, str]:
     """Read a table of id,label, its ids proved; return what messages call it, too."""
-    # As a leaderboard is that was saved under the archive's name.
-    wrong = CorruptArchiveError if isinstance(source, Archive) else KitError
     count = source.names().count(name)
     if count != 1:
-        raise wrong(f"{source.path} holds {count or 'no'} {name}: fetch the data again")
+        again = "fetch it again, or extract it from the competition's archive"
+        if isinstance(source, Archive):
+            # As a leaderboard is that was saved under the archive's name.
+            again = "it is not the competition's. Move it away and type `make download`"
+        raise KitError(f"{source.path} holds {count or 'no'} {name}: {again}")
     called = f"{source.path}: {name}"
     try:
         content = source.read(name, _MAX_TABLE_BYTES)
+    except CorruptMemberError as error:
+        raise CorruptArchiveError(f"{called}: {error}") from error
     except TileError as error:
-        raise wrong(f"{called}: {error}") from error
+        raise KitError(f"{called}: {error}") from error
     table = read_table(content, ["id", "label"], source=called)
     if table.empty:
         raise KitError(f"{called} names no tile: fetch the data again")

@@ -8,6 +8,7 @@ store/manifest.json  written last: what was packed, and its fingerprint
 import hashlib
 import io
 import json
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,8 +30,9 @@ from kit.base import (
     atomic_folder,
     competition,
 )
-from kit.data.archive import find_source
-from kit.data.pack import FORMAT, tiles_shape, write_store
+from kit.data.archive import Folder, Source, find_source
+from kit.data.mapped import map_file
+from kit.data.pack import FORMAT, fingerprint, read_index, tiles_shape, without, write_store
 
 STANDIN_NOTICE = (
     "*** STAND-IN: the tiles in {data} are synthetic. No figure here says anything of the "
@@ -38,8 +40,9 @@ STANDIN_NOTICE = (
 )
 SKIPPED_NOTICE = (
     "note: {count:,} bad training tiles were left out when {folder} was packed; its manifest.json "
-    "names them"
+    "names them. To pack them again, delete that folder"
 )
+OUTSIDE_NOTICE = "note: {data} is read-only, so its packed tiles are in {folder}"
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,10 @@ class Store:
 
     Attributes
     ----------
+    data
+        The folder of the competition's data, beside whose files a table of slides may lie.
+    folder
+        Where the packed tiles lie.
     fingerprint
         SHA-256 over all ids and labels. As an id is the hash of its pixels, two stores of one
         fingerprint hold the same pixels, too.
@@ -79,6 +86,7 @@ class Store:
         What was wrong with each tile that was left out, by its name.
     """
 
+    data: Path
     folder: Path
     train: TileSet
     test: TileSet
@@ -107,15 +115,9 @@ def open_store(data: Path) -> Store:
 
 
 def is_packed(data: Path) -> bool:
-    """Whether a folder's tiles are packed, and its archive, if still there, is the one packed."""
-    folder = competition.store_folder(competition.data_folder(data))
-    if not (folder / "manifest.json").is_file():
-        return False
-    manifest = _read_manifest(folder)
+    """Return whether a folder's tiles are packed: those of its archive, if that is still there."""
     source = find_source(data)
-    return manifest["format"] == FORMAT and (
-        source is None or manifest["packed_from"] == source.identity()
-    )
+    return _holds(_store_folder(data, source), source)
 
 
 def pack_tiles(data: Path, *, skip_bad: bool = False) -> Store:
@@ -125,11 +127,14 @@ def pack_tiles(data: Path, *, skip_bad: bool = False) -> Store:
     Nothing counts as packed before the manifest is written: an interrupted packing starts
     clean the next time, and a finished one is returned at once.
 
+    The tiles go to `store` in the folder, which may be a link to a larger disk. If the folder is
+    read-only, they go to the working folder, under a name that is that of this data alone.
+
     Parameters
     ----------
     skip_bad
         Leave bad training tiles out, with their labels, and record them in the manifest. A bad
-        test tile is refused all the same: a submission needs a probability for each of them.
+        test tile is refused even so: a submission needs a probability for each of them.
 
     Raises
     ------
@@ -139,10 +144,19 @@ def pack_tiles(data: Path, *, skip_bad: bool = False) -> Store:
         If there is no data, a table or a tile is bad, or the disk is full. All bad tiles are
         named, up to `MAX_PROBLEMS`.
     """
-    folder = competition.store_folder(competition.data_folder(data))
-    if not is_packed(data):
-        _pack(data, folder, skip_bad)
-    packed = _load(folder)
+    source = find_source(data)
+    folder = _store_folder(data, source)
+    if not _holds(folder, source):
+        if source is None:
+            raise KitError(
+                f"no data in {data}: neither {competition.ARCHIVE} nor train/ and test/.\n"
+                "Type `make download` for the competition's data, or `make demo` for a synthetic "
+                "stand-in"
+            )
+        _pack(source, folder, skip_bad)
+    packed = _load(competition.data_folder(data), folder)
+    if not folder.is_relative_to(packed.data):
+        print(OUTSIDE_NOTICE.format(data=data, folder=folder), file=sys.stderr)
     if packed.is_standin:
         print(STANDIN_NOTICE.format(data=data), file=sys.stderr)
     if packed.skipped:
@@ -150,21 +164,66 @@ def pack_tiles(data: Path, *, skip_bad: bool = False) -> Store:
     return packed
 
 
-def _pack(data: Path, folder: Path, skip_bad: bool) -> None:
-    """Pack a folder's tiles into a new store that takes the place of an old one."""
-    source = find_source(data)
-    if source is None:
-        raise KitError(
-            f"no data in {data}: neither {competition.ARCHIVE} nor train/ and test/.\n"
-            "Type `make download` for the competition's data, or `make demo` for a synthetic "
-            "stand-in"
-        )
+def _store_folder(data: Path, source: Source | None) -> Path:
+    """Return where a folder's packed tiles lie, or will lie."""
+    data = competition.data_folder(data)
+    inside = data / "store"
+    is_writable = os.access(data, os.W_OK) or inside.is_symlink() or not data.exists()
+    if is_writable or _holds(inside, source):
+        return inside
+    # Where version 0.4 packed all data that is read-only, whichever it was.
+    shared = Path("store")
+    if source is not None and _holds(shared, source):
+        return shared
+    digest = hashlib.sha256(os.fsencode(data.resolve())).hexdigest()[:8]
+    return Path(f"packed-{digest}") / "store"
+
+
+def _holds(folder: Path, source: Source | None) -> bool:
+    """Whether a store is whole and holds the tiles of a source, if that is still there."""
+    if not (folder / "manifest.json").is_file():
+        return False
+    manifest = _read_manifest(folder)
+    if manifest["format"] != FORMAT:
+        return False
+    identity = source and source.identity()
+    if identity is None or manifest["packed_from"] == identity:
+        return True
+    # Extracted folders had another identity in version 0.4; what the tables say decides.
+    return isinstance(source, Folder) and manifest["fingerprint"] == _fingerprint(source, manifest)
+
+
+def _fingerprint(source: Folder, manifest: Mapping[str, Any]) -> str | None:
+    """Return the fingerprint of a store of this source, less the tiles that were left out."""
+    try:
+        return fingerprint(without(manifest.get("skipped", {}), read_index(source)))
+    except KitError:
+        # Packing will say it.
+        return None
+
+
+def _pack(source: Source, folder: Path, skip_bad: bool) -> None:
+    """Pack a source's tiles into a new store that takes the place of an old one."""
+    target = _target(folder)
     with (
-        FolderLock(folder.parent),
+        FolderLock(target.parent),
         source.open() as opened,
-        atomic_folder(folder, marker="manifest.json") as partial,
+        atomic_folder(target, marker="manifest.json") as partial,
     ):
         write_store(partial, opened, skip_bad=skip_bad)
+
+
+def _target(folder: Path) -> Path:
+    """Return the folder that a store's path leads to, which may lie on another disk."""
+    target = Path(os.path.realpath(folder))
+    if target.is_symlink():
+        raise KitError(f"{folder} is a link to itself: remove it")
+    if target.is_mount():
+        raise KitError(
+            f"{folder} leads to {target}, the top of a disk, which cannot be replaced: make it a "
+            "link to a folder there"
+        )
+    return target
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -183,7 +242,7 @@ def _damaged(folder: Path, what: object) -> KitError:
     return KitError(f"{folder} is damaged ({what}): delete it and pack again")
 
 
-def _load(folder: Path) -> Store:
+def _load(data: Path, folder: Path) -> Store:
     """Map a finished store whose tables are still those that were packed."""
     manifest = _read_manifest(folder)
     try:
@@ -194,6 +253,7 @@ def _load(folder: Path) -> Store:
     except (OSError, ValueError) as error:
         raise _damaged(folder, error) from error
     return Store(
+        data,
         folder,
         train,
         test,
@@ -224,4 +284,4 @@ def _map(path: Path, count: int) -> Pixels:
         is_whole = file.read(start) == header.getvalue()
     if not is_whole or path.stat().st_size != start + count * TILE_BYTES:
         raise ValueError(f"{path.name} does not hold {count} tiles")
-    return np.memmap(path, np.uint8, "r", start, tiles_shape(count))
+    return map_file(path, start, tiles_shape(count))
