@@ -110,7 +110,7 @@ def test_a_missing_slide_table_is_told(tmp_path: Path) -> None:
     [
         (f"id,slide\n{IDS[0]},A\n", f"no slide for 1 tiles, first {IDS[1]}"),
         (f"id,slide\n{IDS[0]},A\n{IDS[0]},B\n", "line 3: id 'a+' stands there twice"),
-        (f"id,wsi\n{IDS[0]},A\n", "line 1: the header is 'id,wsi', not 'id,slide'"),
+        (f"id,patient\n{IDS[0]},A\n", "line 1: the header is 'id,patient', not 'id,slide'"),
         ("", "line 1: the header is '', not 'id,slide'"),
         (f"id,slide\n{IDS[0]},\n{IDS[1]},A\n", "line 2: slide '' is empty"),
     ],
