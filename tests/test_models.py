@@ -88,6 +88,23 @@ def test_layer_table_counts_as_keras_does() -> None:
     assert "(64, 2, 2)" in table
 
 
+def test_layer_table_of_a_backbone_has_few_lines_and_the_same_sums() -> None:
+    model = models.create_model(Recipe(model="test_resnet"))
+    whole, short = (models.layer_table(model, 96, depth=depth).splitlines() for depth in (None, 1))
+    assert len(short) == 12 < len(whole)
+    assert [line.split()[0] for line in short[1:3]] == ["conv1", "bn1"]
+    assert short[-1] == whole[-1]
+    counts = [
+        sum(int(line.split()[-1].replace(",", "")) for line in t[1:-1]) for t in (whole, short)
+    ]
+    assert counts[0] == counts[1]
+    assert model.training
+
+
+def test_layer_table_is_made_on_the_networks_device() -> None:
+    assert "53,313" in models.layer_table(SmallCNN().to("meta"), 32)
+
+
 def test_keras_initialisation_is_glorot_uniform_with_zero_biases() -> None:
     model = SmallCNN(widths=(32, 64, 4096))
     for layer, fans in ((model.features[1].layer, 9 * (32 + 64)), (model.dense.layer, 256 + 4096)):
