@@ -13,6 +13,8 @@ SCRIPT = """
 import os, signal, sys
 from kit.base import KitError, StoppedError, exit_on_error
 with exit_on_error():
+    pass  # As a command that imports its libraries in a block of their own.
+with exit_on_error():
     exec(sys.argv[1])
 """
 FULL = Path("/dev/full")

@@ -129,7 +129,7 @@ def _interrupted_once() -> Iterator[_Interrupt]:
     handler = signal.getsignal(signal.SIGINT)
     if isinstance(handler, _Interrupt):
         yield handler
-    elif handler is not signal.default_int_handler:
+    elif handler not in (signal.default_int_handler, signal.SIG_DFL):
         yield interrupt
     else:
         signal.signal(signal.SIGINT, interrupt)
@@ -137,7 +137,7 @@ def _interrupted_once() -> Iterator[_Interrupt]:
         try:
             yield interrupt
         finally:
-            # What is left is the interpreter's own end.
+            # Until the next block of a command, or the interpreter's own end.
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             sys.unraisablehook = sys.__unraisablehook__
 
