@@ -14,3 +14,9 @@ os.environ |= {
     # huggingface_hub describes the machine to its server with each download.
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
+
+# PyTorch's threads spin while they wait for each other, by default for some milliseconds. On cores
+# that other programs use, too, they keep away the very thread that they wait for, and a step takes
+# several times as long. OpenMP reads this when PyTorch is first imported.
+if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+    os.environ["GOMP_SPINCOUNT"] = "1000"
