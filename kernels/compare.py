@@ -53,7 +53,7 @@ def main(options: CompareOptions, argv: list[str]) -> None:
     first, second = comparison.arms
     predictions = study.pooled_predictions(comparison)
     slides = data.find_slides(tiles, recipe.slides)
-    by_id = None if slides is None else dict(zip(tiles.train.ids, slides, strict=True))
+    by_id = None if slides is None else known_slides(tiles.train.ids, slides)
     tables = {
         "table1": study.paired_table(outcomes, first, second),
         "delong": study.delong_table(predictions, first, second),
@@ -76,6 +76,12 @@ def main(options: CompareOptions, argv: list[str]) -> None:
     for table in tables.values():
         print(f"\n{table}")
     print(f"\n{verdict}\nthe whole study: {options.out}/report.html")
+
+
+def known_slides(ids: base.Strings, slides: base.Strings) -> dict[str, str]:
+    """Return the slide of each tile that a table names."""
+    pairs = zip(ids.tolist(), slides.tolist(), strict=True)
+    return {tile: slide for tile, slide in pairs if slide != data.UNKNOWN}
 
 
 if __name__ == "__main__":

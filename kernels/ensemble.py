@@ -12,8 +12,8 @@ import numpy as np
 import tyro
 
 from kit import stats
-from kit.base import KitError, exit_on_error
-from kit.data import read_slides
+from kit.base import KitError, Strings, exit_on_error
+from kit.data import UNKNOWN, read_slides
 from kit.runs import (
     Ensemble,
     Gain,
@@ -48,7 +48,7 @@ def main(
         raise KitError("an ensemble needs two runs or more: ensemble.py runs/ONE runs/OTHER")
     tiles, predictions = read_predictions(runs)
     labels = tiles["label"].to_numpy()
-    groups = read_slides(slides, tiles["id"].to_numpy(str)) if slides else None
+    groups = slides_of(slides, tiles["id"].to_numpy(str)) if slides else None
     chosen = choose_ensemble(runs, labels, predictions, mean)
     judged = judge_gain(labels, predictions, mean, slides=groups)
     path = write_ensemble(out, chosen, asdict(judged))
@@ -56,6 +56,18 @@ def main(
     aucs = [stats.auc(labels, one) for one in [*predictions, everything.combine(predictions)]]
     print("\n".join(describe(runs, aucs, chosen, judged)))
     print(f"{path}\nnext: python kernels/predict.py --ensemble {path} --out submission.csv")
+
+
+def slides_of(path: Path, ids: Strings) -> Strings:
+    """Read the slide of each tile, all of which must be known: the gain is judged by slides."""
+    slides = read_slides(path, ids)
+    if missing := int((slides == UNKNOWN).sum()):
+        raise KitError(
+            f"{path} has no slide for {missing:,} of the {len(ids):,} held-out tiles, the first "
+            f"{ids[slides == UNKNOWN][0]}: train with --slides {path}, which leaves them out, or "
+            "judge without --slides"
+        )
+    return slides
 
 
 def describe(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kit import base, data, report
-from kit.base import KitError, exit_on_error
+from kit.base import exit_on_error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,16 +26,19 @@ class ExploreOptions:
     out: Path | None = None
     """Folder to write; DIR/explore of --data by default."""
     slides: Path | None = None
-    """CSV of id,slide for the training tiles; slides.csv in --data by default, where there is
-    one."""
+    """CSV of id,slide (or id,wsi) for the training tiles; by default slides.csv or
+    patch_id_wsi_full.csv in --data, where there is one."""
 
 
 def main(options: ExploreOptions, argv: list[str]) -> None:
     """Measure, draw and write."""
-    if options.slides is not None and not options.slides.is_file():
-        raise KitError(f"no table of slides at {options.slides}")
     tiles = data.open_store(options.data)
-    found = report.explore_store(tiles, data.find_slides(tiles, options.slides))
+    slides = (
+        data.find_slides(tiles)
+        if options.slides is None
+        else data.read_slides(options.slides, tiles.train.ids)
+    )
+    found = report.explore_store(tiles, slides)
     out = options.out or options.data / "explore"
     drawn = report.exploration_figures(found)
     for name, drawing in drawn.items():

@@ -9,6 +9,7 @@ statistics are kept.
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -55,6 +56,7 @@ def train_folds(options: TrainOptions, tiles: data.Store, folder: Path, command:
     """Train a run a fold, those apart that are finished, and pool their predictions."""
     recipe = options.recipe
     assert recipe.folds is not None
+    data.check_holdouts(tiles, [replace(recipe, fold=fold) for fold in range(recipe.folds)])
     for fold in range(recipe.folds):
         part = folder / f"fold-{fold}"
         print(f"fold {fold}, {fold + 1} of {recipe.folds}: {part}", flush=True)
@@ -111,9 +113,10 @@ def describe(run: runs.Run) -> str:
         f"{', which holds the tiles' if run.holds_tiles else ''}; into {run.folder}"
     )
     if recipe.slides is None:
+        table = data.find_slides_table(run.store) or "TABLE"
         lines.append(
-            "note: tiles of one slide look alike, so a holdout of single tiles flatters; "
-            "--slides keeps slides apart"
+            "note: tiles of one slide look alike, and this holdout is one of single tiles: its "
+            f"figures are too high. --slides {shlex.quote(str(table))} keeps slides apart"
         )
     return "\n".join(lines)
 

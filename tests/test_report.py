@@ -305,4 +305,4 @@ def test_model_without_a_map_has_no_grad_cam(tiles: Store) -> None:
 
 def test_missing_table_of_slides_is_none(tiles: Store, tmp_path: Path) -> None:
     assert find_slides(tiles, tmp_path / "none.csv") is None
-    assert find_slides(replace(tiles, folder=tmp_path / "store")) is None
+    assert find_slides(replace(tiles, data=tmp_path)) is None

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -5,7 +6,14 @@ import pandas as pd
 import pytest
 
 from kit.base import KitError, Recipe
-from kit.data import holdout, read_slides, write_split
+from kit.data import (
+    UNKNOWN,
+    Store,
+    TileSet,
+    check_holdouts,
+    holdout,
+    write_split,
+)
 
 RNG = np.random.default_rng(0)
 LABELS = (RNG.random(1000) < 0.4).astype(np.int64)
@@ -92,30 +100,37 @@ def test_split_file_names_the_chosen_tiles(tmp_path: Path) -> None:
     assert table["id"][table["fold"] == "valid"].tolist() == ids[chosen.valid].tolist()
 
 
-IDS = np.array(["a" * 40, "b" * 40])
+def test_tiles_without_a_slide_are_on_neither_side() -> None:
+    slides = np.where(np.arange(1000) < 700, SLIDES, UNKNOWN)
+    chosen = holdout(LABELS, Recipe(per_class=None), slides)
+    assert sorted([*chosen.train, *chosen.valid]) == list(range(700))
 
 
-def test_slides_are_read_in_the_order_of_the_ids(tmp_path: Path) -> None:
-    (tmp_path / "s.csv").write_text(f"slide,id\nB,{IDS[1]}\nA,{IDS[0]}\nC,{'c' * 40}\n")
-    assert read_slides(tmp_path / "s.csv", IDS).tolist() == ["A", "B"]
+# One slide holds all positive tiles, so that only one fold of five can be held out.
+LOPSIDED = np.where(LABELS == 1, "S", np.array([f"N{row % 9}" for row in range(1000)]))
 
 
-def test_a_missing_slide_table_is_told(tmp_path: Path) -> None:
-    with pytest.raises(KitError, match=r"cannot read id,slide from .*none\.csv: No such file"):
-        read_slides(tmp_path / "none.csv", IDS)
+@pytest.fixture
+def lopsided(tmp_path: Path) -> tuple[Store, Path]:
+    ids = np.array([f"{number:040x}" for number in range(1000)])
+    table = tmp_path / "slides.csv"
+    pd.DataFrame({"id": ids, "slide": LOPSIDED}).to_csv(table, index=False)
+    tiles = np.zeros((1000, 1, 1, 3), np.uint8)
+    train = TileSet(tiles, ids, LABELS)
+    return Store(tmp_path, tmp_path / "store", train, train, "", is_standin=False), table
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (f"id,slide\n{IDS[0]},A\n", f"no slide for 1 tiles, first {IDS[1]}"),
-        (f"id,slide\n{IDS[0]},A\n{IDS[0]},B\n", "line 3: id 'a+' stands there twice"),
-        (f"id,patient\n{IDS[0]},A\n", "line 1: the header is 'id,patient', not 'id,slide'"),
-        ("", "line 1: the header is '', not 'id,slide'"),
-        (f"id,slide\n{IDS[0]},\n{IDS[1]},A\n", "line 2: slide '' is empty"),
-    ],
-)
-def test_bad_slide_table_is_refused(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "s.csv").write_text(text)
-    with pytest.raises(KitError, match=message):
-        read_slides(tmp_path / "s.csv", IDS)
+def test_all_folds_and_seeds_are_checked_before_the_first_is_trained(
+    lopsided: tuple[Store, Path],
+) -> None:
+    store, table = lopsided
+    recipes = [Recipe(seed=seed) for seed in range(3)]
+    check_holdouts(store, recipes)
+    by_slide = Recipe(slides=table, folds=5, batch_size=8)
+    folds = [replace(by_slide, fold=fold) for fold in range(5)]
+    with pytest.raises(
+        KitError, match=r"^fold \d of 5, seed 0: the .* side has no tile of class 1"
+    ):
+        check_holdouts(store, folds)
+    with pytest.raises(KitError, match=r"^seed 2: 7\d+ training tiles do not fill a batch of 999"):
+        check_holdouts(store, [*recipes, Recipe(seed=2, batch_size=999, per_class=None)])

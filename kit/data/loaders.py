@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from kit.base import Indices, KitError
 from kit.data.datasets import Batch, Draw, TileDataset
+from kit.data.split import check_batch
 
 EVAL_BATCH_SIZE = 256
 
@@ -90,15 +91,6 @@ def train_loader(
         len(dataset), batch_size=batch_size, seed=dataset.seed, rank=rank, processes=processes
     )
     return _loader(dataset, sampler, workers)
-
-
-def check_batch(tiles: int, batch_size: int) -> None:
-    """Refuse training tiles that do not fill a batch."""
-    if tiles < batch_size:
-        raise KitError(
-            f"{tiles} training tiles do not fill a batch of {batch_size}: choose a smaller "
-            "--batch-size"
-        )
 
 
 def eval_loader(

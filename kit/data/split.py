@@ -1,6 +1,7 @@
 """Who trains and who validates: stratified, or with no slide on both sides."""
 
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,18 +9,8 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 
-from kit.base import (
-    SLIDES_FILE,
-    Indices,
-    KitError,
-    Labels,
-    Recipe,
-    Strings,
-    read_table,
-    require_ids,
-    require_values,
-    write_text,
-)
+from kit.base import Indices, KitError, Labels, Recipe, Strings, write_text
+from kit.data.slides import UNKNOWN, read_recipe_slides
 from kit.data.store import Store
 
 # A grouped share is made of this many parts, each with about the same share of positives.
@@ -54,7 +45,7 @@ def holdout(labels: Labels, recipe: Recipe, slides: Strings | None = None) -> Ho
     recipe
         Only its options named above and its seed are used.
     slides
-        (tiles,), the slide of each tile.
+        (tiles,), the slide of each tile; tiles whose slide is `UNKNOWN` are on neither side.
 
     Raises
     ------
@@ -69,7 +60,7 @@ def holdout(labels: Labels, recipe: Recipe, slides: Strings | None = None) -> Ho
         _check_sides(labels, train, valid)
     else:
         _check_slides(slides, recipe)
-        rows = np.flatnonzero(~np.isin(slides, recipe.leave_out))
+        rows = np.flatnonzero(~np.isin(slides, [*recipe.leave_out, UNKNOWN]))
         valid = _slides_to_validate(labels, rows, slides, recipe)
         train = np.setdiff1d(rows, valid)
         _check_sides(labels, train, valid)
@@ -85,54 +76,37 @@ def recipe_holdout(store: Store, recipe: Recipe) -> Holdout:
     KitError
         As `holdout` and `read_slides` do.
     """
-    slides = None if recipe.slides is None else read_slides(recipe.slides, store.train.ids)
+    slides = None if recipe.slides is None else read_recipe_slides(recipe.slides, store)
     return holdout(store.labels, recipe, slides)
 
 
-def read_slides(path: Path, ids: Strings) -> Strings:
-    """Read the slide of each tile from a CSV of id,slide.
-
-    Tiles that are not among `ids` may stand there, too.
+def check_holdouts(store: Store, recipes: Iterable[Recipe]) -> None:
+    """Refuse trainings of which one could not begin, before the first of them does.
 
     Raises
     ------
     KitError
-        If the file is not such a table, or names a tile twice, or leaves one or its slide out.
+        Naming the fold and the seed of which a side would lack a class or fill no batch.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise KitError(f"cannot read id,slide from {path}: {error.strerror}") from error
-    aliases = {"slide": ["wsi"]}
-    table = read_table(content, ["id", "slide"], source=str(path), aliases=aliases)
-    known = require_ids(table["id"], source=str(path))
-    wanted = known.isin(ids)
-    require_values(table["slide"][wanted], source=str(path))
-    slides = table["slide"].set_axis(known)[wanted.to_numpy()].reindex(ids)
-    if slides.isna().any():
-        missing = slides.index[slides.isna()]
+    slides: dict[Path | None, Strings | None] = {None: None}
+    for recipe in recipes:
+        if recipe.slides not in slides and recipe.slides is not None:
+            slides[recipe.slides] = read_recipe_slides(recipe.slides, store)
+        try:
+            chosen = holdout(store.labels, recipe, slides[recipe.slides])
+            check_batch(len(chosen.train), recipe.batch_size)
+        except KitError as error:
+            fold = "" if recipe.fold is None else f"fold {recipe.fold} of {recipe.folds}, "
+            raise KitError(f"{fold}seed {recipe.seed}: {error}") from error
+
+
+def check_batch(tiles: int, batch_size: int) -> None:
+    """Refuse training tiles that do not fill a batch."""
+    if tiles < batch_size:
         raise KitError(
-            f"{path} has no slide for {len(missing)} tiles, first {missing[0]}: "
-            "add their lines, or give a table of all the training tiles"
+            f"{tiles} training tiles do not fill a batch of {batch_size}: choose a smaller "
+            "--batch-size"
         )
-    return slides.to_numpy(str)
-
-
-def find_slides(store: Store, path: str | Path | None = None) -> Strings | None:
-    """Read each training tile's slide from `path`, or from slides.csv beside the store.
-
-    Returns
-    -------
-    ndarray or None
-        (tiles,), in the order of the store's training tiles; None where there is no such file.
-
-    Raises
-    ------
-    KitError
-        If the file is not a table of slides, or leaves a tile out.
-    """
-    path = store.folder.parent / SLIDES_FILE if path is None else Path(path)
-    return read_slides(path, store.train.ids) if path.is_file() else None
 
 
 def write_split(path: Path, ids: Strings, chosen: Holdout) -> None:
@@ -209,7 +183,7 @@ def _part(labels: Labels, slides: Strings | None, parts: int, part: int, seed: i
 
 def _check_slides(slides: Strings, recipe: Recipe) -> None:
     """Refuse names that are no slide's, and names of all slides."""
-    known = set(slides)
+    known = set(slides) - {UNKNOWN}
     if unknown := sorted({*recipe.validate_on, *recipe.leave_out} - known):
         some = ", ".join(sorted(known)[:8])
         raise KitError(
@@ -217,6 +191,8 @@ def _check_slides(slides: Strings, recipe: Recipe) -> None:
             "--validate-on or --leave-out"
         )
     kept = known - set(recipe.leave_out)
+    if not kept:
+        raise KitError(f"--leave-out names all {len(known)} slides: leave some to train on")
     if not kept - set(recipe.validate_on):
         raise KitError(f"--validate-on names all {len(kept)} slides: leave one or more to train on")
 

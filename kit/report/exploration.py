@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from kit import __version__, stats
 from kit.base import CLASS_NAMES, Array, Floats, Indices, Pixels, Strings, competition, read_recipe
-from kit.data import Store, TileSet, recipe_holdout, stains
+from kit.data import UNKNOWN, Store, TileSet, recipe_holdout, stains
 from kit.stats import Interval
 
 NEAR_BLACK = 10
@@ -248,7 +248,7 @@ def blank_tiles(found: Exploration) -> pd.DataFrame:
 def slide_table(found: Exploration) -> pd.DataFrame:
     """Return a row a slide, the largest first."""
     tiles = found.train.tiles.assign(slide=found.slides, positive=found.store.labels)
-    by_slide = tiles.groupby("slide")
+    by_slide = tiles[tiles["slide"] != UNKNOWN].groupby("slide")
     table = pd.DataFrame({"tiles": by_slide.size(), "positive": by_slide["positive"].sum()})
     table.insert(1, "negative", table["tiles"] - table["positive"])
     table["share positive"] = table["positive"] / table["tiles"]

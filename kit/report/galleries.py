@@ -78,6 +78,6 @@ def _gallery_tiles(
     pixels = np.stack([store.train.tiles[row] for row in rows])
     heat = grad_cam(trained, pixels)
     overlays = [None] * len(rows) if heat is None else list(map(overlay, pixels, heat))
-    names = [None] * len(rows) if slides is None else slides[rows].tolist()
+    names = [None] * len(rows) if slides is None else [slide or None for slide in slides[rows]]
     columns = (chosen["id"], chosen["label"], chosen["probability"], names, pixels, overlays)
     return [GalleryTile(*values) for values in zip(*columns, strict=True)]

@@ -7,7 +7,7 @@ import pandas as pd
 
 from kit import runs, stats
 from kit.base import KitError, Strings
-from kit.data import Store, find_slides
+from kit.data import UNKNOWN, Store, find_slides
 from kit.report import plots
 from kit.report.galleries import choose_gallery, gallery_section
 from kit.report.page import Drawing, Page, Section, Table, bounds
@@ -89,8 +89,8 @@ def _figures(
         ("log loss", figures["log_loss"], "", "nats a tile; 0.693 for always saying one half"),
         ("calibration error", error, "", "mean distance of probability and share of positives"),
     ]
-    if slides is not None:
-        places = pd.Index(store.train.ids).get_indexer(pd.Index(valid["id"]))
+    places = pd.Index(store.train.ids).get_indexer(pd.Index(valid["id"]))
+    if slides is not None and (slides[places] != UNKNOWN).all():
         interval = stats.auc_bootstrap(labels, probabilities, slides[places])
         meaning = "of other slides (bootstrap over slides)"
         rows.insert(1, ("AUC", interval.estimate, bounds(interval), meaning))

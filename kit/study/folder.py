@@ -1,6 +1,5 @@
 """The folder of a study: what it is about."""
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 import kit
 from kit import training
 from kit.base import FolderLock, KitError, Recipe, plain_values, write_text
-from kit.data import Store, read_slides
+from kit.data import Store, slides_fingerprint
 
 STUDY_FILE = "study.json"
 
@@ -30,7 +29,7 @@ def surroundings(recipes: Iterable[Recipe], store: Store, device: str) -> dict[s
         "torch": torch.__version__,
         "precision": sorted(str(dtype).removeprefix("torch.") for dtype in types),
         "data": store.fingerprint,
-        "slides": sorted(_slides_fingerprint(path, store) for path in tables),
+        "slides": sorted(slides_fingerprint(path, store) for path in tables),
     }
 
 
@@ -97,8 +96,3 @@ def _difference(key: str, old: Any, new: Any) -> tuple[str, Any, Any]:
         inner = next(name for name in [*new, *old] if old.get(name) != new.get(name))
         return _difference(f"{key}.{inner}".lstrip("."), old.get(inner), new.get(inner))
     return key, old, new
-
-
-def _slides_fingerprint(path: Path, store: Store) -> str:
-    slides = read_slides(path, store.train.ids)
-    return hashlib.sha256("\n".join(slides).encode()).hexdigest()

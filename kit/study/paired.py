@@ -110,13 +110,13 @@ def pooled_table(
     Parameters
     ----------
     slides
-        The slide of each id, where it is known.
+        The slide of each id; there is no bootstrap over slides unless all are known.
     """
     units: dict[str, npt.NDArray[Any] | None] = {
         "tiles, as if independent (naive)": None,
         "tiles, each with all its seeds": predictions["id"].to_numpy(str),
     }
-    if slides is not None:
+    if slides is not None and predictions["id"].isin(list(slides)).all():
         units["slides"] = predictions["id"].map(slides).to_numpy(str)
     labels, one, two = (predictions[column].to_numpy() for column in ("label", first, second))
     rows, reasons = {}, {}

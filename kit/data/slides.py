@@ -1,0 +1,112 @@
+"""The slide that each tile is from, as the community's tables say it."""
+
+import hashlib
+import sys
+from functools import cache
+from pathlib import Path
+
+from kit.base import SLIDES_FILE, KitError, Strings, read_table, require_ids, require_values
+from kit.data.store import Store
+
+TABLES = (SLIDES_FILE, "patch_id_wsi_full.csv")
+"""What a table is called that is found by itself: by the kit, and by the community."""
+UNKNOWN = ""
+"""The slide of a tile that a table does not name."""
+
+
+def read_slides(path: Path, ids: Strings) -> Strings:
+    """Read the slide of each tile from a CSV of id,slide, or of id,wsi as the community has it.
+
+    Other tiles may stand there, too.
+
+    Returns
+    -------
+    ndarray
+        (tiles,), in the order of `ids`; `UNKNOWN` for those that are not in the table.
+
+    Raises
+    ------
+    KitError
+        If the file is not such a table, names a tile twice, leaves a slide empty, or knows none of
+        the tiles.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise KitError(f"cannot read id,slide from {path}: {error.strerror}") from error
+    aliases = {"slide": ["wsi"]}
+    table = read_table(content, ["id", "slide"], source=str(path), aliases=aliases)
+    known = require_ids(table["id"], source=str(path))
+    wanted = known.isin(ids)
+    if not wanted.any():
+        raise KitError(f"{path} names none of the {len(ids):,} tiles: is it the table of others?")
+    require_values(table["slide"][wanted], source=str(path))
+    slides = table["slide"].set_axis(known)[wanted.to_numpy()].reindex(ids)
+    return slides.fillna(UNKNOWN).to_numpy(str)
+
+
+def read_recipe_slides(path: Path, store: Store) -> Strings:
+    """Read the slides of the training tiles for a holdout; say how many tiles it leaves out.
+
+    Raises
+    ------
+    KitError
+        As `read_slides` does.
+    """
+    slides = read_slides(path, store.train.ids)
+    if missing := int((slides == UNKNOWN).sum()):
+        hint = "; patch_id_wsi_full.csv names more" if path.name == "patch_id_wsi.csv" else ""
+        _note(
+            f"{path} has no slide for {missing:,} of {len(slides):,} training tiles: they are left "
+            f"out{hint}"
+        )
+    return slides
+
+
+def find_slides_table(store: Store) -> Path | None:
+    """Return the table of slides that lies in a store's data folder, if one does."""
+    return next((path for name in TABLES if (path := store.data / name).is_file()), None)
+
+
+def find_slides(store: Store, path: Path | str | None = None) -> Strings | None:
+    """Return the slides of the training tiles for a page or a table, or say why there are none.
+
+    Parameters
+    ----------
+    path
+        The table; by default the one in the store's data folder, when it is said that it is used.
+
+    Returns
+    -------
+    ndarray or None
+        As `read_slides` returns it; None where there is no such table, or it is damaged.
+    """
+    found = find_slides_table(store) if path is None else Path(path)
+    if found is None:
+        return None
+    try:
+        slides = read_slides(found, store.train.ids)
+    except KitError as error:
+        _note(f"slides are left out here: {error}")
+        return None
+    if path is None:
+        _note(f"{found} tells each tile's slide ({(slides != UNKNOWN).sum():,} of {len(slides):,})")
+    return slides
+
+
+def slides_fingerprint(path: Path, store: Store) -> str:
+    """Return the SHA-256 of what a table says of the training tiles, whatever else is in it.
+
+    Raises
+    ------
+    KitError
+        As `read_slides` does.
+    """
+    slides = read_slides(path, store.train.ids)
+    return hashlib.sha256("\n".join(slides).encode()).hexdigest()
+
+
+@cache
+def _note(text: str) -> None:
+    """Print a note, once in a process: a table is read for each fold and seed."""
+    print(f"note: {text}", file=sys.stderr)
