@@ -3,8 +3,10 @@ PYTHON ?= python3
 # Options for pip: another package index, say.
 PIP_ARGS ?=
 DATA ?= data
-RUN ?= runs/notebook-before-0
-MESSAGE ?= $(notdir $(RUN))
+# What `make submit` sends: a run, a cross-validation or an ensemble.json, or a CSV file.
+RUN ?= $(if $(FILE),,runs/notebook-before-0)
+FILE ?=
+MESSAGE ?=
 ARGS ?=
 # On Kaggle: the command, the name of its kernel and its run, and options of kernels/push.py.
 KERNEL ?= train
@@ -66,14 +68,9 @@ pack: $(VENV)/installed ## pack the tiles in DATA, proving each one
 train: $(VENV)/installed ## train, with options in ARGS
 	$(BIN)/python kernels/train.py $(call option,--data,$(DATA)) $(ARGS)
 
-submit: $(RUN)/submission.csv ## predict if need be, validate, submit RUN and wait for its score
-	$(BIN)/python kernels/submit.py --file $< $(call option,--data,$(DATA)) $(call option,--message,$(MESSAGE))
-
-%/submission.csv: %/model.safetensors | $(VENV)/installed
-	$(BIN)/python kernels/predict.py --run $* $(call option,--data,$(DATA)) --out $@
-
-%/model.safetensors:
-	@echo "error: $* is not a finished run: train it with kernels/train.py --out $*" >&2; exit 1
+submit: $(VENV)/installed ## submit RUN (predicted if need be) or FILE and wait for its score
+	$(BIN)/python kernels/submit.py $(call option,--run,$(RUN)) $(call option,--file,$(FILE)) \
+		$(call option,--data,$(DATA)) $(call option,--message,$(MESSAGE))
 
 scores: $(VENV)/installed ## list past submissions and their scores
 	$(BIN)/python kernels/scores.py

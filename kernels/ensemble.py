@@ -5,93 +5,88 @@ runs with the same holdout. Runs are added greedily while the AUC rises; the gai
 single run is judged on tiles that the choice has not seen.
 """
 
-from dataclasses import asdict
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
-import tyro
-
-from kit import stats
-from kit.base import KitError, Strings, exit_on_error
-from kit.data import UNKNOWN, read_slides
-from kit.runs import (
-    Ensemble,
-    Gain,
-    Mean,
-    choose_ensemble,
-    judge_gain,
-    read_predictions,
-    write_ensemble,
-)
+from kit import base, data, runs, stats
+from kit.base import KitError, exit_on_error
 
 
-def main(
-    runs: tyro.conf.Positional[tuple[Path, ...]],
-    out: Path = Path("ensembles/all"),
-    mean: Mean = "probability",
-    slides: Path | None = None,
-) -> None:
-    """Choose, judge and write.
+@dataclass(frozen=True, kw_only=True)
+class EnsembleOptions:
+    """Which runs, and how they are averaged."""
 
-    Parameters
-    ----------
-    runs
-        Folders of finished runs, or of cross-validations.
-    out
-        Folder of the ensemble.json to write.
-    mean
-        Of the probabilities, or of the tiles' ranks.
-    slides
-        CSV of id,slide: the gain is judged by slides.
-    """
-    if len(runs) < 2:
+    runs: base.Positional[tuple[Path, ...]]
+    """Folders of finished runs, or of cross-validations."""
+    out: Path = Path("ensembles/all")
+    """Folder of the ensemble.json to write."""
+    mean: Literal["probability", "rank"] = "probability"
+    """Of the probabilities, or of the tiles' ranks."""
+    slides: Path | None = None
+    """CSV of id,slide: the gain is judged by slides."""
+
+
+def main(options: EnsembleOptions) -> None:
+    """Choose, judge and write."""
+    folders, mean = options.runs, options.mean
+    if len(folders) < 2:
         raise KitError("an ensemble needs two runs or more: ensemble.py runs/ONE runs/OTHER")
-    tiles, predictions = read_predictions(runs)
+    everything = replace(runs.average(folders), mean=mean)
+    tiles, predictions = runs.read_predictions(folders)
     labels = tiles["label"].to_numpy()
-    groups = slides_of(slides, tiles["id"].to_numpy(str)) if slides else None
-    chosen = choose_ensemble(runs, labels, predictions, mean)
-    judged = judge_gain(labels, predictions, mean, slides=groups)
-    path = write_ensemble(out, chosen, asdict(judged))
-    everything = Ensemble({str(run): 1 / len(runs) for run in runs}, mean)
-    aucs = [stats.auc(labels, one) for one in [*predictions, everything.combine(predictions)]]
-    print("\n".join(describe(runs, aucs, chosen, judged)))
-    print(f"{path}\nnext: python kernels/predict.py --ensemble {path} --out submission.csv")
+    slides = slides_of(options.slides, tiles["id"].to_numpy(str)) if options.slides else None
+    chosen = runs.choose_ensemble(folders, labels, predictions, mean)
+    gain = runs.judge_gain(labels, predictions, mean, slides=slides)
+    path = runs.write_ensemble(options.out, chosen, asdict(gain))
+    aucs = {run: stats.auc(labels, one) for run, one in zip(folders, predictions, strict=True)}
+    print("held-out AUC by run:")
+    print("\n".join(describe(aucs, chosen)))
+    together = stats.auc(labels, everything.combine(predictions))
+    print(f"{together:.4f}  all {len(folders)}, weighted alike")
+    print(describe_gain(gain))
+    print(path)
+    standins = runs.trained_on_standin(chosen)
+    if standins:
+        print(runs.standin_notice(standins), file=sys.stderr)
+    words = ("--ensemble", path, "--out", options.out / "submission.csv")
+    print(f"next: {base.command('predict', *words)}")
 
 
-def slides_of(path: Path, ids: Strings) -> Strings:
+def slides_of(path: Path, ids: base.Strings) -> base.Strings:
     """Read the slide of each tile, all of which must be known: the gain is judged by slides."""
-    slides = read_slides(path, ids)
-    if missing := int((slides == UNKNOWN).sum()):
+    slides = data.read_slides(path, ids)
+    if missing := int((slides == data.UNKNOWN).sum()):
         raise KitError(
             f"{path} has no slide for {missing:,} of the {len(ids):,} held-out tiles, the first "
-            f"{ids[slides == UNKNOWN][0]}: train with --slides {path}, which leaves them out, or "
-            "judge without --slides"
+            f"{ids[slides == data.UNKNOWN][0]}: train with --slides {path}, which leaves them out, "
+            "or judge without --slides"
         )
     return slides
 
 
-def describe(
-    folders: tuple[Path, ...], aucs: list[float], chosen: Ensemble, judged: Gain
-) -> list[str]:
-    """Tell each run's AUC and weight, that of the mean of all, and what choosing gains."""
-    *singles, everything = aucs
-    order = np.argsort(singles)[::-1]
-    p = judged.comparison.p_value
+def describe(aucs: dict[Path, float], chosen: runs.Ensemble) -> Iterator[str]:
+    """Tell each run's AUC and weight, the best one first."""
+    for folder, auc in sorted(aucs.items(), key=lambda item: -item[1]):
+        yield f"{auc:.4f}  weight {chosen.weights.get(str(folder), 0.0):.2f}  {folder}"
+
+
+def describe_gain(gain: runs.Gain) -> str:
+    """Tell what choosing gains."""
+    p = gain.comparison.p_value
     p_value = "" if p is None else f", p = {p:.3f}"
-    lines = [
-        f"{singles[index]:.4f}  weight {chosen.weights.get(str(folders[index]), 0.0):.2f}  "
-        f"{folders[index]}"
-        for index in order
-    ]
-    return [
-        "held-out AUC by run:",
-        *lines,
-        f"{everything:.4f}  all {len(folders)}, weighted alike",
-        f"chosen and judged on different tiles: the mean {judged.auc}, the best run "
-        f"{judged.best_run}; gain {judged.comparison.difference}{p_value}",
-    ]
+    p = gain.comparison.p_value
+    p_value = "" if p is None else f", p = {p:.3f}"
+    return (
+        f"chosen and judged on different tiles: the mean {gain.auc}, the best run "
+        f"{gain.best_run}; gain {gain.comparison.difference}{p_value}"
+    )
 
 
 if __name__ == "__main__":
     with exit_on_error():
-        tyro.cli(main, description=__doc__)
+        main(base.parse_options(EnsembleOptions, __doc__, sys.argv[1:]))

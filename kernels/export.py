@@ -39,6 +39,9 @@ def main(options: ExportOptions) -> None:
     run, out, timm, tensorboard = options.run, options.out, options.timm, options.tensorboard
     if out is None and timm is None and tensorboard is None:
         raise KitError("say what to write: --out model.onnx, --timm FOLDER or --tensorboard FOLDER")
+    standins = runs.trained_on_standin(runs.average([run]))
+    if standins:
+        print(runs.standin_notice(standins), file=sys.stderr)
     if out is not None:
         tiles = data.open_store(options.data).test.tiles
         checked = tiles[:: -(-len(tiles) // options.tiles)]

@@ -1,42 +1,53 @@
 """Submit predictions to Kaggle and wait for their score.
 
-The file is checked against the sample submission first. Afterwards Kaggle's own list of
-submissions has to show it: the client's word is not enough. Nothing is asked, so this runs
-unattended. Exit status 0 means that Kaggle holds the submission, scored or still to be scored.
+A run, a cross-validation or an ensemble is predicted if it has not been; the file and how it was
+made are told before it is sent. It is checked against the sample submission first. Afterwards
+Kaggle's own list of submissions has to show it: the client's word is not enough. Nothing is
+asked, so this runs unattended. Exit status 0 means that Kaggle holds the submission, scored or
+still to be scored.
 """
+
+from __future__ import annotations
 
 import hashlib
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
-from kit import kaggle
+from kit import base, data, kaggle, runs, training
 from kit.base import KitError, exit_on_error
-from kit.data import open_store
-from kit.kaggle import Submission
+
+SUBMISSION = Path("submission.csv")
 
 
-def main(
-    file: Path = Path("submission.csv"),
-    data: Path = Path("data"),
-    message: str = "",
-    timeout: float = 600,
-) -> None:
-    """Check, submit, confirm, wait.
+@dataclass(frozen=True, kw_only=True)
+class SubmitOptions:
+    """What is submitted."""
 
-    Parameters
-    ----------
-    file
-        Submission: one row a test tile, id,label.
-    data
-        Folder of the competition's data, for the test ids.
-    message
-        Description on Kaggle; the file's name and hash if empty.
-    timeout
-        Seconds to wait for the score.
-    """
-    _validate(file, data)
+    file: Path | None = None
+    """Submission: one row per test tile, id,label; submission.csv if nothing is named."""
+    run: Path | None = None
+    """In place of a file: a run, a cross-validation, or an ensemble.json. Its submission.csv is
+    sent, or the one here if it made that; if there is neither it predicts as its recipe says."""
+    data: Path = Path("data")
+    """Folder of the competition's data, for the test tiles."""
+    message: str = ""
+    """Description on Kaggle; what is sent if empty."""
+    timeout: base.Positive = 600
+    """Seconds to wait for the score."""
+
+
+def main(options: SubmitOptions) -> None:
+    """Choose, check, submit, confirm, wait."""
+    if options.file is not None and options.run is not None:
+        raise KitError("--file and --run exclude each other: name what is to be submitted once")
+    tiles = data.open_store(options.data)
+    if tiles.is_standin:
+        raise KitError(
+            f"{options.data} holds the synthetic stand-in: Kaggle cannot score its submission"
+        )
+    file = choose(options.run, tiles) if options.run else options.file or SUBMISSION
+    validate(file, tiles)
     account = kaggle.credential()
     left = kaggle.submissions_left()
     if left == 0:
@@ -44,22 +55,42 @@ def main(
             "the submission limit is used up, so nothing was sent: try again after 00:00 UTC"
         )
     print(f"submitting with {account}", file=sys.stderr)
-    submitted = kaggle.submit(file, message or _description(file))
+    submitted = kaggle.submit(file, options.message or describe(file, options.run))
     remaining = "" if left is None else f", {left - 1} left today"
     print(f"submitted {file} as {submitted.ref}{remaining}", flush=True)
-    _report(_wait(submitted, timeout), timeout)
+    report(wait(submitted, options.timeout), options.timeout)
 
 
-def _validate(file: Path, data: Path) -> None:
-    packed = open_store(data)
-    if packed.is_standin:
-        raise KitError(f"{data} holds the synthetic stand-in: Kaggle cannot score its submission")
-    summary = kaggle.validate_submission(file, list(packed.test.ids))
+def choose(run: Path, tiles: data.Store) -> Path:
+    """Return the submission that a run has made, or have it made."""
+    chosen = runs.read_source(run)
+    found = runs.find_submissions(run, chosen, tiles)
+    if len(found) > 1:
+        listed = "\n".join(f"  {path}: {made_how(path)}" for path in found)
+        raise KitError(
+            f"{run} has made {len(found)} submissions:\n{listed}\n"
+            f"Name one: make submit FILE={found[0]}, or --file {found[0]}"
+        )
+    if found:
+        return found[0]
+    training.reuse_memory()
+    place = runs.submission_place(run)
+    runs.predict_submission(place, chosen, tiles, runs.Manner())
+    return place
+
+
+def validate(file: Path, tiles: data.Store) -> None:
+    """Check a submission, and tell what it holds and how it was made."""
+    summary = kaggle.validate_submission(file, list(tiles.test.ids))
     order = "in the sample's order" if summary.in_order else "in another order than the sample's"
+    print(f"{file}: {made_how(file)}")
     print(
         f"{file}: {summary.rows:,} rows {order}, "
         f"labels from {summary.minimum:.4g} to {summary.maximum:.4g}"
     )
+    made = runs.read_submission(file)
+    if made is not None and made.standins:
+        raise KitError(f"{runs.standin_notice(made.standins)}\n{file} is not sent")
     if summary.hard:
         print(
             "warning: all labels are 0 or 1; probabilities rank the tiles, and score higher",
@@ -67,11 +98,24 @@ def _validate(file: Path, data: Path) -> None:
         )
 
 
-def _description(file: Path) -> str:
-    return f"{file.name}, sha256 {hashlib.sha256(file.read_bytes()).hexdigest()[:12]}"
+def made_how(file: Path) -> str:
+    """Say how a submission was made, as far as it is known."""
+    made = runs.read_submission(file)
+    if made is None:
+        return "how it was predicted is not recorded"
+    return f"predicted by {made.by}, {made.manner}"
 
 
-def _wait(submitted: Submission, timeout: float) -> Submission:
+def describe(file: Path, run: Path | None) -> str:
+    """Return the description on Kaggle: the run's name or the file's, and which file it is."""
+    made = runs.read_submission(file)
+    name = run.resolve().name if run else file.name
+    how = "" if made is None else f", {made.manner}"
+    return f"{name}{how}, sha256 {hashlib.sha256(file.read_bytes()).hexdigest()[:12]}"
+
+
+def wait(submitted: kaggle.Submission, timeout: float) -> kaggle.Submission:
+    """Wait for the score, unless it is there."""
     if submitted.status != "PENDING":
         return submitted
     print("waiting for the score; Ctrl-C ends the waiting, not the submission", file=sys.stderr)
@@ -84,7 +128,8 @@ def _wait(submitted: Submission, timeout: float) -> Submission:
         ) from error
 
 
-def _report(row: Submission, timeout: float) -> None:
+def report(row: kaggle.Submission, timeout: float) -> None:
+    """Tell the score, or that there is none yet."""
     if row.status == "ERROR":
         raise KitError(f"Kaggle cannot score {row.ref}: {kaggle.scoring_error(row.ref)}")
     if row.status == "PENDING":
@@ -96,4 +141,4 @@ def _report(row: Submission, timeout: float) -> None:
 
 if __name__ == "__main__":
     with exit_on_error():
-        tyro.cli(main, description=__doc__)
+        main(base.parse_options(SubmitOptions, __doc__, sys.argv[1:]))

@@ -58,3 +58,20 @@ def test_a_second_demo_says_where_things_are(tmp_path: Path) -> None:
     assert "kernels/" not in said
     for place in ("demo/data", "demo/runs/before", "demo/submission.csv"):
         assert place in said
+
+
+@pytest.mark.parametrize(
+    ("words", "handed"),
+    [
+        ((), ["--run", "runs/notebook-before-0"]),
+        (("RUN=runs/a b/",), ["--run", "runs/a b/"]),
+        (("FILE=my best.csv",), ["--file", "my best.csv"]),
+        # The command says that one is enough.
+        (("FILE=a.csv", "RUN=runs/a"), ["--run", "runs/a", "--file", "a.csv"]),
+    ],
+)
+def test_submit_hands_over_what_is_named(
+    tmp_path: Path, words: tuple[str, ...], handed: list[str]
+) -> None:
+    said = make(tmp_path, "submit", *words, "MESSAGE=it's mine")
+    assert said == ["kernels/submit.py", *handed, "--data", "data", "--message", "it's mine"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.base import SLUG, KitError, write_text
-from kit.kaggle.on_kaggle import CHECKSUMS, FOLDERS, SUBMISSION, Job, checksums
+from kit.kaggle.on_kaggle import CHECKSUMS, FOLDERS, RECORD, SUBMISSION, Job, checksums
 
 SCRIPT_FILE = "script.py"
 METADATA_FILE = "kernel-metadata.json"
@@ -171,7 +171,8 @@ def bring_back(output: Path, folder: Path, name: str) -> Path:
     found = next((place for place in _places(output, name) if place.is_dir()), None)
     if found is None:
         raise KitError(f"the kernel has left no {' or '.join(map(str, _places(Path(), name)))}")
-    for extra, place in {SUBMISSION: SUBMISSION, f"{name}.log": "kaggle.log"}.items():
+    extras = {SUBMISSION: SUBMISSION, RECORD: RECORD, f"{name}.log": "kaggle.log"}
+    for extra, place in extras.items():
         if (output / extra).is_file():
             (output / extra).replace(found / place)
     target = folder / found.relative_to(output)

@@ -24,6 +24,8 @@ Command = Literal["train", "compare", "tune"]
 
 FOLDERS: dict[Command, str] = {"train": "runs", "compare": "studies", "tune": "studies"}
 SUBMISSION = "submission.csv"
+# How the submission was made, see `kit.runs.submissions`.
+RECORD = f"{SUBMISSION}.json"
 CHECKSUMS = "checksums.json"
 
 
@@ -152,7 +154,7 @@ def checksums(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
 def write_checksums(job: Job, working: Path) -> None:
     """Write the checksums of what a job leaves: Kaggle's client checks nothing that it fetches."""
-    paths = [*(working / job.folder).rglob("*"), working / SUBMISSION]
+    paths = [*(working / job.folder).rglob("*"), working / SUBMISSION, working / RECORD]
     names = [
         path.relative_to(working).as_posix() for path in sorted(paths) if path.name != LOCK_NAME
     ]

@@ -16,5 +16,16 @@ from .folder import read_valid as read_valid
 from .folds import members as members
 from .folds import pool_folds as pool_folds
 from .run import Run as Run
+from .submissions import Manner as Manner
+from .submissions import Submission as Submission
+from .submissions import average as average
+from .submissions import find_submissions as find_submissions
+from .submissions import predict_submission as predict_submission
+from .submissions import read_source as read_source
+from .submissions import read_submission as read_submission
+from .submissions import require_distinct as require_distinct
+from .submissions import standin_notice as standin_notice
+from .submissions import submission_place as submission_place
+from .submissions import trained_on_standin as trained_on_standin
 from .trained import TrainedModel as TrainedModel
 from .trained import load as load
