@@ -44,7 +44,8 @@ def main(options: ExportOptions) -> None:
         print(runs.standin_notice(standins), file=sys.stderr)
     if out is not None:
         tiles = data.open_store(options.data).test.tiles
-        checked = tiles[:: -(-len(tiles) // options.tiles)]
+        count = min(options.tiles, len(tiles))
+        checked = tiles[[number * len(tiles) // count for number in range(count)]]
         difference = runs.export.write_onnx(out, run, checked)
         print(
             f"{out}: {out.stat().st_size / 1e6:,.1f} MB; its logits are within {difference:.1g} of "

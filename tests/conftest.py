@@ -5,13 +5,14 @@ import io
 import multiprocessing
 import os
 import runpy
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -140,6 +141,27 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(1)
+
+
+Type = Callable[[str], tuple[int, str]]
+
+
+@pytest.fixture
+def type_in(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Type:
+    """Run a command in this process; return its status and all that it says."""
+
+    def run(line: str) -> tuple[int, str]:
+        name, *words = shlex.split(line)
+        monkeypatch.setattr(sys, "argv", [str(ROOT / "kernels" / f"{name}.py"), *words])
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+            status = 0
+        except SystemExit as error:
+            status = int(error.code or 0)
+        said = capsys.readouterr()
+        return status, said.out + said.err
+
+    return run
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """What leaves the kit gives the kit's own logits, by other people's code."""
 
 import json
-import runpy
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ import onnxruntime
 import pytest
 import timm
 import torch
-from conftest import competition_files, write_zip
+from conftest import Type, competition_files, write_zip
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
@@ -186,11 +185,11 @@ def test_what_is_no_run_is_refused(tiles: Store, tmp_path: Path) -> None:
 
 
 def test_command_exports_and_tells_the_difference(
-    small: Path, tiles: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small: Path, tiles: Store, tmp_path: Path, type_in: Type
 ) -> None:
-    command = runpy.run_path(str(ROOT / "kernels" / "export.py"))["main"]
-    command(small, out=tmp_path / "model.onnx", data=tiles.folder.parent, tiles=4)
-    assert "of PyTorch's (float32) on 4 tiles" in capsys.readouterr().out
-    assert (tmp_path / "model.onnx").stat().st_size > 200_000
-    with pytest.raises(KitError, match=r"say what to write: --out model\.onnx"):
-        command(small)
+    file, data = tmp_path / "model.onnx", tiles.folder.parent
+    status, said = type_in(f"export --run '{small}' --out '{file}' --data '{data}' --tiles 4")
+    assert (status, "of PyTorch's (float32) on 4 tiles" in said) == (0, True), said
+    assert file.stat().st_size > 200_000
+    status, said = type_in(f"export --run '{small}'")
+    assert (status, "say what to write: --out model.onnx" in said) == (1, True)

@@ -1,16 +1,15 @@
-"""What is submitted is what was said: the file, its models and views. A Kaggle of our own takes it."""
+"""What is submitted is what was said: file, models, views. A Kaggle of our own takes it."""
 
 import json
-import runpy
 import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import Type
 from kaggle_server import KaggleServer, competition_zip, move_in, serve
 
 from kit import runs
@@ -18,7 +17,6 @@ from kit.base import ARCHIVE, Recipe
 from kit.data import open_store, pack_tiles
 from kit.runs import Ensemble, Manner, Run
 
-KERNELS = Path(__file__).parents[1] / "kernels"
 RECIPE = Recipe(epochs=1, batch_size=16, widths=(4, 4, 4), precision="fp32")
 
 
@@ -58,27 +56,6 @@ def server(
         move_in(fake, tmp_path, monkeypatch)
         shutil.copytree(place, tmp_path, dirs_exist_ok=True)
         yield fake
-
-
-Type = Callable[[str], tuple[int, str]]
-
-
-@pytest.fixture
-def type_in(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Type:
-    """Run a command in this process; return its status and all that it says."""
-
-    def run(line: str) -> tuple[int, str]:
-        name, *words = line.split()
-        monkeypatch.setattr(sys, "argv", [f"{KERNELS / name}.py", *words])
-        try:
-            runpy.run_path(sys.argv[0], run_name="__main__")
-            status = 0
-        except SystemExit as error:
-            status = int(error.code or 0)
-        said = capsys.readouterr()
-        return status, said.out + said.err
-
-    return run
 
 
 def test_what_was_predicted_is_what_is_sent(server: KaggleServer, type_in: Type) -> None:
