@@ -322,6 +322,7 @@ class Run:
 
     def _checkpoint(self) -> None:
         """Keep the end of an epoch: last.pt first, from which the history follows."""
+        self.state.settle()
         if self.rank > 0:
             return
         history = [asdict(result) for result in self.history]

@@ -12,10 +12,10 @@ from .inference import predict as predict
 from .inference import predict_logits as predict_logits
 from .inference import predict_logits_each as predict_logits_each
 from .loop import Evaluate as Evaluate
-from .loop import NonFiniteLossError as NonFiniteLossError
 from .loop import evaluate as evaluate
 from .loop import evaluate_each as evaluate_each
 from .loop import fit as fit
 from .recalibration import recalibrate as recalibrate
+from .state import NonFiniteLossError as NonFiniteLossError
 from .state import TrainingState as TrainingState
 from .state import check_schedule as check_schedule

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -93,13 +94,13 @@ def data_parallel(model: nn.Module) -> nn.Module:
     return DistributedDataParallel(model) if world_size() > 1 else model
 
 
-def all_reduce(*values: float) -> list[float]:
-    """Return each value's sum over the processes."""
+def all_reduce(*values: float, operation: Literal["sum", "min"] = "sum") -> list[float]:
+    """Return each value's sum over the processes, or its minimum."""
     if world_size() == 1:
         return list(values)
-    sums = torch.tensor(values, dtype=torch.float64)
-    dist.all_reduce(sums)
-    return sums.tolist()
+    reduced = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(reduced, dist.ReduceOp.SUM if operation == "sum" else dist.ReduceOp.MIN)
+    return reduced.tolist()
 
 
 def all_gather(values: Floats) -> Floats:

@@ -1,6 +1,5 @@
 """The training loop: a generator of one result per epoch."""
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
@@ -14,27 +13,16 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from kit import models, stats
-from kit.base import EpochResult, Floats, KitError, Labels
+from kit.base import EpochResult, Floats, Labels
 from kit.data import Batch, DeviceDataset, EpochSampler, TileDataset
 from kit.training import distributed
 from kit.training.bar import TrainingBar
 from kit.training.device import autocast, explain_full_memory
 from kit.training.inference import predict_logits_each
-from kit.training.state import Progress, TrainingState
+from kit.training.state import NonFiniteLossError, Progress, TrainingState
 
-
-class NonFiniteLossError(KitError):
-    """A loss that is not a finite number.
-
-    Attributes
-    ----------
-    indices
-        Of the batch's tiles in the training dataset.
-    """
-
-    def __init__(self, message: str, indices: list[int]) -> None:
-        super().__init__(message)
-        self.indices = indices
+# Steps until a loss that is not a finite number is noticed; each look waits for the device.
+CHECK_STEPS = 100
 
 
 def evaluate(state: TrainingState, valid: DataLoader[Batch]) -> dict[str, Any]:
@@ -125,13 +113,18 @@ def fit(
         bar.skip(_share_done(state, train))
         while state.epoch < state.recipe.epochs:
             start = time.perf_counter() - state.progress.seconds
-            for _ in _steps(state, train, bar):
-                state.progress.seconds = time.perf_counter() - start
-                if after_step is not None:
-                    after_step()
+            try:
+                for _ in _steps(state, train, bar):
+                    state.progress.seconds = time.perf_counter() - start
+                    if after_step is not None:
+                        after_step()
+                state.settle()
+            except NonFiniteLossError as error:
+                error.indices = _sampler(train).batch(error.step)
+                raise
             distributed.broadcast_buffers(state.model)
             figures = _train_figures(state.progress, train) | evaluate(state, valid)
-            state.progress = Progress(epoch=state.epoch + 1)
+            state.begin_epoch(Progress(epoch=state.epoch + 1))
             yield EpochResult(epoch=state.epoch, seconds=time.perf_counter() - start, **figures)
 
 
@@ -146,16 +139,11 @@ def _steps(state: TrainingState, loader: DataLoader[Batch], bar: TrainingBar) ->
     parallel = distributed.data_parallel(state.model).train()
     with explain_full_memory(state.device, "training", _remedy(loader)):
         for images, labels in loader:
-            own_loss, own_correct = _step(state, parallel, images, labels)
-            loss, correct = distributed.all_reduce(own_loss / distributed.world_size(), own_correct)
-            if not math.isfinite(loss):
-                raise NonFiniteLossError(
-                    f"the loss of epoch {sampler.epoch}, step {state.progress.step + 1} is {loss}",
-                    sampler.batch(state.progress.step),
-                )
+            loss, hits = _step(state, parallel, images, labels)
+            state.sums.add(state.progress.step, loss, hits)
             state.progress.step += 1
-            state.progress.loss += loss
-            state.progress.correct += int(correct)
+            if state.progress.step % CHECK_STEPS == 0:
+                state.settle()
             bar.advance(
                 1 / (state.recipe.epochs * sampler.steps),
                 f"epoch {sampler.epoch}/{state.recipe.epochs}",
@@ -165,7 +153,7 @@ def _steps(state: TrainingState, loader: DataLoader[Batch], bar: TrainingBar) ->
 
 def _step(
     state: TrainingState, parallel: nn.Module, images: Tensor, labels: Tensor
-) -> tuple[float, int]:
+) -> tuple[Tensor, Tensor]:
     """Take one step of the optimizer; return the batch's mean loss and its hits."""
     images = images.to(state.device, non_blocking=True)
     labels = labels.to(state.device, non_blocking=True)
@@ -182,7 +170,7 @@ def _step(
         state.schedule.step()
     if state.averaged is not None:
         state.averaged.update_parameters(state.model)
-    return loss.item(), int(((logits.detach() > 0) == (labels > 0.5)).sum())
+    return loss.detach(), ((logits.detach() > 0) == (labels > 0.5)).sum()
 
 
 def _smooth(labels: Tensor, share: float) -> Tensor:

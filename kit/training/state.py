@@ -1,6 +1,6 @@
 """What training changes, and what resuming therefore needs."""
 
-from collections.abc import Callable
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -31,6 +31,74 @@ class Progress:
     loss: float = 0.0
     correct: int = 0
     seconds: float = 0.0
+
+
+class MovingAverage(AveragedModel):
+    """An exponential moving average of a model's weights whose memory grows to that of `decay`.
+
+    The first weights are not worth averaging. Buffers are the model's last ones. The count of
+    updates stays on the host: an update waits for no device.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__(model)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Take the model's weights into the average."""
+        count = int(self.n_averaged)
+        memory = min(self.decay, (1 + count) / (10 + count)) if count else 0.0
+        torch._foreach_lerp_([*self.module.parameters()], [*model.parameters()], 1 - memory)
+        for average, buffer in zip(self.module.buffers(), model.buffers(), strict=True):
+            average.copy_(buffer)
+        self.n_averaged += 1
+
+
+class NonFiniteLossError(KitError):
+    """A loss that is not a finite number.
+
+    Attributes
+    ----------
+    step
+        Of the epoch, from 0.
+    indices
+        Of the batch's tiles in the training dataset.
+    """
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
+        self.indices: list[int] = []
+
+
+class Sums:
+    """The loss and the hits of an epoch's steps, added up where they are computed.
+
+    So no step waits for the device; `read` does. Of several processes each adds its own.
+    """
+
+    def __init__(self, device: torch.device, progress: Progress) -> None:
+        # Apple's GPU has no float64.
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        begun = (progress.loss, progress.correct) if distributed.rank() == 0 else (0.0, 0)
+        self._values = torch.tensor([*begun, math.inf], dtype=dtype).to(device)
+
+    def add(self, step: int, loss: Tensor, hits: Tensor) -> None:
+        """Add a step's mean loss and its hits; steps count from 0."""
+        self._values[:2] += torch.stack([loss / distributed.world_size(), hits])
+        # Of the steps whose loss was not finite the first one.
+        bad = torch.where(loss.isfinite(), math.inf, step)
+        self._values[2:] = torch.minimum(self._values[2:], bad)
+
+    def read(self) -> tuple[float, int, float]:
+        """Return the loss, the hits and the first step with a bad loss, of all processes.
+
+        Without one the step is infinite.
+        """
+        *own, bad = self._values.tolist()
+        loss, hits = distributed.all_reduce(*own)
+        return loss, int(hits), distributed.all_reduce(bad, operation="min")[0]
 
 
 class TrainingState:
@@ -76,7 +144,7 @@ class TrainingState:
         self.recipe = recipe
         self.device = device or torch.device("cpu")
         self.dtype = dtype
-        self.progress = Progress()
+        self.begin_epoch(Progress())
         model = move_model(model, self.device)
         if distributed.world_size() > 1 and self.device.type == "cuda":
             model = models.synchronize_batch_norms(model)
@@ -94,8 +162,7 @@ class TrainingState:
             fused=True,
         )
         self.schedule = _schedule(self.optimizer, recipe, steps_per_epoch)
-        update = _moving_average(recipe.ema)
-        self.averaged = AveragedModel(model, multi_avg_fn=update) if recipe.ema else None
+        self.averaged = MovingAverage(model, recipe.ema) if recipe.ema else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
 
     @property
@@ -103,11 +170,40 @@ class TrainingState:
         """The last whole epoch."""
         return self.progress.epoch
 
+    def begin_epoch(self, progress: Progress) -> None:
+        """Go to the beginning of an epoch, or into it."""
+        self.progress = progress
+        self.sums = Sums(self.device, progress)
+
+    def settle(self) -> None:
+        """Wait for the device, and bring the progress up to date.
+
+        Raises
+        ------
+        NonFiniteLossError
+            If a loss since the beginning of the epoch was not a finite number.
+        """
+        self.progress.loss, self.progress.correct, bad = self.sums.read()
+        if math.isfinite(bad):
+            raise NonFiniteLossError(
+                f"the loss of epoch {self.epoch + 1}, step {int(bad) + 1} is not a finite number",
+                int(bad),
+            )
+
     def state_dict(self) -> dict[str, Any]:
-        """Return the state after the last step."""
+        """Return the state after the last step; several processes call `settle` before.
+
+        Raises
+        ------
+        NonFiniteLossError
+            See `settle`.
+        """
+        if distributed.world_size() == 1:
+            self.settle()
         return {
             "progress": asdict(self.progress),
             "generator": torch.get_rng_state(),
+            **self._device_generator(),
             **{name: part.state_dict() for name, part in self._parts().items()},
         }
 
@@ -119,8 +215,10 @@ class TrainingState:
         if self.schedule is not None:
             plan = {name: vars(self.schedule)[name] for name in ("total_steps", "_schedule_phases")}
             state = state | {"schedule": state["schedule"] | plan}
-        self.progress = Progress(**state["progress"])
+        self.begin_epoch(Progress(**state["progress"]))
         torch.set_rng_state(state["generator"].cpu())
+        if self.device.type == "cuda" and "cuda_generator" in state:
+            torch.cuda.set_rng_state(state["cuda_generator"].cpu(), self.device)
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
         if distributed.rank() > 0:
@@ -139,6 +237,10 @@ class TrainingState:
         """
         sequence = np.random.SeedSequence([self.recipe.seed, *place])
         torch.manual_seed(int(sequence.generate_state(1)[0]))
+
+    def _device_generator(self) -> dict[str, Tensor]:
+        on_gpu = self.device.type == "cuda"
+        return {"cuda_generator": torch.cuda.get_rng_state(self.device)} if on_gpu else {}
 
     def _parts(self) -> dict[str, Any]:
         parts = {
@@ -178,13 +280,3 @@ def _schedule(
     peaks = [group["lr"] for group in optimizer.param_groups]
     steps = recipe.epochs * steps_per_epoch
     return OneCycleLR(optimizer, peaks, total_steps=steps, pct_start=0.25)
-
-
-def _moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
-    """Return the update of an exponential average whose memory grows to that of `decay`."""
-
-    def update(averages: list[Tensor], weights: list[Tensor], count: Tensor) -> None:
-        memory = min(decay, (1 + int(count)) / (10 + int(count)))
-        torch._foreach_lerp_(averages, weights, 1 - memory)
-
-    return update
