@@ -52,14 +52,16 @@ def main(options: CompareOptions, argv: list[str]) -> None:
     )
     first, second = comparison.arms
     predictions = study.pooled_predictions(comparison)
-    slides = data.find_slides(tiles, recipe.slides)
-    by_id = None if slides is None else known_slides(tiles.train.ids, slides)
+    slides = data.find_slides(tiles, comparison.arms[first].slides)
     tables = {
         "table1": study.paired_table(outcomes, first, second),
         "delong": study.delong_table(predictions, first, second),
-        "pooled": study.pooled_table(predictions, first, second, by_id),
+        "pooled": study.pooled_table(predictions, first, second, slides.by_id(tiles.train.ids)),
     }
     verdict = study.paired_verdict(outcomes, first, second)
+    with base.FolderLock(options.out, wait=True):
+        study.write_tables(options.out, tables, verdict)
+    print("\n\n".join(map(str, [*tables.values(), verdict])))
     page = report.compare_page(
         comparison,
         study.histories(outcomes),
@@ -71,17 +73,8 @@ def main(options: CompareOptions, argv: list[str]) -> None:
         command=base.command("compare", *argv),
     )
     with base.FolderLock(options.out, wait=True):
-        study.write_tables(options.out, tables, verdict)
         report.write_page(options.out / "report.html", page)
-    for table in tables.values():
-        print(f"\n{table}")
-    print(f"\n{verdict}\nthe whole study: {options.out}/report.html")
-
-
-def known_slides(ids: base.Strings, slides: base.Strings) -> dict[str, str]:
-    """Return the slide of each tile that a table names."""
-    pairs = zip(ids.tolist(), slides.tolist(), strict=True)
-    return {tile: slide for tile, slide in pairs if slide != data.UNKNOWN}
+    print(f"the whole study: {options.out}/report.html")
 
 
 if __name__ == "__main__":

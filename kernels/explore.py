@@ -36,18 +36,18 @@ def main(options: ExploreOptions, argv: list[str]) -> None:
     slides = (
         data.find_slides(tiles)
         if options.slides is None
-        else data.read_slides(options.slides, tiles.train.ids)
+        else data.KnownSlides(data.read_slides(options.slides, tiles.train.ids))
     )
     found = report.explore_store(tiles, slides)
     out = options.out or options.data / "explore"
+    numbers = report.exploration_numbers(found)
+    base.write_text(out / "explore.json", json.dumps(numbers, indent=2) + "\n")
+    print(summary(numbers))
     drawn = report.exploration_figures(found)
     for name, drawing in drawn.items():
         report.save_figure(drawing.figure, out / f"{name}.png")
-    numbers = report.exploration_numbers(found)
-    base.write_text(out / "explore.json", json.dumps(numbers, indent=2) + "\n")
     page = report.exploration_page(found, drawn, base.command("explore", *argv))
     report.write_page(out / "explore.html", page)
-    print(summary(numbers))
     print(f"{out / 'explore.html'}: the page; beside it {len(drawn)} figures and explore.json")
     print(f"next: {base.command('train', '--data', options.data, '--bn', 'before')}")
 
@@ -62,9 +62,10 @@ def summary(numbers: dict[str, Any]) -> str:
         f"{tiles['test']:,} test tiles",
         f"blank tiles: {len(numbers['blank']):,}; exact duplicates: "
         f"{sum(numbers['duplicates'].values()):,}",
-        "AUC of one number alone: "
-        + ", ".join(f"{name} {estimate:.3f}" for name, estimate in alone.items()),
     ]
+    if alone:
+        aucs = ", ".join(f"{name} {estimate:.3f}" for name, estimate in alone.items())
+        lines.append(f"AUC of one number alone: {aucs}")
     if numbers["slides"] is not None:
         lines.append(f"slides: {len(numbers['slides']):,}")
     return "\n".join(lines)

@@ -58,23 +58,22 @@ def main(options: MomentumOptions, argv: list[str]) -> None:
         "notebook": study.notebook_table(outcomes),
     }
     verdict = study.momentum_verdict(outcomes)
+    with base.FolderLock(options.out, wait=True):
+        study.write_tables(options.out, tables, verdict)
+    print("\n\n".join(map(str, [*tables.values(), verdict])))
     folders = sweep.as_arms().folders() if options.independent else sweep.folders()
-    slides = data.find_slides(tiles, recipe.slides)
     page = report.momentum_page(
         study.histories(outcomes),
         tables,
         verdict,
         store=tiles,
-        slides=slides,
+        slides=data.find_slides(tiles, recipe.slides),
         folders={folder.name: folder for folder in folders[:3]},
         command=base.command("momentum", *argv),
     )
     with base.FolderLock(options.out, wait=True):
-        study.write_tables(options.out, tables, verdict)
         report.write_page(options.out / "report.html", page)
-    for table in tables.values():
-        print(f"\n{table}")
-    print(f"\n{verdict}\nthe whole study: {options.out}/report.html")
+    print(f"the whole study: {options.out}/report.html")
 
 
 if __name__ == "__main__":

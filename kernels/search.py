@@ -47,6 +47,11 @@ def main(options: SearchOptions, argv: list[str]) -> None:
         device=options.device,
         workers=options.workers,
     )
+    for name, share in result.importances.items():
+        print(f"{name:24} {share:7.1%} of what sets good trials apart")
+    print(report.search_verdict(result))
+    best = options.out / "best.toml"
+    print(f"next: {base.command('train', '--recipe', best, '--data', options.data)}")
     where = "on the machine that trained the best trial"
     # Workers of a database may share no folder.
     if result.folder.exists():
@@ -54,11 +59,7 @@ def main(options: SearchOptions, argv: list[str]) -> None:
         with base.FolderLock(options.out, wait=True):
             report.write_page(options.out / "report.html", page)
         where = f"{options.out}/report.html"
-    for name, share in result.importances.items():
-        print(f"{name:24} {share:7.1%} of what sets good trials apart")
-    print(f"{report.search_verdict(result)}\nthe whole search: {where}")
-    best = options.out / "best.toml"
-    print(f"next: {base.command('train', '--recipe', best, '--data', options.data)}")
+    print(f"the whole search: {where}")
 
 
 if __name__ == "__main__":

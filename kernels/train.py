@@ -37,22 +37,21 @@ class TrainOptions(RunOptions):
     """Steps between two checkpoints within an epoch; there is one after each epoch, too."""
 
 
-def main(options: TrainOptions, argv: list[str]) -> None:
+def main(options: TrainOptions) -> None:
     """Train one run, or one a fold."""
     folder = options.out or default_folder(options)
     training.reuse_memory()
     with training.distributed.rank_zero_first():
         tiles = data.open_store(options.data)
-    command = base.command("train", *argv)
     if options.recipe.folds is None or options.recipe.fold is not None:
-        train(options, tiles, folder, command)
+        train(options, tiles, folder)
     elif training.distributed.world_size() > 1:
         raise KitError("--folds under torchrun: start one fold at a time, with --fold 0, 1, ...")
     else:
-        train_folds(options, tiles, folder, command)
+        train_folds(options, tiles, folder)
 
 
-def train_folds(options: TrainOptions, tiles: data.Store, folder: Path, command: str) -> None:
+def train_folds(options: TrainOptions, tiles: data.Store, folder: Path) -> None:
     """Train a run a fold, those apart that are finished, and pool their predictions."""
     recipe = options.recipe
     assert recipe.folds is not None
@@ -63,12 +62,12 @@ def train_folds(options: TrainOptions, tiles: data.Store, folder: Path, command:
         if not (options.resume and (part / "metrics.json").exists()):
             one = replace(recipe, fold=fold)
             resume = options.resume and (part / "config.json").exists()
-            train(replace(options, recipe=one, resume=resume), tiles, part, command)
+            train(replace(options, recipe=one, resume=resume), tiles, part)
     print(conclude_folds(runs.pool_folds(folder), folder))
     print(next_command(folder, options))
 
 
-def train(options: TrainOptions, tiles: data.Store, folder: Path, command: str) -> None:
+def train(options: TrainOptions, tiles: data.Store, folder: Path) -> None:
     """Train a run, telling each epoch's figures."""
     run = runs.Run(
         options.recipe,
@@ -85,9 +84,10 @@ def train(options: TrainOptions, tiles: data.Store, folder: Path, command: str) 
         print(epoch_line(result, run.recipe.epochs), flush=True)
     if run.rank > 0:
         return
-    report.plots.curves(run.history, folder / "curves.png", title=folder.name)
-    report.write_page(folder / "report.html", report.run_page(folder, tiles, command))
     print(conclude(folder))
+    report.plots.curves(run.history, folder / "curves.png", title=folder.name)
+    report.write_page(folder / "report.html", report.run_page(folder, tiles))
+    print(f"the whole run: {folder}/report.html")
     print(next_command(folder, options))
 
 
@@ -137,8 +137,7 @@ def conclude(folder: Path) -> str:
     return (
         f"{folder}: AUC {stats.Interval(**final['auc'])} (95 % interval, over tiles), accuracy "
         f"{final['accuracy']:.4f}, log loss {final['log_loss']:.4f} on {final['tiles']:,} "
-        f"held-out tiles\n"
-        f"the whole run: {folder}/report.html"
+        f"held-out tiles"
     )
 
 
@@ -162,4 +161,4 @@ if __name__ == "__main__":
     with exit_on_error():
         given = base.parse_options(TrainOptions, __doc__, sys.argv[1:])
         with training.distributed.process_group():
-            main(given, sys.argv[1:])
+            main(given)

@@ -13,6 +13,7 @@ from kit.base import (
     parse_recipe,
     read_recipe,
     recipe_values,
+    recipe_words,
 )
 
 
@@ -124,3 +125,28 @@ def test_a_recipe_that_cannot_be_is_a_message(change: dict[str, int], message: s
     """As when a comparison gives its arms a seed, or an option of the command line."""
     with pytest.raises(KitError, match=message):
         replace(Recipe(), **change)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("notebook", {}),
+        ("compact", {"seed": 3, "lr": 1e-4, "precision": "fp32"}),
+        ("compact", {"slides": Path("a b/s.csv"), "validate_on": ("x y", "z"), "folds": None}),
+        ("notebook", {"per_class": None, "widths": (1, 2, 3), "bn": "after"}),
+        ("backbone", {"pretrained": False, "weights": Path("w.pth"), "folds": 5, "fold": 2}),
+    ],
+)
+def test_words_of_a_recipe_are_read_as_that_recipe(name: str, changes: dict[str, object]) -> None:
+    recipe = replace(read_recipe(name), **changes)  # type: ignore[arg-type]
+    words = recipe_words(recipe)
+    assert words[:2] == ["--recipe", name]
+    assert len([word for word in words if word.startswith("--")]) <= 1 + len(changes)
+    assert parse(*words).recipe == recipe
+
+
+def test_words_leave_out_what_the_model_does_not_use() -> None:
+    recipe = Recipe(model="resnet18", bn_momentum=0.5)
+    words = recipe_words(recipe)
+    assert "--bn-momentum" not in words
+    assert parse(*words).recipe == replace(recipe, bn_momentum=0.99)

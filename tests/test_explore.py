@@ -165,6 +165,22 @@ def test_page_in_a_browser(explored: Path, width: int) -> None:
         assert "explore.py --data data" in opened.page.locator("pre").inner_text()
 
 
+def test_what_cannot_be_found_out_costs_no_page(tmp_path: Path) -> None:
+    """Tiles of one class, which nobody can draw a holdout from, and a table that is none."""
+    files = competition_files(train=6, test=2)
+    files["train_labels.csv"] = files["train_labels.csv"].replace(b",1\n", b",0\n")
+    write_zip(tmp_path / "data", files)
+    (tmp_path / "data" / "slides.csv").write_text("id,slide\nx,A\n")
+    ended = kernel("explore", "--data", "data", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert "6 training tiles: 6 negative, 0 positive" in ended.stdout
+    numbers = json.loads((tmp_path / "data" / "explore" / "explore.json").read_text("utf-8"))
+    assert (numbers["balanced_by_notebook"], numbers["auc_of_one_number"]) == (None, {})
+    page = (tmp_path / "data" / "explore" / "explore.html").read_text("utf-8")
+    assert page.count("No slides are shown here: data/slides.csv line 2") == 2
+    assert "The recipe notebook cannot draw its tiles: 0 of 6 training tiles are of class 1" in page
+
+
 def test_named_table_of_slides_must_exist(
     data: Path,
     monkeypatch: pytest.MonkeyPatch,

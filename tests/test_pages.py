@@ -31,14 +31,11 @@ def write_comparison(tiles: Store, folder: Path) -> Path:
     comparison = Study(folder, arms, (0, 1))
     outcomes = study.train_arms(comparison, tiles, device="cpu")
     slides = find_slides(tiles)
-    assert slides is not None
     predictions = study.pooled_predictions(comparison)
     tables = {
         "table1": study.paired_table(outcomes, *arms),
         "delong": study.delong_table(predictions, *arms),
-        "pooled": study.pooled_table(
-            predictions, *arms, dict(zip(tiles.train.ids, slides, strict=True))
-        ),
+        "pooled": study.pooled_table(predictions, *arms, slides.by_id(tiles.train.ids)),
     }
     verdict = study.paired_verdict(outcomes, *arms)
     page = report.compare_page(

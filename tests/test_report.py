@@ -2,6 +2,8 @@
 
 import json
 import re
+import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,16 +18,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kit import models, report, runs, stats
-from kit.base import KitError, Recipe
+from kit.base import KitError, Recipe, RunOptions, parse_options, recipe_values
 from kit.data import Store, find_slides, pack_tiles
 from kit.models import SmallCNN
-from kit.report import Drawing, Page, Section, Table
+from kit.report import Drawing, Page, Section, Table, thresholds
 from kit.runs import Run, TrainedModel
 
 INJECTION = "<script>document.title = 'owned'</script>"
 SLIDES = [INJECTION, "quote \" and ' and >", "plain", "$x$"]
 DASH = "\N{EN DASH}"
-COMMAND = f"python kernels/train.py --out 'runs/{INJECTION}'"
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +62,13 @@ def folder(tiles: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def written(folder: Path, tiles: Store) -> Path:
     path = folder / "report.html"
-    report.write_page(path, report.run_page(folder, tiles, COMMAND))
+    report.write_page(path, report.run_page(folder, tiles))
     return path
 
 
 @needs_chromium
 @pytest.mark.parametrize("width", [DESKTOP, PHONE])
-def test_run_page_in_a_browser(written: Path, width: int) -> None:
+def test_run_page_in_a_browser(written: Path, folder: Path, tiles: Store, width: int) -> None:
     """What others named is shown as text, and the filter hides the other slides' tiles."""
     with visit(written, width=width) as opened:
         opened.assert_sound()
@@ -75,24 +76,24 @@ def test_run_page_in_a_browser(written: Path, width: int) -> None:
         assert page.locator("[role=alert]").count() == 0
         assert page.title() == "Run <b>run & son"
         assert page.locator("h1").inner_text() == "Run <b>run & son"
-        assert page.locator("pre").inner_text().strip() == COMMAND
+        assert page.locator("pre").inner_text().strip() == report.train_command(folder, tiles.data)
 
-        tiles = page.locator(".tile")
-        assert 12 < tiles.count() <= 24
-        assert page.locator(".tile img").count() == 2 * tiles.count()
+        pairs = page.locator(".tile")
+        assert 12 < pairs.count() <= 24
+        assert page.locator(".tile img").count() == 2 * pairs.count()
         options = page.locator("select option").all_inner_texts()
         assert options == ["all slides", *sorted(SLIDES[:2])]
         shown = 0
         for slide in options[1:]:
             page.locator("select").select_option(slide)
             visible = page.locator(".tile:visible").all()
-            assert 0 < len(visible) < tiles.count()
+            assert 0 < len(visible) < pairs.count()
             assert all(f"slide {slide}" in tile.inner_text() for tile in visible)
-            assert page.locator("output").inner_text() == f"{len(visible)} of {tiles.count()} tiles"
+            assert page.locator("output").inner_text() == f"{len(visible)} of {pairs.count()} tiles"
             shown += len(visible)
-        assert shown == tiles.count()
+        assert shown == pairs.count()
         page.locator("select").select_option(index=0)
-        assert page.locator(".tile:visible").count() == tiles.count()
+        assert page.locator(".tile:visible").count() == pairs.count()
         opened.assert_sound()
 
 
@@ -132,19 +133,19 @@ def test_page_is_one_file_and_the_same_each_time(
     assert all(source.startswith("data:") for source in sources)
     assert "@import" not in text
     assert INJECTION not in text
-    report.write_page(tmp_path / "again.html", report.run_page(folder, tiles, COMMAND))
+    report.write_page(tmp_path / "again.html", report.run_page(folder, tiles))
     assert (tmp_path / "again.html").read_text("utf-8") == text
 
 
 def test_run_page_says_what_the_run_says(folder: Path, tiles: Store) -> None:
-    page = report.run_page(folder, tiles, COMMAND)
+    page = report.run_page(folder, tiles)
     final, valid = runs.read_metrics(folder), runs.read_valid(folder)
     assert f"AUC {final['auc']['estimate']:.4f} on {len(valid)} held-out tiles" in page.verdict
     assert f"{final['auc']['low']:.4f} to {final['auc']['high']:.4f}" in page.verdict
     assert "No slide stands on both sides" in page.limits[0]
 
     figures = page.sections[0].tables[0].frame.set_index("figure")
-    slides = find_slides(tiles)
+    slides = find_slides(tiles).of_tiles
     assert slides is not None
     by_id = dict(zip(tiles.train.ids, slides, strict=True))
     groups = valid["id"].map(by_id).to_numpy(str)
@@ -153,7 +154,7 @@ def test_run_page_says_what_the_run_says(folder: Path, tiles: Store) -> None:
     assert figures.loc["accuracy", "value"] == final["accuracy"]
 
     rebuild = page.sections[-1]
-    assert rebuild.code == COMMAND
+    assert rebuild.code == report.train_command(folder, tiles.data)
     facts = rebuild.tables[0].frame.set_index("fingerprint").iloc[:, 0]
     assert facts["data, SHA-256 of ids and labels"] == tiles.fingerprint
     assert json.loads(facts["held-out tiles"]) == len(valid)
@@ -163,12 +164,12 @@ def test_run_page_says_what_the_run_says(folder: Path, tiles: Store) -> None:
 
 def test_holdout_of_single_tiles_is_said_to_flatter(tiles: Store, tmp_path: Path) -> None:
     folder = finished_run(Recipe(epochs=1, batch_size=16), tiles, tmp_path / "run")
-    page = report.run_page(folder, tiles, COMMAND)
+    page = report.run_page(folder, tiles)
     assert "flatter" in page.limits[0]
     assert page.sections[0].tables[0].frame["figure"].tolist().count("AUC") == 1
-    assert report.run_page(folder, replace(tiles, is_standin=True), COMMAND).is_standin
+    assert report.run_page(folder, replace(tiles, is_standin=True)).is_standin
     with pytest.raises(KitError, match="was trained on other data"):
-        report.run_page(folder, replace(tiles, fingerprint="0"), COMMAND)
+        report.run_page(folder, replace(tiles, fingerprint="0"))
 
 
 @needs_chromium
@@ -303,6 +304,73 @@ def test_model_without_a_map_has_no_grad_cam(tiles: Store) -> None:
     assert [tile.cam for tile in chosen] == [None, None]
 
 
+def test_command_that_rebuilds_is_the_run_s_own(folder: Path, tiles: Store) -> None:
+    """As its folder records it, whatever was typed last; typed again it asks for the same run."""
+    words = shlex.split(report.train_command(folder, tiles.data))
+    assert words[:2] == ["python", "kernels/train.py"]
+    options = [word for word in words[2:] if word not in ("--out", str(folder))]
+    parsed = parse_options(RunOptions, "", options)
+    assert recipe_values(parsed.recipe) == runs.read_config(folder)["recipe"]
+    assert parsed.data == tiles.data
+    assert str(folder) == words[words.index("--out") + 1]
+
+
+def test_a_forced_run_is_said_to_have_no_command(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "forced")
+    config = json.loads((copy / "config.json").read_text())
+    for then, said in (({"processes": 2}, 1), ({"recipe": {}}, 2)):
+        resumed = config | {"resumed_from": config | then}
+        (copy / "config.json").write_text(json.dumps(resumed | {"processes": 2}))
+        section = report.rebuild_section("typed", {"run": copy})
+        assert len(section.text) == said
+    assert "--force" in section.text[1]
+    assert report.train_command(copy, Path("data")).startswith(
+        "torchrun --standalone --nproc-per-node=2 kernels/train.py --recipe notebook --slides "
+    )
+
+
+def test_a_table_of_slides_that_cannot_be_used_costs_no_page(
+    folder: Path, tiles: Store, tmp_path: Path
+) -> None:
+    """Unasked for and incomplete, or gone since the run: the page says why it shows no slides."""
+    (tmp_path / "slides.csv").write_text("id,slide\nx,A\n")
+    plain = finished_run(Recipe(epochs=1, batch_size=16), tiles, tmp_path / "plain")
+    page = report.run_page(plain, replace(tiles, data=tmp_path))
+    assert "No slides are shown" in page.limits[-1]
+    assert f"{tmp_path / 'slides.csv'} line 2: id 'x' is not 40 hex digits" in page.limits[-1]
+    assert page.sections[3].gallery["Least sure"][0].slide is None
+
+    copy = shutil.copytree(folder, tmp_path / "moved")
+    config = json.loads((copy / "config.json").read_text())
+    config["recipe"]["slides"] = str(tmp_path / "gone.csv")
+    (copy / "config.json").write_text(json.dumps(config))
+    page = report.run_page(copy, tiles)
+    assert "No slide stands on both sides" in page.limits[0]
+    assert f"cannot read id,slide from {tmp_path / 'gone.csv'}: No such file" in page.limits[-1]
+    assert page.sections[0].tables[0].frame["figure"].tolist().count("AUC") == 1
+
+
+def test_page_shows_what_thresholds_make_of_the_tiles() -> None:
+    """20 tiles by hand; at the threshold that is chosen on them every tile is called right."""
+    valid = pd.DataFrame(
+        {
+            "label": [0] * 12 + [1] * 8,
+            "probability": [0.1] * 9
+            + [0.55, 0.6, 0.65]
+            + [0.7, 0.8, 0.9, 0.9, 0.9, 0.9, 0.9, 0.95],
+        }
+    )
+    section = thresholds.threshold_section(valid)
+    frame = section.tables[0].frame.set_index("figure")
+    at_half = frame["at 0.5"].to_dict()
+    expected = {"sensitivity": 1, "specificity": 9 / 12, "precision": 8 / 11, "accuracy": 17 / 20}
+    assert at_half == pytest.approx(expected | {"F1": 16 / 19})
+    assert frame["at 0.6750, optimistic"].tolist() == [1] * 5
+    assert "optimistic" in section.text[0]
+    texts = [text.get_text() for text in section.drawings[0].figure.axes[0].texts]
+    assert texts == ["9\n75.0 %", "3\n25.0 %", "0\n0.0 %", "8\n100.0 %"]
+
+
 def test_missing_table_of_slides_is_none(tiles: Store, tmp_path: Path) -> None:
-    assert find_slides(tiles, tmp_path / "none.csv") is None
-    assert find_slides(replace(tiles, data=tmp_path)) is None
+    assert find_slides(tiles, tmp_path / "none.csv").of_tiles is None
+    assert find_slides(replace(tiles, data=tmp_path)).of_tiles is None

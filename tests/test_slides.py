@@ -9,6 +9,7 @@ from conftest import Files, kernel, run_kernel, write_zip
 from kit.base import KitError, Recipe
 from kit.data import (
     UNKNOWN,
+    KnownSlides,
     Store,
     find_slides,
     find_slides_table,
@@ -70,10 +71,10 @@ def test_another_table_is_refused(tmp_path: Path, text: str, message: str) -> No
 def test_a_table_beside_the_data_is_found_and_named(
     tiles: Store, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert find_slides(tiles) is None
+    assert find_slides(tiles) == KnownSlides()
     assert find_slides_table(tiles) is None
     path = write_table(tiles.data / name, tiles, known=24, header="id,wsi")
-    slides = find_slides(tiles)
+    slides = find_slides(tiles).of_tiles
     assert slides is not None
     assert slides.tolist() == [f"S{row // 6}" for row in range(24)]
     assert find_slides_table(tiles) == path
@@ -85,7 +86,9 @@ def test_a_damaged_table_that_nobody_asked_for_is_left_out_with_a_note(
     tiles: Store, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tiles.data / "slides.csv").write_text(text)
-    assert find_slides(tiles) is None
+    found = find_slides(tiles)
+    assert found.of_tiles is None
+    assert found.notes[0].startswith("No slides are shown here: ")
     assert "note: slides are left out here: " in capsys.readouterr().err
 
 

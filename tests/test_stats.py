@@ -553,6 +553,54 @@ def test_temperature_stays_in_its_range_where_the_best_one_would_not() -> None:
     assert stats.fit_temperature([0, 1], [1, -1]) == pytest.approx(high, rel=1e-2)
 
 
+# Thresholds
+
+
+@given(scored_tiles(), st.floats(0, 1))
+def test_a_confusion_matrix_is_scikit_learns(
+    data: tuple[np.ndarray, np.ndarray], threshold: float
+) -> None:
+    labels, scores = data
+    probabilities = expit(scores.astype(float))
+    counts = stats.confusion(labels, probabilities, threshold)
+    called = probabilities > threshold
+    (tn, fp), (fn, tp) = sklearn.metrics.confusion_matrix(labels, called, labels=[0, 1])
+    assert counts == stats.Confusion(threshold, tp, fp, tn, fn)
+    assert counts.f1 == pytest.approx(sklearn.metrics.f1_score(labels, called, zero_division=0))
+    assert counts.sensitivity.estimate == sklearn.metrics.recall_score(labels, called)
+    assert counts.specificity.estimate == sklearn.metrics.recall_score(~(labels == 1), ~called)
+    assert counts.accuracy.estimate == stats.accuracy(labels, probabilities, threshold)
+    if called.any():
+        precision = sklearn.metrics.precision_score(labels, called)
+        assert counts.precision.estimate == pytest.approx(precision)
+    else:
+        assert math.isnan(counts.precision.estimate)
+        assert counts.precision.note == "there are none"
+
+
+@given(scored_tiles())
+def test_no_threshold_has_a_larger_sum_of_sensitivity_and_specificity(
+    data: tuple[np.ndarray, np.ndarray],
+) -> None:
+    labels, scores = data
+    probabilities = expit(scores.astype(float))
+
+    def youden(threshold: float) -> float:
+        counts = stats.confusion(labels, probabilities, threshold)
+        return counts.sensitivity.estimate + counts.specificity.estimate - 1
+
+    found = youden(stats.best_threshold(labels, probabilities))
+    assert found == pytest.approx(max(0, *map(youden, probabilities)))
+
+
+def test_the_best_threshold_lies_between_its_neighbours() -> None:
+    assert stats.best_threshold([0, 0, 1, 1], [0.1, 0.2, 0.6, 0.7]) == pytest.approx(0.4)
+    assert stats.best_threshold([0, 0, 1, 1], [0.9, 0.8, 0.2, 0.1]) == 0.9
+    near = np.nextafter(0.3, 1)
+    assert stats.best_threshold([0, 1], [0.3, near]) == 0.3
+    assert stats.confusion([0, 1], [0.3, near], 0.3).accuracy.estimate == 1
+
+
 # Faults
 
 OF_SCORES = [stats.auc, stats.auc_interval, stats.auc_bootstrap, stats.fit_temperature]

@@ -66,7 +66,7 @@ def trained(tiles: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
             patch.setenv(name, value)
         for _ in Run(RECIPE, tiles, folder, device="cpu").train(progress=False):
             pass
-        report.write_page(folder / "report.html", report.run_page(folder, tiles, "train.py"))
+        report.write_page(folder / "report.html", report.run_page(folder, tiles))
     return folder
 
 
@@ -186,7 +186,7 @@ def test_nothing_outside_a_run_folder_is_written(run: Path, tiles: Store, tmp_pa
     (run / "report.html").symlink_to(precious)
     for _ in Run(RECIPE, tiles, run, device="cpu", resume=True).train(progress=False):
         pass
-    report.write_page(run / "report.html", report.run_page(run, tiles, "train.py"))
+    report.write_page(run / "report.html", report.run_page(run, tiles))
     assert precious.read_text() == "mine"
     assert not (run / "report.html").is_symlink()
 

@@ -12,6 +12,7 @@ from .command_line import RunOptions as RunOptions
 from .command_line import command as command
 from .command_line import given_options as given_options
 from .command_line import parse_options as parse_options
+from .command_line import recipe_words as recipe_words
 from .competition import ARCHIVE as ARCHIVE
 from .competition import CENTRE_SIZE as CENTRE_SIZE
 from .competition import CHANNEL_MEAN as CHANNEL_MEAN

@@ -12,7 +12,14 @@ import tyro
 from pydantic import Field, TypeAdapter, ValidationError
 
 from kit.base.errors import KitError
-from kit.base.recipe import Recipe, read_recipe, recipe_summaries
+from kit.base.recipe import (
+    BACKBONE_ONLY,
+    OWN_ONLY,
+    Recipe,
+    read_recipe,
+    recipe_names,
+    recipe_summaries,
+)
 from kit.base.values import describe_errors
 
 
@@ -70,6 +77,15 @@ def command(name: str, *words: object) -> str:
     return shlex.join(["python", f"kernels/{name}.py", *map(str, words)])
 
 
+def recipe_words(recipe: Recipe) -> list[str]:
+    """Return the words of a command line that give a recipe.
+
+    They name the nearest of the kit's own recipes, and the options that differ from it. Options
+    that the model does not use are left out.
+    """
+    return min((_words_from(name, recipe) for name in recipe_names()), key=len)
+
+
 def given_options(argv: Sequence[str]) -> set[str]:
     """Return the names of the options on a command line, as a recipe spells them."""
     return set(_names(argv))
@@ -87,6 +103,23 @@ def _check_repeated(argv: Sequence[str]) -> None:
         if names.count(name) > 1:
             flag = f"--{name.replace('_', '-')}"
             raise KitError(f"{flag} is given {names.count(name)} times: name all slides after one")
+
+
+def _words_from(name: str, recipe: Recipe) -> list[str]:
+    """Return the words that make a recipe of one that comes with the kit."""
+    near, words = read_recipe(name), ["--recipe", name]
+    unused = OWN_ONLY if recipe.is_backbone else BACKBONE_ONLY
+    for field in dataclasses.fields(Recipe):
+        value = getattr(recipe, field.name)
+        if value == getattr(near, field.name) or field.name in unused:
+            continue
+        flag = field.name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            values = value if isinstance(value, tuple) else (value,)
+            words += [f"--{flag}", *map(str, values)]
+    return words
 
 
 def _recipe_name(argv: Sequence[str]) -> str:

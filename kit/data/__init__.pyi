@@ -11,6 +11,7 @@ from .loaders import EpochSampler as EpochSampler
 from .loaders import eval_loader as eval_loader
 from .loaders import train_loader as train_loader
 from .slides import UNKNOWN as UNKNOWN
+from .slides import KnownSlides as KnownSlides
 from .slides import find_slides as find_slides
 from .slides import find_slides_table as find_slides_table
 from .slides import read_slides as read_slides

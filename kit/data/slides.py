@@ -2,6 +2,7 @@
 
 import hashlib
 import sys
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -68,30 +69,55 @@ def find_slides_table(store: Store) -> Path | None:
     return next((path for name in TABLES if (path := store.data / name).is_file()), None)
 
 
-def find_slides(store: Store, path: Path | str | None = None) -> Strings | None:
+@dataclass(frozen=True)
+class KnownSlides:
+    """The slides of the training tiles for a page or a table, or why it shows none.
+
+    Attributes
+    ----------
+    of_tiles
+        As `read_slides` returns it; None where no table says.
+    note
+        Why a table that is there cannot be used; empty otherwise.
+    """
+
+    of_tiles: Strings | None = None
+    note: str = ""
+
+    def by_id(self, ids: Strings) -> dict[str, str] | None:
+        """Return the slide of each of the training tiles' ids that the table names."""
+        if self.of_tiles is None:
+            return None
+        pairs = zip(ids.tolist(), self.of_tiles.tolist(), strict=True)
+        return {tile: slide for tile, slide in pairs if slide != UNKNOWN}
+
+    @property
+    def notes(self) -> list[str]:
+        """The note, if there is one."""
+        return [self.note] if self.note else []
+
+
+def find_slides(store: Store, path: Path | str | None = None) -> KnownSlides:
     """Return the slides of the training tiles for a page or a table, or say why there are none.
+
+    What a page would like to have is never a reason to lose it, so nothing is raised.
 
     Parameters
     ----------
     path
         The table; by default the one in the store's data folder, when it is said that it is used.
-
-    Returns
-    -------
-    ndarray or None
-        As `read_slides` returns it; None where there is no such table, or it is damaged.
     """
     found = find_slides_table(store) if path is None else Path(path)
     if found is None:
-        return None
+        return KnownSlides()
     try:
         slides = read_slides(found, store.train.ids)
     except KitError as error:
         _note(f"slides are left out here: {error}")
-        return None
+        return KnownSlides(note=f"No slides are shown here: {error}.")
     if path is None:
         _note(f"{found} tells each tile's slide ({(slides != UNKNOWN).sum():,} of {len(slides):,})")
-    return slides
+    return KnownSlides(slides)
 
 
 def slides_fingerprint(path: Path, store: Store) -> str:

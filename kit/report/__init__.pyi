@@ -16,6 +16,7 @@ from .page import Table as Table
 from .page import bounds as bounds
 from .page import write_page as write_page
 from .rebuild import rebuild_section as rebuild_section
+from .rebuild import train_command as train_command
 from .run import run_page as run_page
 from .search import search_page as search_page
 from .search import search_verdict as search_verdict

@@ -11,8 +11,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from kit import __version__, stats
-from kit.base import CLASS_NAMES, Array, Floats, Indices, Pixels, Strings, competition, read_recipe
-from kit.data import UNKNOWN, Store, TileSet, recipe_holdout, stains
+from kit.base import CLASS_NAMES, Array, Floats, Indices, KitError, Pixels, competition, read_recipe
+from kit.data import UNKNOWN, KnownSlides, Store, TileSet, recipe_holdout, stains
 from kit.stats import Interval
 
 NEAR_BLACK = 10
@@ -54,39 +54,44 @@ class Exploration:
     Attributes
     ----------
     balanced
-        Tiles that the recipe `notebook` draws: a row a class, a column a side.
-    slides
-        The slide of each training tile, where a table says.
+        Tiles that the recipe `notebook` draws: a row per class, a column per side; None if it
+        cannot draw any.
+    notes
+        What could not be found out, and why.
     """
 
     store: Store
     train: Measures
     test: Measures
-    balanced: pd.DataFrame
-    slides: Strings | None = None
+    balanced: pd.DataFrame | None
+    slides: KnownSlides
+    notes: tuple[str, ...] = ()
 
 
 def explore_store(
-    store: Store, slides: Strings | None = None, *, progress: bool = True
+    store: Store, slides: KnownSlides | None = None, *, progress: bool = True
 ) -> Exploration:
     """Measure every tile of a store, in one pass and in blocks.
 
     Parameters
     ----------
     slides
-        The slide of each training tile, in the store's order.
-
-    Raises
-    ------
-    KitError
-        If the recipe `notebook` cannot draw its tiles, as from a store of one class.
+        From `find_slides`.
     """
+    slides = slides or KnownSlides()
+    balanced, notes = None, slides.notes
+    try:
+        balanced = _balance(store)
+    except KitError as error:
+        # Such as from a store of one class, which is worth looking at all the more.
+        notes = [*notes, f"The recipe {BALANCING_RECIPE} cannot draw its tiles: {error}."]
     return Exploration(
         store,
         measure_tiles(store.train, description="train" if progress else None),
         measure_tiles(store.test, description="test" if progress else None),
-        _balance(store),
+        balanced,
         slides,
+        tuple(notes),
     )
 
 
@@ -138,7 +143,7 @@ def exploration_numbers(found: Exploration) -> dict[str, Any]:
         "is_standin": store.is_standin,
         "tiles": {"train": len(store.train), "test": len(store.test)},
         "classes": class_counts(found)["tiles"].to_dict(),
-        "balanced_by_notebook": found.balanced.to_dict(),
+        "balanced_by_notebook": None if found.balanced is None else found.balanced.to_dict(),
         "channels": channels(found),
         "quantities": {
             quantity: {group: summary(values) for group, values in groups(found, quantity).items()}
@@ -149,7 +154,7 @@ def exploration_numbers(found: Exploration) -> dict[str, Any]:
         },
         "blank": blank_tiles(found).to_dict("records"),
         "duplicates": duplicates(store),
-        "slides": None if found.slides is None else slide_table(found).to_dict("records"),
+        "slides": None if found.slides.of_tiles is None else slide_table(found).to_dict("records"),
     }
 
 
@@ -201,10 +206,11 @@ def class_counts(found: Exploration) -> pd.DataFrame:
 
 
 def groups(found: Exploration, quantity: str) -> dict[str, Floats]:
-    """Return one quantity of the negative, the positive and the test tiles."""
+    """Return one quantity of the negative, the positive and the test tiles, where there are any."""
     values = found.train.tiles[quantity].to_numpy()
-    groups = {name: values[found.store.labels == label] for label, name in enumerate(CLASS_NAMES)}
-    return groups | {"test": found.test.tiles[quantity].to_numpy()}
+    named = {name: values[found.store.labels == label] for label, name in enumerate(CLASS_NAMES)}
+    named["test"] = found.test.tiles[quantity].to_numpy()
+    return {name: group for name, group in named.items() if len(group)}
 
 
 def summary(values: Floats) -> dict[str, float]:
@@ -226,8 +232,10 @@ def channels(found: Exploration) -> dict[str, dict[str, list[float]]]:
 
 
 def separations(found: Exploration) -> dict[str, Interval]:
-    """Return the AUC of telling the classes apart by one quantity alone."""
+    """Return the AUC of telling the classes apart by one quantity alone, if there are two."""
     labels = found.store.labels
+    if len(np.unique(labels)) < 2:
+        return {}
     return {
         quantity: stats.auc_interval(labels, found.train.tiles[quantity]) for quantity in QUANTITIES
     }
@@ -246,8 +254,8 @@ def blank_tiles(found: Exploration) -> pd.DataFrame:
 
 
 def slide_table(found: Exploration) -> pd.DataFrame:
-    """Return a row a slide, the largest first."""
-    tiles = found.train.tiles.assign(slide=found.slides, positive=found.store.labels)
+    """Return a row per slide, the largest first."""
+    tiles = found.train.tiles.assign(slide=found.slides.of_tiles, positive=found.store.labels)
     by_slide = tiles[tiles["slide"] != UNKNOWN].groupby("slide")
     table = pd.DataFrame({"tiles": by_slide.size(), "positive": by_slide["positive"].sum()})
     table.insert(1, "negative", table["tiles"] - table["positive"])

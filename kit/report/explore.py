@@ -39,10 +39,6 @@ def exploration_figures(found: Exploration) -> dict[str, Drawing]:
             ),
             "All training tiles.",
         ),
-        "chart-2-balanced": Drawing(
-            tile_plots.class_counts(found.balanced, title="Chart 2: classes after balancing"),
-            f"What the recipe {BALANCING_RECIPE} draws with seed 0, to train and to validate on.",
-        ),
         **_sheets(found),
         "channels": Drawing(
             tile_plots.channel_histogram(
@@ -52,7 +48,12 @@ def exploration_figures(found: Exploration) -> dict[str, Drawing]:
         ),
         **{quantity: _distribution(found, quantity) for quantity in QUANTITIES},
     }
-    if found.slides is not None:
+    if found.balanced is not None:
+        drawn["chart-2-balanced"] = Drawing(
+            tile_plots.class_counts(found.balanced, title="Chart 2: classes after balancing"),
+            f"What the recipe {BALANCING_RECIPE} draws with seed 0, to train and to validate on.",
+        )
+    if found.slides.of_tiles is not None:
         counts = slide_table(found).set_index("slide")
         drawn["slides"] = Drawing(
             tile_plots.classes_by_slide(counts, title="Classes by slide"), "All training tiles."
@@ -77,6 +78,7 @@ def exploration_page(found: Exploration, drawn: Mapping[str, Drawing], command: 
         title="The tiles",
         verdict=f"{len(store.train):,} training tiles, {100 * positive:.1f} % of them positive, "
         f"and {len(store.test):,} test tiles; {len(blank):,} blank, {copies:,} exact duplicates.",
+        limits=found.notes,
         sections=[
             _classes_section(drawn),
             _sheets_section(drawn),
@@ -97,6 +99,8 @@ def _sheets(found: Exploration) -> dict[str, Drawing]:
     sheets = {}
     for number, name in enumerate(CLASS_NAMES):
         members = np.flatnonzero(found.store.labels == number)
+        if not len(members):
+            continue
         rows = np.sort(rng.choice(members, min(SHEET_TILES, len(members)), replace=False))
         sheets[f"image-{number + 1}-{name}"] = _sheet(
             found, rows, f"Image {number + 1}: {name} tiles", "Drawn at random."
@@ -130,7 +134,7 @@ def _classes_section(drawn: Mapping[str, Drawing]) -> Section:
             "A network trained on unequal classes leans to the larger one. The study draws the "
             "same number of tiles of each class, and keeps a part of them for validation."
         ],
-        drawings=[drawn["chart-1-classes"], drawn["chart-2-balanced"]],
+        drawings=[drawing for name, drawing in drawn.items() if name.startswith("chart-")],
     )
 
 
@@ -216,10 +220,13 @@ def _duplicates_section(store: Store) -> Section:
 
 
 def _slides_section(found: Exploration, drawn: Mapping[str, Drawing]) -> Section:
-    if found.slides is None:
+    if found.slides.of_tiles is None:
         return Section(
             "Slides",
-            text=["No table of slides: give a CSV of id,slide with --slides to see them."],
+            text=[
+                found.slides.note
+                or "No table of slides: give a CSV of id,slide with --slides to see them."
+            ],
         )
     return Section(
         "Slides",

@@ -14,11 +14,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
-from scipy.stats import binomtest, t
-from sklearn.metrics import roc_curve
+from scipy.stats import t
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_curve
 
 from kit import stats
-from kit.base import EpochResult, Floats, Labels
+from kit.base import CLASS_NAMES, EpochResult, Floats, Labels
 from kit.report.style import (
     BLUE,
     DASHES,
@@ -128,6 +128,61 @@ def mean_roc(predictions: PredictionsBySeed, *, title: str = "ROC curve") -> Fig
     return figure
 
 
+def precision_recall(predictions: Predictions, *, title: str = "Precision and recall") -> Figure:
+    """Draw precision against recall for each run or arm, with its average precision.
+
+    Chance is the share of positive tiles, whatever the recall.
+    """
+    figure, axes = single(title, height=4.6)
+    for name, (colour, dashes) in _arm_styles(predictions).items():
+        precision, recall, _ = precision_recall_curve(*predictions[name])
+        average = average_precision_score(*predictions[name])
+        label = f"{plain(name)} (average precision {average:.4f})"
+        axes.step(recall, precision, dashes, where="post", color=colour, label=label)
+    labels, _ = next(iter(predictions.values()))
+    share = float(np.asarray(labels).mean())
+    label = f"chance (precision {share:.2f})"
+    axes.axhline(share, color=GREY, linestyle=":", linewidth=1, label=label)
+    axes.set(
+        xlabel="recall (positive tiles found)",
+        ylabel="precision (tiles called positive that are)",
+        xlim=(-0.01, 1.01),
+        ylim=(-0.01, 1.01),
+        aspect="equal",
+    )
+    axes.legend(loc="lower left")
+    return figure
+
+
+def confusion_matrix(counts: stats.Confusion, *, title: str) -> Figure:
+    """Draw how many tiles of each class were called what, shaded by the share of their class."""
+    table = np.array(
+        [
+            [counts.true_negatives, counts.false_positives],
+            [counts.false_negatives, counts.true_positives],
+        ]
+    )
+    shares = table / table.sum(axis=1, keepdims=True)
+    figure = Figure(figsize=(5, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(plain(title))
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), number in np.ndenumerate(table):
+        share = shares[row, column]
+        axes.text(
+            column,
+            row,
+            f"{number:,}\n{100 * share:.1f} %",
+            color="white" if share > 0.5 else "black",
+            ha="center",
+            va="center",
+        )
+    axes.set_xticks([0, 1], [f"called {name}" for name in CLASS_NAMES])
+    axes.set_yticks([0, 1], CLASS_NAMES, rotation=90, va="center")
+    axes.tick_params(length=0)
+    return figure
+
+
 def calibration(predictions: Predictions, *, title: str = "Calibration") -> Figure:
     """Draw how often tiles of each predicted probability are positive, above their counts.
 
@@ -223,8 +278,9 @@ def _reliability(
     rows = []
     for members in (bins == number for number in np.unique(bins)):
         tiles, positives = int(members.sum()), int(labels[members].sum())
-        interval = binomtest(positives, tiles).proportion_ci(stats.CONFIDENCE, method="wilson")
-        share = positives / tiles
+        interval = stats.share_interval(positives, tiles)
+        assert interval.low is not None and interval.high is not None
+        share = interval.estimate
         low, high = max(share - interval.low, 0), max(interval.high - share, 0)
         rows.append((probabilities[members].mean(), share, low, high))
     predicted, share, low, high = np.array(rows).T

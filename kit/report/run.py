@@ -6,22 +6,18 @@ from typing import Any
 import pandas as pd
 
 from kit import runs, stats
-from kit.base import KitError, Strings
-from kit.data import UNKNOWN, Store, find_slides
+from kit.base import KitError
+from kit.data import UNKNOWN, KnownSlides, Store, find_slides
 from kit.report import plots
 from kit.report.galleries import choose_gallery, gallery_section
 from kit.report.page import Drawing, Page, Section, Table, bounds
-from kit.report.rebuild import rebuild_section
+from kit.report.rebuild import rebuild_section, train_command
+from kit.report.thresholds import threshold_section
 from kit.stats import Interval
 
 
-def run_page(folder: Path, store: Store, command: str) -> Page:
+def run_page(folder: Path, store: Store) -> Page:
     """Describe a finished run.
-
-    Parameters
-    ----------
-    command
-        What was typed to train it.
 
     Raises
     ------
@@ -30,23 +26,24 @@ def run_page(folder: Path, store: Store, command: str) -> Page:
     """
     config = runs.read_config(folder)
     _check_data(folder, config, store)
-    valid = runs.read_valid(folder)
-    slides = find_slides(store, config["recipe"]["slides"])
-    figures = runs.read_metrics(folder)
-    by_slide = config["recipe"]["slides"] is not None
+    valid, figures = runs.read_valid(folder), runs.read_metrics(folder)
+    table = config["recipe"]["slides"]
+    slides = find_slides(store, table)
     auc = Interval(**figures["auc"])
     return Page(
         title=f"Run {folder.name}",
         verdict=f"AUC {auc.estimate:.4f} on {figures['tiles']:,} held-out tiles "
         f"(95 % interval {bounds(auc)}).",
-        limits=_limits(by_slide=by_slide),
+        limits=[*_limits(by_slide=table is not None), *slides.notes],
         sections=[
             Section(
-                "Figures", tables=[_figures(store, valid, figures, slides if by_slide else None)]
+                "Figures",
+                tables=[_figures(store, valid, figures, slides if table else KnownSlides())],
             ),
+            threshold_section(valid),
             Section("Training and validation", drawings=_run_drawings(folder, valid)),
-            gallery_section(choose_gallery(runs.load(folder), store, valid, slides)),
-            rebuild_section(command, {folder.name: folder}),
+            gallery_section(choose_gallery(runs.load(folder), store, valid, slides.of_tiles)),
+            rebuild_section(train_command(folder, store.data), {folder.name: folder}),
         ],
         is_standin=store.is_standin,
     )
@@ -76,9 +73,9 @@ def _limits(*, by_slide: bool) -> list[str]:
 
 
 def _figures(
-    store: Store, valid: pd.DataFrame, figures: dict[str, Any], slides: Strings | None
+    store: Store, valid: pd.DataFrame, figures: dict[str, Any], slides: KnownSlides
 ) -> Table:
-    """Tabulate the final figures; `slides` is given where the holdout keeps slides apart."""
+    """Tabulate the final figures; `slides` are known where the holdout keeps slides apart."""
     labels, probabilities = valid["label"].to_numpy(), valid["probability"].to_numpy()
     error = stats.expected_calibration_error(labels, probabilities)
     auc = Interval(**figures["auc"])
@@ -86,12 +83,12 @@ def _figures(
         ("AUC", auc.estimate, bounds(auc), "of other tiles of these slides (DeLong)"),
         ("AUC of hard labels", figures["auc_of_hard_labels"], "", "what 0 and 1 would score"),
         ("accuracy", figures["accuracy"], "", "at a probability of 0.5"),
-        ("log loss", figures["log_loss"], "", "nats a tile; 0.693 for always saying one half"),
+        ("log loss", figures["log_loss"], "", "nats per tile; 0.693 for always saying one half"),
         ("calibration error", error, "", "mean distance of probability and share of positives"),
     ]
     places = pd.Index(store.train.ids).get_indexer(pd.Index(valid["id"]))
-    if slides is not None and (slides[places] != UNKNOWN).all():
-        interval = stats.auc_bootstrap(labels, probabilities, slides[places])
+    if slides.of_tiles is not None and (slides.of_tiles[places] != UNKNOWN).all():
+        interval = stats.auc_bootstrap(labels, probabilities, slides.of_tiles[places])
         meaning = "of other slides (bootstrap over slides)"
         rows.insert(1, ("AUC", interval.estimate, bounds(interval), meaning))
     frame = pd.DataFrame(rows, columns=["figure", "value", "95 % interval", "meaning"])
@@ -110,11 +107,16 @@ def _run_drawings(folder: Path, valid: pd.DataFrame) -> list[Drawing]:
             plots.sides(history, "accuracy", title="Accuracy"),
             f"Share of tiles called right. {training}",
         ),
-        Drawing(plots.sides(history, "loss", title="Loss"), "Mean log loss, in nats a tile."),
+        Drawing(plots.sides(history, "loss", title="Loss"), "Mean log loss, in nats per tile."),
         Drawing(
             plots.roc(predictions),
             "Each point is a threshold; the area below is the chance that a positive tile is "
             "scored above a negative one.",
+        ),
+        Drawing(
+            plots.precision_recall(predictions),
+            "Each point is a threshold: how many of the tiles called positive are, and how many of "
+            "the positive tiles are found.",
         ),
         Drawing(
             plots.calibration(predictions),

@@ -34,7 +34,8 @@ def search_page(result: SearchResult, out: Path, store: Store, command: str) -> 
         verdict=search_verdict(result),
         limits=[
             "Train the recipe with other seeds, or compare it with the base recipe, before you "
-            "believe in its gain."
+            "believe in its gain.",
+            *slides.notes,
         ],
         sections=[
             _importance_section(result),

@@ -6,8 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from kit import runs
-from kit.base import Strings
-from kit.data import Store
+from kit.data import KnownSlides, Store
 from kit.report import plots
 from kit.report.galleries import choose_gallery, gallery_section
 from kit.report.page import Drawing, Page, Section, Table
@@ -41,7 +40,7 @@ def compare_page(
     verdict: str,
     *,
     store: Store,
-    slides: Strings | None,
+    slides: KnownSlides,
     command: str,
 ) -> Page:
     """Describe a comparison of two arms.
@@ -53,7 +52,7 @@ def compare_page(
     tables
         `table1`, `delong` and `pooled`, as `study` makes them.
     slides
-        The slide of each training tile, where it is known.
+        From `find_slides`.
     command
         What was typed.
     """
@@ -61,7 +60,7 @@ def compare_page(
     return Page(
         title=f"{' against '.join(comparison.arms)}, {len(comparison.seeds)} seeds",
         verdict=verdict,
-        limits=[_SEEDS_LIMIT],
+        limits=[_SEEDS_LIMIT, *slides.notes],
         sections=[
             Section(
                 "Figures",
@@ -100,7 +99,7 @@ def momentum_page(
     verdict: str,
     *,
     store: Store,
-    slides: Strings | None,
+    slides: KnownSlides,
     folders: Mapping[str, Path],
     command: str,
 ) -> Page:
@@ -117,7 +116,7 @@ def momentum_page(
     return Page(
         title=f"BatchNorm's momentum, {len(next(iter(histories.values())))} seeds",
         verdict=verdict,
-        limits=[_SEEDS_LIMIT],
+        limits=[_SEEDS_LIMIT, *slides.notes],
         sections=[
             Section(
                 "Figures",
@@ -163,8 +162,10 @@ def momentum_page(
     )
 
 
-def one_run_gallery(name: str, folder: Path, store: Store, slides: Strings | None) -> Section:
-    tiles = choose_gallery(runs.load(folder), store, runs.read_valid(folder), slides, count=6)
+def one_run_gallery(name: str, folder: Path, store: Store, slides: KnownSlides) -> Section:
+    tiles = choose_gallery(
+        runs.load(folder), store, runs.read_valid(folder), slides.of_tiles, count=6
+    )
     shown = gallery_section({f"{heading}: {name}": one for heading, one in tiles.items()})
     return Section(f"{shown.heading}, {name}", shown.text, gallery=shown.gallery)
 

@@ -16,3 +16,7 @@ from .scores import accuracy as accuracy
 from .scores import auc as auc
 from .scores import log_loss as log_loss
 from .scores import summary as summary
+from .threshold import Confusion as Confusion
+from .threshold import best_threshold as best_threshold
+from .threshold import confusion as confusion
+from .threshold import share_interval as share_interval
