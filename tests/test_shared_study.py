@@ -28,6 +28,7 @@ from kit import study
 from kit.base import EpochResult, KitError, Recipe
 from kit.data import Store, open_store, pack_tiles
 from kit.study import MomentumSweep, Outcome, Study, sharing
+from kit.training import TrainingBar
 
 ROOT = Path(__file__).parents[1]
 RECIPE = Recipe(epochs=12, batch_size=8, widths=(4, 6, 8))
@@ -164,12 +165,12 @@ def test_a_database_hands_the_run_of_a_dead_worker_on(
 def test_a_failing_run_is_left_to_the_next_worker(tmp_path: Path) -> None:
     begun = []
 
-    def fail(name: str) -> Iterator[EpochResult]:
+    def fail(name: str, _: TrainingBar) -> Iterator[EpochResult]:
         begun.append(name)
         raise KitError("the disk is full")
         yield
 
-    def run(train_one: Callable[[str], Iterator[EpochResult]]) -> None:
+    def run(train_one: Callable[[str, TrainingBar], Iterator[EpochResult]]) -> None:
         sharing.share_runs(["a", "b"], tmp_path, train_one, is_done=lambda name: name in done)
 
     done: set[str] = set()
@@ -177,7 +178,7 @@ def test_a_failing_run_is_left_to_the_next_worker(tmp_path: Path) -> None:
         run(fail)
     assert begun == ["a"]
 
-    def succeed(name: str) -> Iterator[EpochResult]:
+    def succeed(name: str, _: TrainingBar) -> Iterator[EpochResult]:
         begun.append(name)
         done.add(name)
         yield from ()
@@ -189,7 +190,7 @@ def test_a_failing_run_is_left_to_the_next_worker(tmp_path: Path) -> None:
 def test_a_journal_whose_end_was_cut_goes_on_and_a_damaged_one_is_named(tmp_path: Path) -> None:
     done: set[str] = set()
 
-    def run(name: str) -> Iterator[EpochResult]:
+    def run(name: str, _: TrainingBar) -> Iterator[EpochResult]:
         done.add(name)
         yield from ()
 

@@ -52,6 +52,7 @@ from kit.runs.folder import inside, is_content, read_config, write_json, write_p
 from kit.training import (
     Evaluate,
     NonFiniteLossError,
+    TrainingBar,
     TrainingState,
     choose_device,
     choose_precision,
@@ -132,7 +133,7 @@ class Run:
             write_split(folder / "split.csv", store.train.ids, self.holdout)
 
     def train(
-        self, *, evaluate: Evaluate = evaluate, progress: bool = True
+        self, *, evaluate: Evaluate = evaluate, progress: bool | TrainingBar = True
     ) -> Iterator[EpochResult]:
         """Train to the last epoch, keeping checkpoints, and yield each epoch's result.
 
@@ -168,7 +169,7 @@ class Run:
                     eval_loader(valid, rank=self.rank, processes=distributed.world_size()),
                     after_step=lambda: self._after_step(sigterm),
                     evaluate=evaluate,
-                    progress=progress and self.rank == 0,
+                    progress=progress if self.rank == 0 else False,
                 ):
                     self.history.append(result)
                     self._checkpoint()

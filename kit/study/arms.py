@@ -18,6 +18,7 @@ from kit.study.figures import Outcomes, read_outcome
 from kit.study.folder import claim_folder, surroundings
 from kit.study.opening import open_run
 from kit.study.sharing import share_runs
+from kit.training import TrainingBar
 
 # Options of which the holdout follows: arms that hold out different tiles cannot be paired.
 _SAME_IN_BOTH = ("per_class", "holdout", "slides", "validate_on", "leave_out", "folds", "fold")
@@ -122,10 +123,10 @@ def train_arms(
     claim_folder(study.folder, {"kind": "arms", **shared, "arms": study.arms})
     folders = {folder.name: folder for folder in runs}
 
-    def train_one(name: str) -> Iterator[EpochResult]:
+    def train_one(name: str, bar: TrainingBar) -> Iterator[EpochResult]:
         folder = folders[name]
         run = open_run(runs[folder], store, folder, device=device, workers=workers)
-        yield from run.train(progress=False)
+        yield from run.train(progress=bar)
         # A figure that is no number is told after the first run, not after the last.
         read_outcome(folder)
 

@@ -28,6 +28,7 @@ from kit.study.folder import claim_folder, read_json, surroundings
 from kit.study.opening import clear_folder
 from kit.study.sharing import share_runs
 from kit.study.statistics_bank import StatisticsBank
+from kit.training import TrainingBar
 
 RECALIBRATED = "recalibrated"
 """Name of the statistics computed over the training side, which know no momentum."""
@@ -103,11 +104,11 @@ def sweep_momenta(
     claim_folder(sweep.folder, {"kind": "momentum sweep", **shared, **what})
     folders = {folder.name: folder for folder in recipes}
 
-    def train_one(name: str) -> Iterator[EpochResult]:
+    def train_one(name: str, bar: TrainingBar) -> Iterator[EpochResult]:
         folder = folders[name]
         clear_folder(folder)
         run = Run(recipes[folder], store, folder, device=device, workers=workers)
-        yield from _sweep_one(run, sweep.momenta)
+        yield from _sweep_one(run, sweep.momenta, bar)
         # A figure that is no number is told after the first training, not after the last.
         _read_outcomes(folder)
 
@@ -167,7 +168,7 @@ def _check_sweep(sweep: MomentumSweep) -> None:
         raise KitError(f"{recipe.model} has no BatchNorm, and so no momentum to sweep")
 
 
-def _sweep_one(run: Run, momenta: Sequence[float]) -> Iterator[EpochResult]:
+def _sweep_one(run: Run, momenta: Sequence[float], bar: TrainingBar) -> Iterator[EpochResult]:
     """Train one seed, keeping every momentum's outcome and its last statistics."""
     bank = StatisticsBank(run.state.model, momenta)
     others = [momentum for momentum in momenta if not bank.is_own(momentum)]
@@ -185,7 +186,7 @@ def _sweep_one(run: Run, momenta: Sequence[float]) -> Iterator[EpochResult]:
         latest.update(by_name(found))
         return found[0]
 
-    for result in run.train(progress=False, evaluate=evaluate):
+    for result in run.train(progress=bar, evaluate=evaluate):
         for name, history in histories.items():
             history.append(replace(result, **latest[name]))
         yield result

@@ -114,7 +114,11 @@ def run_search(
     }
     with sharing.naming("search", storage, out / JOURNAL):
         study = _open_study(space, out, record, storage)
-        with tqdm(total=trials, desc="search", unit=" trials", disable=not progress) as bar:
+        # The pace is that of the trials to come.
+        begun = min(count_trials(study, *FINISHED), trials)
+        with tqdm(
+            total=trials, desc="search", unit=" trials", initial=begun, disable=not progress
+        ) as bar:
             worker = _Worker(
                 space=space,
                 store=store,

@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna import Study, Trial
@@ -21,9 +20,9 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
-from tqdm import tqdm
 
 from kit.base import EpochResult, FileLock, FolderLock, KitError
+from kit.training import TrainingBar
 
 # Seconds between a database worker's signs of life, until it is given up, and between looks
 # at trials that others run.
@@ -34,6 +33,8 @@ POLL = 1.0
 STORAGE_ERRORS = (SQLAlchemyError, StorageInternalError, OSError)
 
 Again = Callable[[Study, FrozenTrial], None]
+
+TrainOne = Callable[[str, TrainingBar], Iterable[EpochResult]]
 
 
 class SurplusTrial(Exception):
@@ -47,7 +48,7 @@ class LeaveTrial(BaseException):
 def share_runs(
     names: Sequence[str],
     folder: Path,
-    train_one: Callable[[str], Iterable[EpochResult]],
+    train_one: TrainOne,
     *,
     is_done: Callable[[str], bool],
     storage: str | None = None,
@@ -62,7 +63,7 @@ def share_runs(
         The study's, the same for all workers. Without `storage` its file system must have locks
         (flock), as local disks and NFS do.
     train_one
-        Trains a run, or goes on with one whose worker died.
+        Trains a run of that name, or goes on with one whose worker died, and moves the bar.
     is_done
         Whether a run is finished, as its files say.
     storage
@@ -76,8 +77,7 @@ def share_runs(
     silence()
     journal = folder / "runs.journal"
     lock = folder / "runs.lock" if storage is None else None
-    total = len(names)
-    with naming("study", storage, journal), tqdm(total=total, desc="study", unit=" runs") as bar:
+    with naming("study", storage, journal), TrainingBar(len(names)) as bar:
         # Workers that start together would all make the database's tables.
         with FolderLock(folder, wait=True):
             study = optuna.create_study(
@@ -85,17 +85,16 @@ def share_runs(
                 storage=open_storage(storage, journal, remedy="remove it; finished runs are kept"),
                 load_if_exists=True,
             )
+        bar.skip(sum(map(is_done, names)))
         while left := [name for name in names if not is_done(name)]:
-            bar.n = total - len(left)
-            bar.refresh()
+            bar.reach(len(names) - len(left))
             give_up_dead(study, lock)
             _enqueue(study, left)
             if study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
                 optimize_one(study, lambda trial: _objective(trial, train_one, is_done, bar), lock)
             else:
-                bar.set_postfix_str("waiting for the runs of other workers")
+                bar.label = "waiting for the runs of other workers"
                 time.sleep(POLL)
-        bar.n = total
 
 
 def silence() -> None:
@@ -251,19 +250,20 @@ class _JournalLock(JournalFileOpenLock):
 
 def _objective(
     trial: Trial,
-    train_one: Callable[[str], Iterable[EpochResult]],
+    train_one: TrainOne,
     is_done: Callable[[str], bool],
-    bar: "tqdm[Any]",
+    bar: TrainingBar,
 ) -> float:
     """Train the run that a trial stands for; the AUC is for those who look into the storage."""
     name, auc = trial.user_attrs.get("run"), 0.0
     # Two workers may both have found that a run is missing.
     if name is None or is_done(name) or name in _open_runs(trial.study, before=trial.number):
         raise SurplusTrial
+    bar.label = name
     with leaving(trial):
-        for result in train_one(name):
+        for result in train_one(name, bar):
             auc = result.valid_auc
-            bar.set_postfix_str(f"{name}, epoch {result.epoch}: {auc:.4f}")
+            bar.label = f"{name}, AUC {auc:.4f}"
     return auc
 
 

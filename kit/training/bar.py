@@ -1,5 +1,6 @@
 """A bar over one training or several, with the time that is left."""
 
+import sys
 import time
 from types import TracebackType
 
@@ -9,7 +10,7 @@ from tqdm import tqdm
 class TrainingBar:
     """A bar on stderr over all steps of one or several trainings.
 
-    It is drawn on a terminal alone; `time_left` and `say` serve in a file's lines, too.
+    On a terminal it moves all the time, in a file twice a minute.
 
     Parameters
     ----------
@@ -34,8 +35,9 @@ class TrainingBar:
             total=trainings,
             bar_format="{desc} {percentage:3.0f}%|{bar}|",
             leave=False,
-            # None draws it on a terminal.
-            disable=None if shown else True,
+            mininterval=0.1 if sys.stderr.isatty() else 30,
+            miniters=0,
+            disable=not shown,
         )
 
     def __enter__(self) -> "TrainingBar":
@@ -50,9 +52,13 @@ class TrainingBar:
         self._bar.close()
 
     def skip(self, share: float) -> None:
-        """Count what was trained before this process began: trainings, or a share of one."""
+        """Count what was trained before this bar began: trainings, or a share of one."""
         self._skipped += share
         self.advance(share, "")
+
+    def reach(self, count: int) -> None:
+        """Say how many trainings are finished, whoever trained them."""
+        self.advance(count - self._done, "")
 
     def advance(self, share: float, place: str) -> None:
         """Count a share of a training as done; `place` says where it stands."""
