@@ -33,6 +33,7 @@ def main() -> None:
     import pandas as pd
 
     table = pd.DataFrame(rows)[list(COLUMNS)].rename(columns=COLUMNS)
+    table["description"] = [base.shorten(" ".join(row.description.split()), 100) for row in rows]
     table["date (UTC)"] = table["date (UTC)"].str[:16].str.replace("T", " ")
     print(table.to_string(index=False))
 

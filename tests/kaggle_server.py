@@ -5,6 +5,7 @@ follow the client's own field tables, so it proves what the client and the kit d
 Kaggle sends.
 """
 
+import gzip
 import io
 import json
 import os
@@ -78,6 +79,8 @@ class KaggleServer:
         What becomes of the coming requests for the archive, one each; then all goes well.
     pending
         For how many listings a new submission has no score yet.
+    unlisted
+        For how many listings a new submission is not listed.
     loses_submissions
         Whether it says that it takes a submission, and does not.
     answers_submission
@@ -94,6 +97,8 @@ class KaggleServer:
         Of the latest version.
     output
         What that version has left, by name.
+    compresses
+        Whether a proxy on the way compresses the archive, and tells the compressed size.
     requests
         (API method or path, headers) in the order in which they came.
     """
@@ -108,6 +113,7 @@ class KaggleServer:
     submissions: list[dict[str, Any]] = field(default_factory=list)
     limits: dict[str, Any] = field(default_factory=lambda: {"numAllowedNow": 5})
     pending: int = 0
+    unlisted: int = 0
     scored: dict[str, Any] = field(
         default_factory=lambda: {
             "status": "COMPLETE",
@@ -124,6 +130,7 @@ class KaggleServer:
     kernel_status: str = "COMPLETE"
     output: dict[str, bytes] = field(default_factory=dict)
     requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    compresses: bool = False
 
     def asked(self, name: str) -> list[dict[str, str]]:
         """Return the headers of the requests of one name."""
@@ -186,6 +193,9 @@ class KaggleServer:
         return self.limits
 
     def ListSubmissions(self, _: dict[str, Any]) -> dict[str, Any]:
+        if self.unlisted and self.submissions:
+            self.unlisted -= 1
+            return {"submissions": self.submissions[1:]}
         waiting = [row for row in self.submissions if row["status"] == "PENDING"]
         if waiting and self.pending:
             self.pending -= 1
@@ -196,8 +206,9 @@ class KaggleServer:
     def IntrospectToken(self, _: dict[str, Any]) -> dict[str, Any]:
         return {"active": True, "username": "nobody"}
 
-    def GetSubmission(self, request: dict[str, Any]) -> dict[str, Any]:
-        return next(row for row in self.submissions if row["ref"] == request["ref"])
+    def GetSubmission(self, request: dict[str, Any]) -> dict[str, Any] | Answer:
+        found = [row for row in self.submissions if row["ref"] == request["ref"]]
+        return found[0] if found else refusal(404, "Not found")
 
     def SaveKernel(self, request: dict[str, Any]) -> dict[str, Any]:
         self.pushed = request
@@ -268,7 +279,8 @@ class _Handler(BaseHTTPRequestHandler):
             if method == "CreateSubmission" and not self.kaggle.answers_submission:
                 self._hang()
                 return
-            self._answer(Answer(200, json.dumps(answer).encode()))
+            done = isinstance(answer, Answer)
+            self._answer(answer if done else Answer(200, json.dumps(answer).encode()))
 
     def do_GET(self) -> None:
         path = urlsplit(self.path).path
@@ -315,6 +327,9 @@ class _Handler(BaseHTTPRequestHandler):
         if "Range" in self.headers and self.headers["If-Range"] == ETAG:
             start = int(self.headers["Range"].removeprefix("bytes=").rstrip("-"))
         self.send_response(206 if start else 200)
+        if self.kaggle.compresses:
+            whole, start = gzip.compress(whole), 0
+            self.send_header("Content-Encoding", "gzip")
         self.send_header("Content-Length", str(len(whole) - start))
         self.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
         self.send_header("ETag", ETAG)

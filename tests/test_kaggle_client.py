@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from subprocess import CompletedProcess, Popen
+from typing import Any
 
 import pytest
 from kaggle_server import (
@@ -138,6 +139,24 @@ def with_another_tile(archive: bytes) -> bytes:
         first, second, *_ = source.namelist()
         for name in source.namelist():
             target.writestr(name, source.read(second if name == first else name))
+    return buffer.getvalue()
+
+
+def with_a_long_note(archive: bytes) -> bytes:
+    """Return an archive that becomes smaller when it is compressed once more."""
+    buffer = io.BytesIO(archive)
+    with zipfile.ZipFile(buffer, "a", zipfile.ZIP_STORED) as target:
+        target.writestr("notes.txt", b" " * 1_000_000)
+    return buffer.getvalue()
+
+
+def in_a_folder(archive: bytes) -> bytes:
+    """Return an archive as macOS packs a folder."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(archive)) as source, zipfile.ZipFile(buffer, "w") as target:
+        for name in source.namelist():
+            target.writestr(f"cancer/{name}", source.read(name))
+            target.writestr(f"__MACOSX/cancer/._{name.replace('/', '_')}", b"Mac OS X")
     return buffer.getvalue()
 
 
@@ -391,6 +410,57 @@ class TestDownload:
         assert "the download broke off" in done.stderr
         assert files(Path("data")) == set()
 
+    def test_reads_an_archive_that_a_proxy_has_compressed(
+        self, server: KaggleServer, archive: bytes
+    ) -> None:
+        """The client is told the compressed size, and finds more than that."""
+        server.archive = with_a_long_note(archive)
+        server.compresses = True
+        assert run("download").returncode == 0
+        assert files(Path("data")) >= {ARCHIVE, "store/manifest.json"}
+        assert not Path("data/download").exists()
+
+    @pytest.mark.parametrize("is_whole", [True, False])
+    def test_does_not_go_on_with_more_than_there_is(
+        self, server: KaggleServer, is_whole: bool
+    ) -> None:
+        """An earlier version left it, and said for ever that it goes on from there."""
+        found = server.archive if is_whole else server.archive[:1_000_000]
+        leave_partial(Path("data/download"), found, size=len(found) - 1)
+        path = kaggle.download_archive(Path("data"))
+        assert path.read_bytes() == server.archive
+        assert bool(server.asked("archive")) != is_whole
+        assert files(Path("data")) == {ARCHIVE}
+
+    def test_reads_an_archive_that_another_program_has_packed(
+        self, server: KaggleServer, archive: bytes
+    ) -> None:
+        server.archive = in_a_folder(archive)
+        assert run("download").returncode == 0
+        assert files(Path("data")) >= {ARCHIVE, "store/manifest.json"}
+
+    def test_keeps_an_archive_of_something_else(self, server: KaggleServer) -> None:
+        """Only bytes that are proved wrong are deleted."""
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as other:
+            other.writestr("publicleaderboard.csv", "TeamId,Score\n")
+        server.archive = buffer.getvalue()
+        done = run("download")
+        assert done.returncode == 1
+        assert "holds no train_labels.csv: it is not the competition's. Move it" in done.stderr
+        assert files(Path("data")) == {ARCHIVE}
+
+    @pytest.mark.parametrize("size", [None, "27935", "large", -1])
+    def test_reads_sizes_as_kaggle_may_write_them(self, server: KaggleServer, size: object) -> None:
+        server.file_sizes = {"train/a.tif": size, "train_labels.csv": 100}  # type: ignore[dict-item]
+        assert kaggle.download_archive(Path("data")).read_bytes() == server.archive
+
+    @pytest.mark.parametrize("noted", ["[]", '{"size": null}', '{"size": "many"}', "{}", "{"])
+    def test_goes_on_whatever_the_client_has_noted(self, server: KaggleServer, noted: str) -> None:
+        leave_partial(Path("data/download"), server.archive[:1_000_000], size=0)
+        Path("data/download", MARKER).write_text(noted)
+        assert kaggle.download_archive(Path("data")).read_bytes() == server.archive
+
     def test_fetches_nothing_beside_extracted_tiles(
         self, server: KaggleServer, archive: bytes
     ) -> None:
@@ -638,11 +708,43 @@ class TestSubmit:
         assert submitted.ref == 40_000_001
         assert submitted.description == '-m, "quoted"\n'
 
-    def test_the_limits_of_whoever_has_not_joined_yet_say_nothing(
-        self, server: KaggleServer
+    def test_a_submission_that_is_listed_late_is_submitted(
+        self, server: KaggleServer, submission_file: Path
     ) -> None:
-        server.limits = {}
-        assert kaggle.submissions_left() is None
+        """Its number came with the answer, and Kaggle knows it."""
+        server.unlisted = 3
+        submitted = kaggle.submit(submission_file, "a model", patience=0)
+        assert (submitted.ref, submitted.status) == (40_000_001, "PENDING")
+        assert kaggle.wait_for_score(submitted.ref, timeout=30).public_score == "0.95123"
+
+    def test_a_list_that_cannot_be_read_does_not_undo_a_submission(
+        self, server: KaggleServer, submission_file: Path
+    ) -> None:
+        create = server.CreateSubmission
+
+        def and_break(request: dict[str, Any]) -> dict[str, Any]:
+            server.refusals["ListSubmissions"] = page(502, "Bad Gateway")
+            return create(request)
+
+        server.CreateSubmission = and_break  # type: ignore[method-assign]
+        assert kaggle.submit(submission_file, "a model", patience=0).ref == 40_000_001
+
+    @pytest.mark.parametrize(
+        ("limits", "left"),
+        [
+            ({}, None),
+            ({"numAllowedNow": "5"}, 5),
+            ({"numAllowedNow": "many"}, None),
+            ({"numAllowedNow": 0, "numToday": 5}, 0),
+            ({"numAllowedNow": "0", "numToday": "5"}, 0),
+        ],
+    )
+    def test_limits_are_read_as_kaggle_may_write_them(
+        self, server: KaggleServer, limits: dict[str, object], left: int | None
+    ) -> None:
+        """All are 0 for whoever has not joined yet, and nothing is used up."""
+        server.limits = limits
+        assert kaggle.submissions_left() == left
 
 
 class TestScores:
@@ -659,6 +761,39 @@ class TestScores:
             "40000002 2026-01-02 03:04 COMPLETE 0.95123 0.94321 b.csv second"
         )
         assert oldest.split()[:4] == ["40000001", "2026-01-02", "03:04", "PENDING"]
+
+    def test_a_description_hides_no_submission_and_steers_no_terminal(
+        self, server: KaggleServer
+    ) -> None:
+        for text in ("No submissions found", "\x1b[2J\x1b]0;title\x07 two\nlines", "x" * 10**6):
+            server.CreateSubmission({"blobFileTokens": "a.csv", "submissionDescription": text})
+        done = run("scores")
+        assert done.returncode == 0
+        assert len(done.stdout.splitlines()) == 4
+        assert "No submissions found" in done.stdout
+        assert "\\x1b[2J\\x1b]0;title\\x07 two lines" in done.stdout
+        assert len(done.stdout) < 2_000
+
+    def test_rows_that_lack_values_are_listed(self, server: KaggleServer) -> None:
+        server.submissions = [
+            {"ref": 7, "status": "COMPLETE", "publicScore": None},
+            {"ref": None, "date": None, "status": "COMPLETE", "description": None},
+        ]
+        first, second = kaggle.list_submissions()
+        assert (first.ref, first.status, first.public_score) == (7, "COMPLETE", "")
+        assert (second.ref, second.description) == (0, "")
+        assert run("scores").returncode == 0
+
+    def test_an_echoed_credential_is_not_told(self, server: KaggleServer) -> None:
+        echoes = [
+            base64.b64encode(f"{prefix}nobody:{KEY}".encode()).decode().rstrip("=")
+            for prefix in ("", "a", "ab")
+        ]
+        server.refusals = {"*": refusal(400, f"You sent {echoes} and auth={KEY}: no")}
+        done = run("scores")
+        assert done.returncode == 1
+        assert not [echo for echo in echoes if echo in done.stderr]
+        assert "You sent" in done.stderr
 
     @pytest.mark.usefixtures("server")
     def test_says_that_there_is_none(self) -> None:

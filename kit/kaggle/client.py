@@ -12,10 +12,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from kit.base import KitError
-from kit.kaggle.credentials import credential, without_secrets
+from kit.kaggle.credentials import credential, masked, without_secrets
 from kit.kaggle.faults import SILENCE, explain
 
 PATIENCE = 300.0
@@ -49,7 +50,7 @@ def run_client(*arguments: str, group: str = "competitions") -> str:
         raise SilenceError(explain(SILENCE.format(PATIENCE))) from error
     if done.returncode:
         raise KitError(explain(f"{done.stderr}\n{done.stdout}"))
-    return done.stdout
+    return masked(done.stdout)
 
 
 def client_command(*arguments: str, group: str = "competitions") -> list[str]:
@@ -68,11 +69,28 @@ def client_environment() -> dict[str, str]:
 
 
 def parse_json(said: str) -> Any:
-    """Parse the JSON in what the client prints; warnings may stand before it."""
-    start = re.search(r"^[\[{]", said, re.M)
-    if start is None:
-        raise KitError(f"the Kaggle client gave no list, but: {without_secrets(said.strip())}")
-    return json.JSONDecoder().raw_decode(said, start.start())[0]
+    """Parse the JSON in what the client prints; warnings may stand before it.
+
+    Raises
+    ------
+    KitError
+        If there is none.
+    """
+    for start in re.finditer(r"^[\[{]", said, re.M):
+        with suppress(ValueError, RecursionError):
+            return json.JSONDecoder().raw_decode(said, start.start())[0]
+    raise KitError(f"the Kaggle client gave no list, but: {without_secrets(said.strip())}")
+
+
+def parse_rows(said: str) -> list[dict[str, Any]]:
+    """Parse a list of objects in what the client prints, as `parse_json`; others are left out."""
+    rows = parse_json(said)
+    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+
+
+def count(value: object) -> int | None:
+    """Return a number as Kaggle may write it, as a number or as text; None if it is none."""
+    return int(str(value)) if re.fullmatch(r"[0-9]{1,18}", str(value)) else None
 
 
 def attempts(timeout: float) -> Iterator[None]:

@@ -1,5 +1,6 @@
 """Which credential Kaggle's client sends, and how its value is kept out of all that is printed."""
 
+import base64
 import json
 import os
 import re
@@ -52,10 +53,29 @@ def credentials() -> Iterator[str]:
 
 def without_secrets(text: str) -> str:
     """Drop credentials, and what a URL holds beside its address: a signature, a password."""
-    for secret in _secrets():
-        text = text.replace(secret, "***")
-    text = re.sub(r"(Basic|Bearer) \S+", r"\1 ***", text)
+    text = re.sub(r"(Basic|Bearer) \S+", r"\1 ***", masked(text))
     return re.sub(r"\?[^\s'\")]+", "", re.sub(r"://[^/\s@]+@", "://", text))
+
+
+def masked(text: str) -> str:
+    """Drop the values of credentials, as they are and in base64: a server may echo its request."""
+    secrets = _secrets()
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return re.sub(
+        r"[A-Za-z0-9+/_-]{8,}",
+        lambda found: "***" if _holds(found[0], secrets) else found[0],
+        text,
+    )
+
+
+def _holds(word: str, secrets: set[str]) -> bool:
+    """Whether a word is base64, of either alphabet, of something with a secret in it."""
+    plain = word.translate(str.maketrans("-_", "+/"))
+    # Letters may be before it, and its end may lack signs of equality.
+    parts = [plain[start:] for start in range(4)]
+    decoded = [base64.b64decode(part + "A" * (-len(part) % 4)) for part in parts]
+    return any(secret.encode() in content for secret in secrets for content in decoded)
 
 
 def _legacy_key() -> str | None:

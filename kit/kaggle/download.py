@@ -7,6 +7,7 @@ import select
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,8 @@ from kit.kaggle.client import (
     SilenceError,
     client_command,
     client_environment,
-    parse_json,
+    count,
+    parse_rows,
     run_client,
 )
 from kit.kaggle.credentials import credential, without_secrets
@@ -58,9 +60,10 @@ def download_archive(folder: Path) -> Path:
     with _lock(staging) as lock:
         try:
             _adopt(archive, staging)
-            _drop_unless_zip(partial)
-            _require_space(folder, held=_size(partial))
-            _fetch(partial, lock)
+            if not _came_repacked(partial):
+                _drop_unless_resumable(partial)
+                _require_space(folder, held=_size(partial))
+                _fetch(partial, lock)
             partial.replace(archive)
         finally:
             if not partial.exists():
@@ -99,15 +102,19 @@ def _adopt(archive: Path, staging: Path) -> None:
                 path.replace(staging / path.name)
 
 
-def _drop_unless_zip(partial: Path) -> None:
+def _drop_unless_resumable(partial: Path) -> None:
     """Delete a partial file that must not be resumed.
+
+    One that is larger than it may become is not: the client takes it for whole.
 
     When a link expires under a download, kaggle 2.2.4 writes the server's error page over the
     partial file, from its first byte, and resumes onto that the next time: the size comes out
     right and the bytes wrong. A zip begins with its first member's signature; a page never does.
     What does begin so is worth keeping: if it is wrong all the same, packing will find out.
     """
-    if partial.exists() and not _is_zip(partial):
+    noted = _noted_size(partial)
+    too_large = noted is not None and _size(partial) > noted
+    if partial.exists() and (too_large or not _is_zip(partial)):
         partial.unlink()
         _marker(partial).unlink(missing_ok=True)
 
@@ -141,10 +148,11 @@ def _sizes() -> tuple[int, int]:
     """
     said = run_client("files", SLUG, "--format", "json", "--page-size", "200")
     if "Next Page Token" not in said:
-        files = parse_json(said)
-        tiles = sum(file["name"].endswith(".tif") for file in files)
-        if tiles:
-            return sum(file["size"] for file in files), tiles * TILE_BYTES
+        files = [(str(row.get("name")), count(row.get("size"))) for row in parse_rows(said)]
+        tiles = sum(name.endswith(".tif") for name, _ in files)
+        sizes = [size for _, size in files if size is not None]
+        if tiles and len(sizes) == len(files):
+            return sum(sizes), tiles * TILE_BYTES
     return ARCHIVE_BYTES, TILES * TILE_BYTES
 
 
@@ -170,8 +178,10 @@ def _fetch(partial: Path, lock: int) -> None:
             raise
     if "User cancelled operation" in said:
         raise KeyboardInterrupt
+    if _came_repacked(partial):
+        return
     if process.returncode or not _is_whole(partial) or not _is_zip(partial):
-        _drop_unless_zip(partial)
+        _drop_unless_resumable(partial)
         reason = explain(said) if process.returncode else GATEWAY
         kept = _size(partial) / 1e6
         resume = f"\n{kept:,.1f} MB are kept: the same command goes on from there"
@@ -180,11 +190,27 @@ def _fetch(partial: Path, lock: int) -> None:
 
 def _is_whole(archive: Path) -> bool:
     """Whether an archive has its full size, as far as the client has noted it."""
+    noted = _noted_size(archive)
+    return archive.exists() if noted is None else noted == _size(archive)
+
+
+def _came_repacked(archive: Path) -> bool:
+    """Whether an archive is whole though it is larger than the client was told.
+
+    A proxy that compresses what it passes on tells the compressed size. Packing proves the bytes.
+    """
+    noted = _noted_size(archive)
+    is_larger = noted is not None and _size(archive) > noted
+    return is_larger and _is_zip(archive) and zipfile.is_zipfile(archive)
+
+
+def _noted_size(archive: Path) -> int | None:
+    """Return the size that an archive will have, as the client was told; None if it was not."""
     try:
         noted = json.loads(_marker(archive).read_text("utf-8"))
     except (OSError, ValueError):
-        return archive.exists()
-    return bool(noted["size"] == _size(archive))
+        return None
+    return count(noted.get("size")) if isinstance(noted, dict) else None
 
 
 def _lines(pipe: IO[bytes]) -> Iterator[str]:
