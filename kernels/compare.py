@@ -7,6 +7,7 @@ command on other machines that see the folder --out joins in: each run is traine
 
 from __future__ import annotations
 
+import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,19 @@ class CompareOptions(RunOptions):
     """Pairs of runs, from --seed on. Fewer than six allow no conclusion."""
     storage: str | None = None
     """Database that hands the runs out, as postgresql+pg8000://...; a file in --out if none."""
+
+
+def read_options(argv: list[str]) -> CompareOptions:
+    """Read a command line; where arms are named, over the recipe of the first one."""
+    named = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    named.add_argument("--arm", action="append", default=[])
+    arms = named.parse_known_args(argv)[0].arm
+    recipe = arms[0].partition("=")[2] if arms else ""
+    if arms and "recipe" in base.given_options(argv):
+        raise base.KitError("--recipe means nothing beside --arm, which names two recipes: drop it")
+    return base.parse_options(
+        CompareOptions, __doc__, [*(["--recipe", recipe] if recipe else []), *argv]
+    )
 
 
 def main(options: CompareOptions, argv: list[str]) -> None:
@@ -79,4 +93,4 @@ def main(options: CompareOptions, argv: list[str]) -> None:
 
 if __name__ == "__main__":
     with exit_on_error():
-        main(base.parse_options(CompareOptions, __doc__, sys.argv[1:]), sys.argv[1:])
+        main(read_options(sys.argv[1:]), sys.argv[1:])

@@ -18,6 +18,8 @@ from kit.data import Store, loaders, pack_tiles
 from kit.runs import Run
 from kit.study import MomentumSweep, Outcome, StatisticsBank, Study
 
+from kit.study.figures import check_outcome
+
 ROOT = Path(__file__).parents[1]
 RECIPE = Recipe(epochs=3, batch_size=8, widths=(4, 6, 8))
 ARMS = {bn: replace(RECIPE, bn=bn) for bn in ("before", "after")}
@@ -160,16 +162,181 @@ def test_arms_are_read_from_recipes_and_options_hold_for_both(tmp_path: Path) ->
         (["a=notebook"], "has two arms"),
         (["a=notebook", "a=notebook"], "has two arms"),
         (["a=notebook", "b=nothing"], "no recipe nothing"),
-        (["a=notebook", "b=HOLDOUT"], "their holdout differs"),
+        (["a=notebook", "b=notebook"], "a and b are one recipe"),
+        (["a=FILE/before.toml", "b=FILE/after.toml"], "a and b are one recipe"),
+        (["a=notebook", "b=FILE/half.toml"], r"their holdout differs \(a: 0\.3, b: 0\.5\)"),
+        (["a=notebook", "b=FILE/folds.toml"], "their folds differs"),
+        (["a=FILE/slides.toml", "b=FILE/left.toml"], "their leave_out differs"),
+        (["a/x=notebook", "b=compact"], "'a/x' cannot name an arm"),
+        (["../../esc=notebook", "b=compact"], "'../../esc' cannot name an arm"),
+        (["seed=notebook", "b=compact"], "'seed' cannot name an arm"),
+        (["a=notebook", f"{'b' * 65}=compact"], "cannot name an arm"),
+        (["a=notebook", "compact"], "--arm compact: an arm is NAME=RECIPE"),
     ],
 )
 def test_impossible_arms_are_refused(
     tmp_path: Path, specifications: list[str], message: str
 ) -> None:
-    (tmp_path / "half.toml").write_text("holdout = 0.5\n")
-    read = [one.replace("HOLDOUT", str(tmp_path / "half.toml")) for one in specifications]
+    files = {
+        "half": "holdout = 0.5",
+        "folds": "folds = 2\nfold = 0",
+        "slides": 'slides = "slides.csv"',
+        "left": 'slides = "slides.csv"\nleave_out = ["one"]',
+        "before": 'model = "test_resnet"',
+        "after": 'model = "test_resnet"\nbn = "after"\nseed = 5',
+    }
+    for name, text in files.items():
+        (tmp_path / f"{name}.toml").write_text(text)
+    read = [one.replace("FILE", str(tmp_path)) for one in specifications]
     with pytest.raises(KitError, match=message):
         study.parse_arms(read, Recipe(), set())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"orientations": 8}, r"arm a \(notebook\): orientations needs the model compact"),
+        ({"layer_decay": 0.5}, r"arm a \(notebook\): .*layer_decay need a timm model"),
+        ({"bn": "after"}, r"arm b \(backbone\): --bn has no meaning for --model resnet50"),
+    ],
+)
+def test_an_option_that_fits_one_arm_alone_is_refused(
+    given: dict[str, object], message: str
+) -> None:
+    base = replace(Recipe(model="resnet50" if "layer_decay" in given else "compact"), **given)
+    other = "backbone" if "bn" in given else "compact"
+    with pytest.raises(KitError, match=message):
+        study.parse_arms(["a=notebook", f"b={other}"], base, set(given))
+
+
+@pytest.mark.parametrize(
+    ("change", "seeds", "message"),
+    [
+        ({"schedule": "one-cycle", "epochs": 1, "batch_size": 56}, (0,), "has 1 steps, too few"),
+        ({"batch_size": 64}, (0,), "56 training tiles do not fill a batch of 64"),
+        ({"size": 16}, (0,), "an input of 16 pixels is too small"),
+        ({"folds": 2}, (0,), "one run per recipe and seed, not 2 folds"),
+        ({}, (2**32 - 1, 2**32), "seed = 4294967296: Input should be less than"),
+        ({"holdout": 0.4}, (0,), "the arms of seed 0 hold out different tiles"),
+    ],
+)
+def test_all_runs_are_checked_before_the_first_is_trained(
+    tiles: Store, tmp_path: Path, change: dict[str, object], seeds: tuple[int, ...], message: str
+) -> None:
+    arms = {"good": RECIPE, "bad": replace(RECIPE, **change)}
+    with pytest.raises(KitError, match=message):
+        study.train_arms(Study(tmp_path / "out", arms, seeds), tiles, device="cpu")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_run_keeps_is_judged(tiles: Store, tmp_path: Path) -> None:
+    """With averaged weights and eight views, which the curve has not."""
+    arms = {"kept": replace(RECIPE, ema=0.9, views=8), "last": RECIPE}
+    spec = Study(tmp_path, arms, (0,))
+    outcomes = study.train_arms(spec, tiles, device="cpu")
+    final = runs.read_metrics(spec.run_folder("kept", 0))
+    assert outcomes["kept"][0].auc == final["auc"]["estimate"]
+    assert outcomes["kept"][0].history[-1].valid_auc != outcomes["kept"][0].auc
+    assert outcomes["last"][0].history[-1].valid_auc == pytest.approx(outcomes["last"][0].auc)
+    table = study.paired_table(outcomes, "kept", "last")
+    assert table.loc["validation loss", "kept mean"] == final["log_loss"]
+
+
+def test_a_figure_that_an_arm_does_not_have_is_left_out(tiles: Store, tmp_path: Path) -> None:
+    """A network without BatchNorm has no running variance, and two epochs have no spread."""
+    plain = replace(RECIPE, model="test_efficientnet_gn", size=32, epochs=2)
+    spec = Study(tmp_path, {"norm": replace(RECIPE, epochs=2), "plain": plain}, (0,))
+    outcomes = study.train_arms(spec, tiles, device="cpu")
+    assert "smallest running variance" in study.run_figures(outcomes["norm"][0])
+    table = study.paired_table(outcomes, "norm", "plain")
+    assert table.index[0] == study.PRIMARY
+    assert {"smallest running variance", "spread of validation accuracy"}.isdisjoint(table.index)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("history.jsonl", "", "holds no epoch: remove .*before-0, and the same command trains"),
+        ("metrics.json", "{}", "metrics.json"),
+        ("metrics.json", "[]", "metrics.json"),
+    ],
+)
+def test_a_finished_run_that_says_nothing_is_named(
+    tiles: Store, tmp_path: Path, file: str, content: str, message: str
+) -> None:
+    spec = Study(tmp_path, {"before": replace(RECIPE, epochs=1)}, (0,))
+    study.train_arms(spec, tiles, device="cpu")
+    (spec.run_folder("before", 0) / file).write_text(content)
+    with pytest.raises(KitError, match=message):
+        study.train_arms(spec, tiles, device="cpu")
+
+
+def test_a_figure_that_is_no_number_ends_a_study_at_its_first_run(tmp_path: Path) -> None:
+    with pytest.raises(KitError, match="the validation loss of .* is inf: that run diverged"):
+        check_outcome(replace(outcome(0.5), log_loss=float("inf")), tmp_path)
+
+
+@pytest.mark.parametrize("key", ["kit", "torch", "precision", "data"])
+def test_a_study_of_another_version_or_precision_is_refused(
+    tiles: Store, tmp_path: Path, key: str
+) -> None:
+    spec = Study(tmp_path, {"before": replace(RECIPE, epochs=1)}, (0,))
+    study.train_arms(spec, tiles, device="cpu")
+    path = tmp_path / "study.json"
+    plain = json.loads(path.read_text())
+    path.write_text(json.dumps(plain | {key: "another"}))
+    with pytest.raises(KitError, match=f"holds another study: its {key} is 'another', not"):
+        study.train_arms(spec, tiles, device="cpu")
+    # As the kit's version 0.4.0 wrote it.
+    path.write_text(json.dumps({key: plain[key] for key in ("arms", "data")}))
+    with pytest.raises(KitError, match=r"version 0\.4 or older: go on with that version"):
+        study.train_arms(spec, tiles, device="cpu")
+    path.write_text(path.read_text()[:20])
+    with pytest.raises(KitError, match=r"study\.json cannot be read: choose another --out"):
+        study.train_arms(spec, tiles, device="cpu")
+
+
+def test_slides_are_known_by_what_their_table_says(tiles: Store, tmp_path: Path) -> None:
+    table = tmp_path / "slides.csv"
+    rows = [f"{tile},S{number % 8}\n" for number, tile in enumerate(tiles.train.ids)]
+    table.write_text("id,slide\n" + "".join(rows))
+    recipe = replace(RECIPE, epochs=1, slides=table)
+    spec = Study(tmp_path / "out", {"before": recipe}, (0,))
+    study.train_arms(spec, tiles, device="cpu")
+    table.write_text("id,slide\n" + "".join(rows[::-1]))
+    study.train_arms(spec, tiles, device="cpu")
+    table.write_text(table.read_text().replace("S3", "S4"))
+    with pytest.raises(KitError, match="holds another study: its slides is"):
+        study.train_arms(spec, tiles, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "momenta", "message"),
+    [
+        (replace(RECIPE, ema=0.9), MOMENTA, r"momentum does not matter .*\(--ema 0\.9\)"),
+        (Recipe(model="test_efficientnet_gn", size=32), MOMENTA, "has no BatchNorm"),
+        (RECIPE, (0.9, 0.90000001), "differ in their first six digits"),
+        (RECIPE, (0.9,), "two or more momenta"),
+        (replace(RECIPE, folds=2), MOMENTA, "not 2 folds"),
+    ],
+)
+def test_a_sweep_that_could_show_nothing_is_refused(
+    tiles: Store, tmp_path: Path, recipe: Recipe, momenta: tuple[float, ...], message: str
+) -> None:
+    spec = MomentumSweep(tmp_path / "out", recipe, momenta, (0,))
+    with pytest.raises(KitError, match=message):
+        study.sweep_momenta(spec, tiles, device="cpu")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sweep_judges_what_the_recipe_predicts_with(tiles: Store, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, epochs=2, views=8)
+    spec = MomentumSweep(tmp_path / "swept", recipe, (0.99, 0.5), (0,))
+    swept = study.sweep_momenta(spec, tiles, device="cpu")
+    alone = study.train_momenta(replace(spec, folder=tmp_path / "alone"), tiles, device="cpu")
+    for name in ("0.99", "0.5"):
+        assert without_clocks(swept[name][0]) == without_clocks(alone[name][0])
+        assert swept[name][0].auc != swept[name][0].history[-1].valid_auc
 
 
 def test_a_backbone_has_no_arms_or_momenta_to_choose(tiles: Store, tmp_path: Path) -> None:

@@ -97,8 +97,8 @@ def run_figures(outcome: Outcome) -> dict[str, float]:
 
     The validation figures are those of the model that the run keeps. The training figures are the
     last epoch's. The spread is the standard deviation of the change of the curve from one epoch to
-    the next: how much it jumps, whatever its trend. A network without BatchNorm has no running
-    variance.
+    the next: how much it jumps, whatever its trend; it takes three epochs. A network without
+    BatchNorm has no running variance.
     """
     last = outcome.history[-1]
     accuracies = np.array([result.valid_accuracy for result in outcome.history])
@@ -109,10 +109,9 @@ def run_figures(outcome: Outcome) -> dict[str, float]:
         "validation loss": outcome.log_loss,
         "training loss": last.train_loss,
         "generalisation gap (accuracy)": last.train_accuracy - outcome.accuracy,
-        "spread of validation accuracy": (
-            float(np.diff(accuracies).std()) if len(accuracies) > 2 else 0.0
-        ),
     }
+    if len(accuracies) > 2:
+        figures["spread of validation accuracy"] = float(np.diff(accuracies).std())
     variances = [result.min_running_var for result in outcome.history]
     found = [variance for variance in variances if variance is not None]
     if found:

@@ -35,7 +35,8 @@ def momentum_table(outcomes: Outcomes) -> StudyTable:
         ):
             row[figure] = table[figure].mean()
             row[f"{figure} sd"] = table[figure].std()
-        row["spread of validation accuracy"] = table["spread of validation accuracy"].mean()
+        if (spread := "spread of validation accuracy") in table:
+            row[spread] = table[spread].mean()
         if name in gains:
             row |= test_columns(gains[name], f"accuracy gained over {next(iter(tables))}")
         rows[name] = row
