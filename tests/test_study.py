@@ -18,8 +18,6 @@ from kit.data import Store, loaders, pack_tiles
 from kit.runs import Run
 from kit.study import MomentumSweep, Outcome, StatisticsBank, Study
 
-from kit.study.figures import check_outcome
-
 ROOT = Path(__file__).parents[1]
 RECIPE = Recipe(epochs=3, batch_size=8, widths=(4, 6, 8))
 ARMS = {bn: replace(RECIPE, bn=bn) for bn in ("before", "after")}
@@ -216,7 +214,7 @@ def test_an_option_that_fits_one_arm_alone_is_refused(
         ({"batch_size": 64}, (0,), "56 training tiles do not fill a batch of 64"),
         ({"size": 16}, (0,), "an input of 16 pixels is too small"),
         ({"folds": 2}, (0,), "one run per recipe and seed, not 2 folds"),
-        ({}, (2**32 - 1, 2**32), "seed = 4294967296: Input should be less than"),
+        ({}, (2**32 - 1, 2**32), "seed = 4294967296: a seed is a number from 0 to"),
         ({"holdout": 0.4}, (0,), "the arms of seed 0 hold out different tiles"),
     ],
 )
@@ -238,7 +236,7 @@ def test_what_a_run_keeps_is_judged(tiles: Store, tmp_path: Path) -> None:
     assert outcomes["kept"][0].auc == final["auc"]["estimate"]
     assert outcomes["kept"][0].history[-1].valid_auc != outcomes["kept"][0].auc
     assert outcomes["last"][0].history[-1].valid_auc == pytest.approx(outcomes["last"][0].auc)
-    table = study.paired_table(outcomes, "kept", "last")
+    table = study.paired_table(outcomes, "kept", "last").frame
     assert table.loc["validation loss", "kept mean"] == final["log_loss"]
 
 
@@ -248,7 +246,7 @@ def test_a_figure_that_an_arm_does_not_have_is_left_out(tiles: Store, tmp_path: 
     spec = Study(tmp_path, {"norm": replace(RECIPE, epochs=2), "plain": plain}, (0,))
     outcomes = study.train_arms(spec, tiles, device="cpu")
     assert "smallest running variance" in study.run_figures(outcomes["norm"][0])
-    table = study.paired_table(outcomes, "norm", "plain")
+    table = study.paired_table(outcomes, "norm", "plain").frame
     assert table.index[0] == study.PRIMARY
     assert {"smallest running variance", "spread of validation accuracy"}.isdisjoint(table.index)
 
@@ -272,8 +270,8 @@ def test_a_finished_run_that_says_nothing_is_named(
 
 
 def test_a_figure_that_is_no_number_ends_a_study_at_its_first_run(tmp_path: Path) -> None:
-    with pytest.raises(KitError, match="the validation loss of .* is inf: that run diverged"):
-        check_outcome(replace(outcome(0.5), log_loss=float("inf")), tmp_path)
+    with pytest.raises(KitError, match=r"the validation loss of .* is inf: that run diverged"):
+        study.check_outcome(replace(outcome(0.5), log_loss=float("inf")), tmp_path)
 
 
 @pytest.mark.parametrize("key", ["kit", "torch", "precision", "data"])
@@ -298,7 +296,7 @@ def test_a_study_of_another_version_or_precision_is_refused(
 
 def test_slides_are_known_by_what_their_table_says(tiles: Store, tmp_path: Path) -> None:
     table = tmp_path / "slides.csv"
-    rows = [f"{tile},S{number % 8}\n" for number, tile in enumerate(tiles.train.ids)]
+    rows = [f"{tile},S{number % 7}\n" for number, tile in enumerate(tiles.train.ids)]
     table.write_text("id,slide\n" + "".join(rows))
     recipe = replace(RECIPE, epochs=1, slides=table)
     spec = Study(tmp_path / "out", {"before": recipe}, (0,))

@@ -5,6 +5,7 @@ from .figures import PRIMARY as PRIMARY
 from .figures import Histories as Histories
 from .figures import Outcome as Outcome
 from .figures import Outcomes as Outcomes
+from .figures import check_outcome as check_outcome
 from .figures import histories as histories
 from .figures import read_outcome as read_outcome
 from .figures import run_figures as run_figures
