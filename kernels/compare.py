@@ -50,13 +50,13 @@ def read_options(argv: list[str]) -> CompareOptions:
 def main(options: CompareOptions, argv: list[str]) -> None:
     """Train what is missing, then compare."""
     training.reuse_memory()
-    tiles = data.open_store(options.data)
     recipe = options.recipe
     comparison = study.Study(
         options.out,
         study.parse_arms(options.arm, recipe, base.given_options(argv)),
         tuple(range(recipe.seed, recipe.seed + options.seeds)),
     )
+    tiles = data.open_store(options.data)
     outcomes = study.train_arms(
         comparison,
         tiles,
