@@ -35,6 +35,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 WORKER = "PYTEST_XDIST_WORKER" in os.environ
 if not WORKER:
     os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix="kit-tests-")
+    # A database that root starts runs as another user, who passes through to its own folder.
+    Path(tempfile.tempdir).chmod(0o711)
 
 ROOT = Path(__file__).parents[1]
 FORKSERVER = multiprocessing.get_context("forkserver")
