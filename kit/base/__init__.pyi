@@ -53,6 +53,8 @@ from .recipe import read_recipe as read_recipe
 from .recipe import recipe_names as recipe_names
 from .recipe import recipe_values as recipe_values
 from .results import EpochResult as EpochResult
+from .signals import going_on as going_on
+from .signals import handle_signals as handle_signals
 from .tables import read_table as read_table
 from .tables import require_ids as require_ids
 from .tables import require_labels as require_labels

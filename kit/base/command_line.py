@@ -48,8 +48,15 @@ Repeated = Annotated[tuple[Value, ...], tyro.conf.UseAppendAction]
 """An option that may be given several times."""
 
 
-def parse_options(kind: type[Options], description: str, argv: Sequence[str]) -> Options:
+def parse_options(
+    kind: type[Options], description: str, argv: Sequence[str], default: Options | None = None
+) -> Options:
     """Read a command line into a dataclass; `RunOptions` over the recipe that the line names.
+
+    Parameters
+    ----------
+    default
+        Holds what the line does not give, in place of the recipe.
 
     Raises
     ------
@@ -57,10 +64,11 @@ def parse_options(kind: type[Options], description: str, argv: Sequence[str]) ->
         If the recipe cannot be read, a value is out of range, or options contradict each other.
     """
     _check_repeated(argv)
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {} if default is None else {"default": default}
     if issubclass(kind, RunOptions):
-        name = _recipe_name(argv)
-        values["default"] = kind(recipe=read_recipe(name), recipe_name=name)
+        if default is None:
+            name = _recipe_name(argv)
+            values["default"] = kind(recipe=read_recipe(name), recipe_name=name)
         description = f"{description.rstrip()}\n\n{_describe_recipes()}"
     parsed = tyro.cli(kind, args=argv, description=description, **values)
     try:

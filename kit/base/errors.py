@@ -46,6 +46,7 @@ class StoppedError(KitError):
 
     def __init__(self, message: str, *, by: int = signal.SIGTERM) -> None:
         super().__init__(message)
+        self.by = by
         self.status = 128 + by
 
 

@@ -1,0 +1,67 @@
+"""Requests to stop: SIGTERM and Ctrl-C, and how to go on afterwards."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from kit.base.errors import StoppedError
+
+
+@contextmanager
+def handle_signals(handler: Callable[[int], None], *numbers: int) -> Iterator[None]:
+    """Have signals call `handler` while the block lasts.
+
+    A signal that is ignored stays so. Processes that are forked meanwhile leave Ctrl-C to this
+    one and end on any other signal. Outside of the main thread, which alone may handle signals,
+    nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    own = os.getpid()
+
+    def handle(number: int, _: object) -> None:
+        if os.getpid() == own:
+            handler(number)
+        elif number != signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    handled = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in handled}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+@contextmanager
+def going_on(how: Callable[[], str]) -> Iterator[None]:
+    """Say how to go on with what the block does, where Ctrl-C or SIGTERM ends it.
+
+    Parameters
+    ----------
+    how
+        Returns something like "go on with: COMMAND".
+
+    Raises
+    ------
+    StoppedError
+        In place of a KeyboardInterrupt, and on SIGTERM.
+    """
+
+    def stop(number: int) -> None:
+        # The next one ends the process at once.
+        signal.signal(number, signal.SIG_DFL)
+        raise StoppedError("stopped")
+
+    try:
+        with handle_signals(stop, signal.SIGTERM):
+            yield
+    except KeyboardInterrupt as error:
+        raise StoppedError(f"interrupted: {how()}", by=signal.SIGINT) from error
+    except StoppedError as error:
+        raise StoppedError(f"{error}: {how()}", by=error.by) from error
