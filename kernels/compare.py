@@ -92,5 +92,5 @@ def main(options: CompareOptions, argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_error():
+    with exit_on_error(), base.going_on(lambda: "the same command goes on"):
         main(read_options(sys.argv[1:]), sys.argv[1:])

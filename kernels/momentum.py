@@ -77,5 +77,5 @@ def main(options: MomentumOptions, argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_error():
+    with exit_on_error(), base.going_on(lambda: "the same command goes on"):
         main(base.parse_options(MomentumOptions, __doc__, sys.argv[1:]), sys.argv[1:])

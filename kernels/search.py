@@ -63,5 +63,5 @@ def main(options: SearchOptions, argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_error():
+    with exit_on_error(), base.going_on(lambda: "the same command goes on"):
         main(base.parse_options(SearchOptions, __doc__, sys.argv[1:]), sys.argv[1:])

@@ -3,12 +3,13 @@
 With no other option this is the study's protocol and network (recipe `notebook`) on data/.
 Several GPUs: torchrun --standalone --nproc-per-node=2 kernels/train.py ... trains the same run:
 --batch-size is that of all processes together, and BatchNorm normalises by the whole batch. On
-processors it cannot: each process normalises by its own share, and the first one's running
+CPUs it cannot: each process normalises by its own share, and the first one's running
 statistics are kept.
 """
 
 from __future__ import annotations
 
+import argparse
 import shlex
 import sys
 from dataclasses import dataclass, replace
@@ -30,40 +31,86 @@ class TrainOptions(RunOptions):
     out: Path | None = None
     """The run's new folder; runs/RECIPE-ARM-SEED by default."""
     resume: bool = False
-    """Go on with the run in --out, where it stands."""
+    """Go on with the run in --out, where it stands and with its own options."""
     force: bool = False
-    """With --resume: go on although options, data or versions have changed."""
+    """With --resume: go on although epochs, device, precision, versions or the table of slides have
+    changed."""
     checkpoint_steps: base.Count = 500
     """Steps between two checkpoints within an epoch; there is one after each epoch, too."""
 
 
+# Options beside the recipe that a run goes on with where the command line gives none.
+KEPT = ("data", "device", "workers", "checkpoint_steps")
+
+
+def parse(argv: list[str]) -> TrainOptions:
+    """Read a command line; a run that goes on has its own options where the line gives none."""
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    peek.add_argument("--resume", action=argparse.BooleanOptionalAction)
+    peek.add_argument("--out", type=Path)
+    peek.add_argument("--recipe")
+    seen = peek.parse_known_args(argv)[0]
+    if not seen.resume:
+        return base.parse_options(TrainOptions, __doc__, argv)
+    folder = seen.out or default_folder(base.parse_options(TrainOptions, __doc__, argv))
+    begun = begun_options(folder)
+    if seen.recipe is not None:
+        begun = replace(begun, recipe=base.read_recipe(seen.recipe), recipe_name=seen.recipe)
+    return base.parse_options(TrainOptions, __doc__, argv, default=begun)
+
+
+def begun_options(folder: Path) -> TrainOptions:
+    """Return the options that a run, or a cross-validation, was begun with."""
+    begun = runs.begun_config(folder)
+    recipe = base.parse_recipe(begun["recipe"], source=f"{folder}/config.json")
+    kept = {name: value for name, value in begun.get("options", {}).items() if name in KEPT}
+    if "data" in kept:
+        kept["data"] = Path(kept["data"])
+    return TrainOptions(recipe=recipe, out=folder, **kept)
+
+
 def main(options: TrainOptions) -> None:
-    """Train one run, or one a fold."""
+    """Train one run, or one per fold."""
     folder = options.out or default_folder(options)
     training.reuse_memory()
-    with training.distributed.rank_zero_first():
-        tiles = data.open_store(options.data)
-    if options.recipe.folds is None or options.recipe.fold is not None:
-        train(options, tiles, folder)
-    elif training.distributed.world_size() > 1:
-        raise KitError("--folds under torchrun: start one fold at a time, with --fold 0, 1, ...")
-    else:
-        train_folds(options, tiles, folder)
+    with base.going_on(lambda: how_to_go_on(folder)):
+        with training.distributed.rank_zero_first():
+            tiles = data.open_store(options.data)
+        if options.recipe.folds is None or options.recipe.fold is not None:
+            train(options, tiles, folder)
+        elif training.distributed.world_size() > 1:
+            raise KitError(
+                "--folds under torchrun: start one fold at a time, with --fold 0, 1, ..."
+            )
+        else:
+            train_folds(options, tiles, folder)
+
+
+def how_to_go_on(folder: Path) -> str:
+    """Say how a training goes on that was stopped."""
+    try:
+        runs.begun_config(folder)
+    except KitError:
+        return "nothing was begun: type the command again"
+    return f"go on with: {runs.resume_command(folder)}"
 
 
 def train_folds(options: TrainOptions, tiles: data.Store, folder: Path) -> None:
-    """Train a run a fold, those apart that are finished, and pool their predictions."""
-    recipe = options.recipe
-    assert recipe.folds is not None
-    data.check_holdouts(tiles, [replace(recipe, fold=fold) for fold in range(recipe.folds)])
-    for fold in range(recipe.folds):
-        part = folder / f"fold-{fold}"
-        print(f"fold {fold}, {fold + 1} of {recipe.folds}: {part}", flush=True)
-        if not (options.resume and (part / "metrics.json").exists()):
-            one = replace(recipe, fold=fold)
+    """Train a run per fold, those apart that are finished, and pool their predictions.
+
+    All are checked before the first is trained.
+    """
+    recipes = dict(runs.fold_recipes(options.recipe, folder))
+    runs.check_trainable(recipes.values(), tiles, device=options.device)
+    finished = [part for part in recipes if options.resume and (part / "metrics.json").exists()]
+    for part in finished:
+        runs.check_run(part, recipes[part], tiles, device=options.device, force=options.force)
+    for fold, (part, recipe) in enumerate(recipes.items()):
+        print(f"fold {fold}, {fold + 1} of {len(recipes)}: {part}", flush=True)
+        if part not in finished:
             resume = options.resume and (part / "config.json").exists()
-            train(replace(options, recipe=one, resume=resume), tiles, part)
-    print(conclude_folds(runs.pool_folds(folder), folder))
+            train(replace(options, recipe=recipe, resume=resume), tiles, part)
+    print(conclude_folds(runs.pool_folds(folder, force=options.force), folder))
     print(next_command(folder, options))
 
 
@@ -78,6 +125,7 @@ def train(options: TrainOptions, tiles: data.Store, folder: Path) -> None:
         resume=options.resume,
         force=options.force,
         checkpoint_steps=options.checkpoint_steps,
+        record={"options": base.plain_values({name: getattr(options, name) for name in KEPT})},
     )
     print(describe(run))
     for result in run.train():
@@ -159,6 +207,6 @@ def next_command(folder: Path, options: TrainOptions) -> str:
 
 if __name__ == "__main__":
     with exit_on_error():
-        given = base.parse_options(TrainOptions, __doc__, sys.argv[1:])
+        given = parse(sys.argv[1:])
         with training.distributed.process_group():
             main(given)

@@ -106,52 +106,11 @@ def test_the_same_seed_gives_the_same_folder(tiles: Store, tmp_path: Path) -> No
     assert contents(first.folder)["split.csv"] != contents(other.folder)["split.csv"]
 
 
-def test_existing_folder_is_never_overwritten(tiles: Store, tmp_path: Path) -> None:
-    run = train(RECIPE, tiles, tmp_path / "run")
-    before = contents(run.folder)
-    with pytest.raises(KitError, match="exists: choose another --out"):
-        Run(RECIPE, tiles, run.folder)
-    assert contents(run.folder) == before
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"lr": 0.1}, r"recipe\.lr was 0\.001 and is 0\.1"),
-        ({"seed": 3}, r"recipe\.seed was 0 and is 3"),
-    ],
-)
-def test_resuming_with_other_options_is_refused(
-    tiles: Store, tmp_path: Path, change: dict[str, float], message: str
-) -> None:
-    train(RECIPE, tiles, tmp_path / "run")
-    with pytest.raises(KitError, match=message):
-        Run(replace(RECIPE, **change), tiles, tmp_path / "run", resume=True)  # type: ignore[arg-type]
-
-
-def test_resuming_on_other_data_is_refused(tiles: Store, tmp_path: Path) -> None:
-    train(RECIPE, tiles, tmp_path / "run")
-    other = replace(tiles, fingerprint="0" * 64)
-    with pytest.raises(KitError, match=r"data\.fingerprint was"):
-        Run(RECIPE, other, tmp_path / "run", resume=True)
-
-
 def test_a_cross_validation_is_no_run_but_names_its_runs(tmp_path: Path) -> None:
     for fold in ("fold-1", "fold-2"):
         (tmp_path / "cv" / fold).mkdir(parents=True)
     with pytest.raises(KitError, match="cross-validation: name one of its runs, fold-1, fold-2"):
         runs.read_config(tmp_path / "cv")
-
-
-def test_resuming_nothing_is_refused(tiles: Store, tmp_path: Path) -> None:
-    with pytest.raises(KitError, match="holds no run"):
-        Run(RECIPE, tiles, tmp_path / "run", resume=True)
-
-
-def test_resuming_a_finished_run_changes_nothing(tiles: Store, tmp_path: Path) -> None:
-    run = train(RECIPE, tiles, tmp_path / "run")
-    before = contents(run.folder)
-    assert contents(train(RECIPE, tiles, run.folder, resume=True).folder) == before
 
 
 def test_batch_larger_than_the_training_side_is_refused(tiles: Store, tmp_path: Path) -> None:
@@ -192,7 +151,7 @@ def test_predicting_with_another_preprocessing_is_refused(
     [
         ("config.json", b"{", "is not a run's configuration"),
         ("config.json", b"[]", "is not a run's configuration"),
-        ("model.safetensors", b"\x80\x04N.", "does not fit"),
+        ("model.safetensors", b"\x80\x04N.", "is damaged"),
     ],
 )
 def test_damaged_folder_is_refused(
@@ -204,16 +163,9 @@ def test_damaged_folder_is_refused(
         runs.load(run.folder)
 
 
-def test_damaged_checkpoint_is_refused(tiles: Store, tmp_path: Path) -> None:
-    run = train(replace(RECIPE, epochs=1), tiles, tmp_path / "run")
-    (run.folder / "last.pt").write_bytes(b"garbage")
-    with pytest.raises(KitError, match=r"last\.pt is damaged"):
-        Run(replace(RECIPE, epochs=1), tiles, run.folder, resume=True)
-
-
 def test_unfinished_run_does_not_predict(tiles: Store, tmp_path: Path) -> None:
     Run(RECIPE, tiles, tmp_path / "run")
-    with pytest.raises(KitError, match=r"is not a finished run: go on with train\.py --resume"):
+    with pytest.raises(KitError, match=r"is not a finished run.*/train\.py --resume --out "):
         runs.load(tmp_path / "run")
 
 
@@ -302,23 +254,6 @@ def test_killed_at_any_instant_and_resumed_is_uninterrupted(
     print(f"{recipe}, {workers} workers: survived {kills} kills")
 
 
-def test_sigterm_keeps_a_checkpoint_and_says_how_to_go_on(tiles: Store, tmp_path: Path) -> None:
-    options = ["--batch-size", "8", "--epochs", "50"]
-    folder = tmp_path / "run"
-    process = start(command(tiles, folder, *options))
-    while process.poll() is None and lines(folder) < 2:
-        time.sleep(0.005)
-    process.terminate()
-    _, message = process.communicate()
-    assert process.returncode == 143
-    assert "error: stopped in epoch" in message
-    assert f"go on with --resume --out {folder}" in message
-    assert "Traceback" not in message
-    progress = torch.load(folder / "last.pt", weights_only=True)["progress"]
-    assert f"epoch {progress['epoch'] + 1}, step {progress['step']}," in message
-    assert progress["step"] > 0
-
-
 def test_two_processes_in_one_folder_are_one_too_many(tiles: Store, tmp_path: Path) -> None:
     options = ["--batch-size", "8", "--epochs", "2000"]
     first = start(command(tiles, tmp_path / "run", *options))
@@ -331,34 +266,6 @@ def test_two_processes_in_one_folder_are_one_too_many(tiles: Store, tmp_path: Pa
     first.terminate()
     first.communicate()
     assert first.returncode == 143
-
-
-def test_a_start_that_was_killed_at_once_leaves_a_folder_to_start_in(
-    tiles: Store, tmp_path: Path
-) -> None:
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / "config.json.partial").touch()
-    train(replace(RECIPE, epochs=1), tiles, folder)
-    assert (folder / "metrics.json").exists()
-
-
-def test_forced_resume_records_what_it_went_on_from(tiles: Store, tmp_path: Path) -> None:
-    run = train(RECIPE, tiles, tmp_path / "run")
-    del run
-    longer = replace(RECIPE, epochs=3)
-    with pytest.raises(KitError, match=r"recipe\.epochs was 2 and is 3.*add --force"):
-        Run(longer, tiles, tmp_path / "run", resume=True)
-    again = Run(longer, tiles, tmp_path / "run", resume=True, force=True)
-    assert [result.epoch for result in again.train(progress=False)] == [3]
-    assert runs.read_config(again.folder)["resumed_from"]["recipe"]["epochs"] == 2
-
-
-def test_a_checkpoint_of_another_network_is_refused(tiles: Store, tmp_path: Path) -> None:
-    train(RECIPE, tiles, tmp_path / "run")
-    wider = replace(RECIPE, widths=(8, 8, 8))
-    with pytest.raises(KitError, match=r"last\.pt does not fit the run's options"):
-        Run(wider, tiles, tmp_path / "run", resume=True, force=True)
 
 
 def test_a_loss_that_is_no_number_names_the_tiles_and_the_checkpoint(

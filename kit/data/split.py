@@ -80,8 +80,13 @@ def recipe_holdout(store: Store, recipe: Recipe) -> Holdout:
     return holdout(store.labels, recipe, slides)
 
 
-def check_holdouts(store: Store, recipes: Iterable[Recipe]) -> None:
+def check_holdouts(store: Store, recipes: Iterable[Recipe]) -> list[Holdout]:
     """Refuse trainings of which one could not begin, before the first of them does.
+
+    Returns
+    -------
+    list
+        Each recipe's training and validation tiles.
 
     Raises
     ------
@@ -89,6 +94,7 @@ def check_holdouts(store: Store, recipes: Iterable[Recipe]) -> None:
         Naming the fold and the seed of which a side would lack a class or fill no batch.
     """
     slides: dict[Path | None, Strings | None] = {None: None}
+    holdouts = []
     for recipe in recipes:
         if recipe.slides not in slides and recipe.slides is not None:
             slides[recipe.slides] = read_recipe_slides(recipe.slides, store)
@@ -98,6 +104,8 @@ def check_holdouts(store: Store, recipes: Iterable[Recipe]) -> None:
         except KitError as error:
             fold = "" if recipe.fold is None else f"fold {recipe.fold} of {recipe.folds}, "
             raise KitError(f"{fold}seed {recipe.seed}: {error}") from error
+        holdouts.append(chosen)
+    return holdouts
 
 
 def check_batch(tiles: int, batch_size: int) -> None:

@@ -1,5 +1,7 @@
 from . import ensemble as ensemble
 from . import export as export
+from .checks import check_run as check_run
+from .checks import check_trainable as check_trainable
 from .ensemble import Ensemble as Ensemble
 from .ensemble import Gain as Gain
 from .ensemble import Mean as Mean
@@ -8,13 +10,16 @@ from .ensemble import judge_gain as judge_gain
 from .ensemble import read_ensemble as read_ensemble
 from .ensemble import read_predictions as read_predictions
 from .ensemble import write_ensemble as write_ensemble
-from .folder import final_metrics as final_metrics
 from .folder import read_config as read_config
 from .folder import read_history as read_history
-from .folder import read_metrics as read_metrics
-from .folder import read_valid as read_valid
+from .folder import resume_command as resume_command
+from .folds import begun_config as begun_config
+from .folds import fold_recipes as fold_recipes
 from .folds import members as members
 from .folds import pool_folds as pool_folds
+from .predictions import final_metrics as final_metrics
+from .predictions import read_metrics as read_metrics
+from .predictions import read_valid as read_valid
 from .run import Run as Run
 from .submissions import Manner as Manner
 from .submissions import Submission as Submission

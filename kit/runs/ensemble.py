@@ -17,7 +17,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from kit import stats
 from kit.base import Floats, Indices, KitError, Labels, Strings, write_text
-from kit.runs.folder import read_valid
+from kit.runs.predictions import read_valid
 from kit.stats import Comparison, Interval
 
 Mean = Literal["probability", "rank"]

@@ -1,28 +1,77 @@
-"""The run folder: what each of its files holds, and how it is read.
+"""The run folder: what each of its files holds, how it is written and how it is read.
 
 config.json        every option, and the kit's, torch's and the data's fingerprints
 split.csv          id,fold
 history.jsonl      one object per epoch
 last.pt            all that resuming needs
 model.safetensors  the weights of the last epoch
-valid.csv          id,label,probability on the holdout
-metrics.json       the final figures, with intervals
+valid.csv          id,label,probability,logit on the holdout
+metrics.json       the final figures, with intervals; it is written last
+
+A folder may come from anyone: whatever is read is checked, and nothing outside of it is read.
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import pandas as pd
-from scipy.special import logit
+from pydantic import TypeAdapter, ValidationError
 
-from kit import stats
-from kit.base import LOCK_NAME, EpochResult, KitError, write_text
+from kit.base import (
+    LOCK_NAME,
+    Count,
+    EpochResult,
+    KitError,
+    command,
+    describe_errors,
+    parse_recipe,
+    read_json,
+)
+
+
+@dataclass(frozen=True)
+class _Data:
+    fingerprint: str
+    is_standin: bool
+    train_tiles: Count
+    valid_tiles: Count
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class _Options:
+    """How a run was begun, beside its recipe."""
+
+    data: str | None = None
+    device: str | None = None
+    workers: int | None = None
+    checkpoint_steps: int | None = None
+
+
+@dataclass(frozen=True)
+class _Config:
+    """The types of config.json's entries; what older versions did not record has a default."""
+
+    recipe: dict[str, Any]
+    preprocessing: dict[str, Any]
+    data: _Data
+    class_names: tuple[str, ...] = ()
+    options: _Options = _Options()
+    resumed_from: dict[str, Any] | None = None
+    precision: str | None = None
+    device: str | None = None
+    kit: str | None = None
+    torch: str | None = None
+    timm: str | None = None
+    python: str | None = None
+    workers: int | None = None
+    threads: int | None = None
+    processes: int | None = None
+
+
+_RESULT: TypeAdapter[EpochResult] = TypeAdapter(EpochResult)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -31,117 +80,137 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises
     ------
     KitError
-        If there is none, or it is not one of the kit's.
+        If there is none, or it is not one of the kit's: the entry is named.
     """
     path = inside(folder, "config.json")
-    try:
-        values: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as error:
+    if not path.is_file():
         folds = sorted(fold.name for fold in folder.glob("fold-*"))
         if folds:
             raise KitError(
                 f"{folder} is a cross-validation: name one of its runs, {', '.join(folds)}"
-            ) from error
-        raise KitError(f"{folder} holds no run: there is no {path}") from error
-    except ValueError as error:
-        raise KitError(f"{path} is not a run's configuration: {error}") from error
-    if not isinstance(values, dict) or not {"recipe", "preprocessing", "data"} <= values.keys():
-        raise KitError(f"{path} is not a run's configuration: keys are missing")
+            )
+        raise KitError(f"{folder} holds no run: there is no {path}")
+    values = read_typed(path, _Config, what="a run's configuration")
+    parse_recipe(values["recipe"], source=str(path))
     return values
 
 
-def read_valid(folder: Path) -> pd.DataFrame:
-    """Read a finished run's valid.csv: id,label,probability.
+def read_history(folder: Path) -> list[EpochResult]:
+    """Read a run's history.jsonl, one result per epoch.
 
     Raises
     ------
     KitError
-        If there is none.
+        If no epoch is finished, or a line is not the result of the epoch that it should be.
     """
-    path = inside(folder, "valid.csv")
-    if not path.is_file():
-        raise KitError(f"{folder} is not a finished run: there is no {path}")
-    types = {"id": str, "label": np.int64, "probability": np.float64}
-    with _reading(path):
-        return pd.read_csv(path, dtype=types, usecols=list(types))
-
-
-def read_metrics(folder: Path) -> dict[str, Any]:
-    """Read a finished run's metrics.json."""
-    path = inside(folder, "metrics.json")
-    if not path.is_file():
-        raise KitError(f"{folder} is not a finished run: there is no {path}")
-    with _reading(path):
-        return dict(json.loads(path.read_text("utf-8")))
-
-
-def read_history(folder: Path) -> list[EpochResult]:
-    """Read a run's history.jsonl, one result per epoch."""
     path = inside(folder, "history.jsonl")
-    with _reading(path):
-        return [EpochResult(**json.loads(line)) for line in path.read_text("utf-8").splitlines()]
-
-
-def write_predictions(folder: Path, table: pd.DataFrame, **also: Any) -> dict[str, Any]:
-    """Write valid.csv and, last, metrics.json, which says that the folder is finished.
-
-    Parameters
-    ----------
-    table
-        id,label,probability of the held-out tiles.
-    also
-        Further figures to keep in metrics.json.
-
-    Returns
-    -------
-    dict
-        All the final figures.
-    """
-    figures = final_metrics(table["label"].to_numpy(), table["probability"].to_numpy()) | also
-    write_text(folder / "valid.csv", table.to_csv(index=False, lineterminator="\n"))
-    write_json(folder / "metrics.json", figures)
-    return figures
-
-
-def final_metrics(
-    labels: npt.NDArray[np.int64], probabilities: npt.NDArray[np.float64]
-) -> dict[str, Any]:
-    """Return the holdout's figures, with a 95 % interval (DeLong) for the AUC."""
-    hard = (probabilities > 0.5).astype(float)
-    return {
-        "tiles": len(labels),
-        "auc": asdict(stats.auc_interval(labels, probabilities)),
-        "auc_of_hard_labels": stats.auc(labels, hard),
-        "accuracy": stats.accuracy(labels, probabilities),
-        "log_loss": stats.log_loss(labels, probabilities),
-        "expected_calibration_error": stats.expected_calibration_error(labels, probabilities),
-        "temperature": stats.fit_temperature(labels, logit(probabilities)),
-    }
-
-
-def is_content(path: Path) -> bool:
-    """Whether a file is more than what a start leaves that was killed at once."""
-    return path.name != LOCK_NAME and path.suffix != ".partial"
+    if not path.is_file():
+        raise KitError(f"{folder} holds no finished epoch: there is no {path}")
+    history: list[EpochResult] = []
+    for number, line in enumerate(_read_text(path).splitlines(), start=1):
+        try:
+            history.append(_RESULT.validate_python(json.loads(line)))
+        except ValidationError as error:
+            raise KitError(f"{path} line {number} is damaged: {describe_errors(error)}") from error
+        except ValueError as error:
+            raise KitError(f"{path} line {number} is damaged: {error}") from error
+        if history[-1].epoch != number:
+            raise KitError(f"{path} line {number} is damaged: it is epoch {history[-1].epoch}")
+    if not history:
+        raise KitError(f"{folder} holds no finished epoch: {path} is empty")
+    return history
 
 
 def inside(folder: Path, name: str) -> Path:
-    """Return a file of a run folder that lies in it: a stranger's link may lead to any file."""
+    """Return a file of a run folder that lies in it: a stranger's link may lead to any file.
+
+    Raises
+    ------
+    KitError
+        If the folder is none, or the file lies elsewhere.
+    """
+    try:
+        is_other = folder.exists() and not folder.is_dir()
+    except OSError as error:
+        raise KitError(f"cannot read {folder}: {error.strerror}") from error
+    if is_other:
+        raise KitError(f"{folder} is no folder, and so no run: name the folder of a run")
     path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
+    real = Path(os.path.realpath(path))
+    if not real.is_relative_to(os.path.realpath(folder)):
+        raise KitError(f"{path} is a link to {real}, out of its run folder: copy it there")
+    return path
+
+
+def finished_file(folder: Path, name: str) -> Path:
+    """Return a file that a finished run has.
+
+    Raises
+    ------
+    KitError
+        If it is not there, or lies elsewhere.
+    """
+    path = inside(folder, name)
+    if not path.is_file():
+        if not any(folder.glob("fold-*")):
+            # Says more of what is no run at all.
+            read_config(folder)
         raise KitError(
-            f"{path} is a link to {path.resolve()}, out of its run folder: copy it there"
+            f"{folder} is not a finished run, there is no {path}: go on with: "
+            f"{resume_command(folder)}"
         )
     return path
 
 
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    write_text(path, json.dumps(values, indent=2) + "\n")
+def resume_command(folder: Path) -> str:
+    """Return what a user types to go on with a run or a cross-validation."""
+    return command("train", "--resume", "--out", folder)
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turn what a file of other content raises into a message."""
+def require_free(folder: Path) -> None:
+    """Refuse a folder that a new run cannot be begun in.
+
+    One that holds no more than what a start leaves that was stopped before its first checkpoint
+    is free.
+
+    Raises
+    ------
+    KitError
+        If the folder holds something else, cannot be read, or is a file.
+    """
     try:
-        yield
-    except (ValueError, TypeError) as error:
-        raise KitError(f"{path} is damaged ({error}): train the run anew") from error
+        str(folder).encode()
+        names = {path.name for path in folder.iterdir() if path.suffix != ".partial"}
+    except FileNotFoundError:
+        return
+    except UnicodeEncodeError as error:
+        name = str(folder).encode("utf-8", "backslashreplace").decode()
+        raise KitError(f"{name} is not a name in UTF-8: choose another --out") from error
+    except OSError as error:
+        raise KitError(f"cannot train into {folder}: {error.strerror}") from error
+    if names - {LOCK_NAME, "config.json", "split.csv"}:
+        raise KitError(f"{folder} exists: choose another --out, or go on with it by --resume")
+    if "config.json" in names:
+        # Nobody else's is written over.
+        read_config(folder)
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a file that may lie anywhere and be anything."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise KitError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return read_bytes(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise KitError(f"{path} is damaged: it is not text in UTF-8 ({error.reason})") from error
+
+
+def read_typed(path: Path, kind: type[object], *, what: str) -> dict[str, Any]:
+    """Read a JSON object whose values have the types of a dataclass; further ones may be there."""
+    read_json(path, kind, what=what)
+    return read_json(path, dict[str, Any], what=what)

@@ -1,5 +1,7 @@
 """Cross-validation: a folder with one run per fold, whose held-out predictions are pooled."""
 
+import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +9,36 @@ import numpy as np
 import pandas as pd
 
 from kit import stats
-from kit.base import KitError
-from kit.runs.folder import read_config, read_valid, write_predictions
+from kit.base import KitError, Recipe, parse_recipe, recipe_values
+from kit.runs.folder import read_config, resume_command
+from kit.runs.identity import compare, require_same
+from kit.runs.predictions import read_valid, write_predictions
+
+
+def fold_recipes(recipe: Recipe, folder: Path) -> Iterator[tuple[Path, Recipe]]:
+    """Yield the folder and the recipe of each run of a cross-validation."""
+    assert recipe.folds is not None
+    for fold in range(recipe.folds):
+        yield folder / f"fold-{fold}", dataclasses.replace(recipe, fold=fold)
+
+
+def is_cross_validation(folder: Path) -> bool:
+    """Whether a folder holds runs of folds in place of a run."""
+    return any(folder.glob("fold-*"))
+
+
+def begun_config(folder: Path) -> dict[str, Any]:
+    """Return the config.json of a run, or what a cross-validation's would be, had it one.
+
+    Raises
+    ------
+    KitError
+        If the folder holds neither.
+    """
+    if not is_cross_validation(folder):
+        return read_config(folder)
+    config = read_config(min(folder.glob("fold-*")))
+    return config | {"recipe": config["recipe"] | {"fold": None}}
 
 
 def members(folder: Path) -> list[Path]:
@@ -17,27 +47,65 @@ def members(folder: Path) -> list[Path]:
     Raises
     ------
     KitError
-        If a fold is missing.
+        If a fold is missing, not finished or another cross-validation's.
     """
-    folds = sorted(folder.glob("fold-*"))
-    if not folds:
+    if not is_cross_validation(folder):
         return [folder]
-    asked = read_config(folds[0])["recipe"]["folds"]
-    if len(folds) != asked or not (folder / "metrics.json").is_file():
-        raise KitError(
-            f"{folder} is a cross-validation that is not finished: go on with train.py --resume"
-        )
+    folds = _folds(folder, force=True)
+    if not (folder / "metrics.json").is_file():
+        raise _not_finished(folder)
     return folds
 
 
-def pool_folds(folder: Path) -> dict[str, Any]:
-    """Pool the out-of-fold predictions of a cross-validation; return their figures.
+def pool_folds(folder: Path, *, force: bool = False) -> dict[str, Any]:
+    """Pool the held-out predictions of a cross-validation; return their figures.
 
     Writes valid.csv and metrics.json, which make its folder one to predict with.
+
+    Parameters
+    ----------
+    force
+        Pool folds that were trained by other versions, or on other devices.
+
+    Raises
+    ------
+    KitError
+        If a fold is missing, not finished or another cross-validation's, or two folds hold out
+        the same tile.
     """
-    tables = [read_valid(fold) for fold in sorted(folder.glob("fold-*"))]
+    tables = [read_valid(fold) for fold in _folds(folder, force=force)]
     table = pd.concat(tables).sort_values("id")
+    twice = table["id"][table["id"].duplicated()]
+    if len(twice):
+        raise KitError(f"{folder}: two folds hold out the tile {twice.iloc[0]}: train them again")
     aucs = [stats.auc(one["label"], one["probability"]) for one in tables]
     return write_predictions(
-        folder, table, auc_by_fold=aucs, mean_auc_of_folds=float(np.mean(aucs))
+        folder,
+        *(table[column].to_numpy() for column in ("id", "label", "logit")),
+        auc_by_fold=aucs,
+        mean_auc_of_folds=float(np.mean(aucs)),
+    )
+
+
+def _folds(folder: Path, *, force: bool) -> list[Path]:
+    """Return the folders of a cross-validation's finished runs, in their order."""
+    configs = {path.name: read_config(path) for path in folder.glob("fold-*")}
+    first = next(iter(configs.values()))
+    recipe = parse_recipe(first["recipe"], source=f"{folder}/{next(iter(configs))}/config.json")
+    if recipe.folds is None:
+        raise KitError(f"{folder} holds runs that are no folds of a cross-validation")
+    wanted = dict(fold_recipes(recipe, folder))
+    if surplus := configs.keys() - {path.name for path in wanted}:
+        raise KitError(f"{folder}/{min(surplus)} is none of the {recipe.folds} folds: move it away")
+    for path, own in wanted.items():
+        if not (path / "metrics.json").is_file():
+            raise _not_finished(folder)
+        expected = first | {"recipe": recipe_values(own)}
+        require_same(path, compare(configs[path.name], expected), force=force)
+    return list(wanted)
+
+
+def _not_finished(folder: Path) -> KitError:
+    return KitError(
+        f"{folder} is a cross-validation that is not finished: go on with: {resume_command(folder)}"
     )

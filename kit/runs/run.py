@@ -1,38 +1,33 @@
 """A run that is being trained into its folder."""
 
 import copy
+import hashlib
 import json
-import platform
+import os
 import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
 from functools import cached_property
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from threading import Event
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import pandas as pd
 import torch
 from safetensors.torch import save
 from torch.utils.data import DataLoader
 
-import kit
 from kit import models
 from kit.base import (
-    CLASS_NAMES,
     EpochResult,
     FolderLock,
+    Indices,
     KitError,
     Recipe,
     StoppedError,
     atomic_path,
-    recipe_values,
+    handle_signals,
+    parse_recipe,
+    write_json,
     write_text,
 )
 from kit.data import (
@@ -47,8 +42,11 @@ from kit.data import (
     train_loader,
     write_split,
 )
-from kit.runs.checkpoint import read_checkpoint, write_checkpoint
-from kit.runs.folder import inside, is_content, read_config, write_json, write_predictions
+from kit.runs.checkpoint import load_checkpoint, write_checkpoint
+from kit.runs.folder import inside, read_config, require_free
+from kit.runs.holdout import holdout_fingerprint, resumed_holdout
+from kit.runs.identity import compare, describe, require_same
+from kit.runs.predictions import write_predictions
 from kit.training import (
     Evaluate,
     NonFiniteLossError,
@@ -59,18 +57,16 @@ from kit.training import (
     distributed,
     evaluate,
     fit,
-    predict,
+    predict_logits,
     recalibrate,
 )
-
-# What must be the same for a resumed run to be the run that was never interrupted.
-_MUST_MATCH = ("recipe", "data", "kit", "torch", "precision", "device")
 
 
 class Run:
     """A run that is being trained into its folder.
 
-    Of several processes (see `distributed`) only the one of rank 0 writes.
+    Nothing is written before all that can be checked was checked. Of several processes (see
+    `distributed`) only the one of rank 0 writes.
 
     Parameters
     ----------
@@ -82,15 +78,18 @@ class Run:
         Processes that load the training tiles; 0 loads them in this one, or holds them in a
         GPU's memory where they fit.
     force
-        Resume although options, data or versions have changed.
+        Resume although epochs, device, precision or versions have changed, or the recipe now
+        gives another holdout than split.csv, which is kept.
     checkpoint_steps
         Steps between two checkpoints within an epoch; there is one after each epoch, too.
+    record
+        Further entries of config.json, which say how the run was begun.
 
     Raises
     ------
     KitError
-        If the folder exists, or there is nothing to resume, or the run to resume was started
-        with other options, other data or another version, or another process trains in it.
+        If the recipe cannot be trained on this data, the folder exists, or there is nothing to
+        resume, or the run to resume is another one, or another process trains in it.
     """
 
     def __init__(
@@ -104,6 +103,7 @@ class Run:
         resume: bool = False,
         force: bool = False,
         checkpoint_steps: int = 500,
+        record: Mapping[str, Any] | None = None,
     ) -> None:
         self.recipe = recipe
         self.store = store
@@ -113,32 +113,76 @@ class Run:
         self.workers = workers
         self.checkpoint_steps = checkpoint_steps
         self.rank = distributed.rank()
-        self.holdout = recipe_holdout(store, recipe)
-        # Before the folder is made, which a run of other options could not be resumed in.
+        self.history: list[EpochResult] = []
+        begun = self._begun(force=force) if resume else None
+        if not resume and self.rank == 0:
+            require_free(folder)
+        self.holdout = (
+            resumed_holdout(folder, recipe, store, force=force)
+            if resume
+            else recipe_holdout(store, recipe)
+        )
         check_batch(len(self.holdout.train), recipe.batch_size)
         self.holds_tiles = not workers and fits_on_device(recipe, len(store.train), self.device)
-        self.state = TrainingState(
+        self.state = self._restore() if resume else self._new_state(recipe)
+        if self.rank == 0:
+            self._claim(begun, record or {})
+
+    def _begun(self, *, force: bool) -> dict[str, Any]:
+        """Return the record of the run to resume, which must be this one."""
+        begun = read_config(self.folder)
+        require_same(self.folder, compare(begun, self._identity()), force=force)
+        return begun
+
+    def _new_state(self, recipe: Recipe) -> TrainingState:
+        return TrainingState(
             models.create_model(recipe),
             recipe,
             steps_per_epoch=len(self.holdout.train) // recipe.batch_size,
             device=self.device,
             dtype=self.dtype,
         )
-        self.history: list[EpochResult] = []
-        if resume:
-            self._resume(force=force)
-        else:
-            self._start()
-        if self.rank == 0:
-            write_split(folder / "split.csv", store.train.ids, self.holdout)
+
+    def _restore(self) -> TrainingState:
+        """Return the state of the last checkpoint, or of the start where there is none."""
+        path = inside(self.folder, "last.pt")
+        if not path.is_file():
+            return self._new_state(self.recipe)
+        # The weights that the run began with are not needed any more.
+        state = self._new_state(replace(self.recipe, pretrained=False, weights=None))
+        self.history = load_checkpoint(path, state, self._identity())
+        if state.epoch > self.recipe.epochs:
+            raise KitError(
+                f"{self.folder} is trained for {state.epoch} epochs already: ask for "
+                f"--epochs {state.epoch} or more"
+            )
+        return state
+
+    def _claim(self, begun: dict[str, Any] | None, record: Mapping[str, Any]) -> None:
+        """Make the folder this process's own, and write down what the run is."""
+        self._lock = FolderLock(self.folder)
+        now = self._config(record)
+        if begun is None:
+            # Whoever had the lock before may have trained here.
+            require_free(self.folder)
+            write_json(self.folder / "config.json", now)
+        elif compare(begun, now).any or begun.get("processes", 1) != now["processes"]:
+            if parse_recipe(begun["recipe"], source="config.json").epochs != self.recipe.epochs:
+                # It is not finished any more: metrics.json, which says so, goes first.
+                for name in ("metrics.json", "valid.csv", "model.safetensors"):
+                    (self.folder / name).unlink(missing_ok=True)
+            write_json(self.folder / "config.json", now | {"resumed_from": begun})
+        write_split(self.folder / "split.csv", self.store.train.ids, self.holdout)
+        if self.history:
+            self._write_history()
 
     def train(
         self, *, evaluate: Evaluate = evaluate, progress: bool | TrainingBar = True
     ) -> Iterator[EpochResult]:
         """Train to the last epoch, keeping checkpoints, and yield each epoch's result.
 
-        After the last one the folder holds the weights, the holdout's probabilities and the
-        final figures.
+        After the last one the folder holds the weights, the holdout's predictions and the final
+        figures. Whatever fails there is repeated by a run that is resumed.
 
         Parameters
         ----------
@@ -148,43 +192,50 @@ class Run:
         Raises
         ------
         StoppedError
-            After SIGTERM, when a checkpoint has been written.
+            After SIGTERM or Ctrl-C, when a checkpoint has been written.
         KitError
             If the loss stops being a number, when the batch's tiles and the checkpoint are named;
             or if a GPU's memory is full.
         """
-        valid = self.valid_loader.dataset
-        assert isinstance(valid, TileDataset)
-        with _sigterm_flag() as sigterm:
-            try:
-                for result in fit(
-                    self.state,
-                    train_loader(
-                        self._train_dataset,
-                        batch_size=self.recipe.batch_size,
-                        workers=self.workers,
-                        rank=self.rank,
-                        processes=distributed.world_size(),
-                    ),
-                    eval_loader(valid, rank=self.rank, processes=distributed.world_size()),
-                    after_step=lambda: self._after_step(sigterm),
-                    evaluate=evaluate,
-                    progress=progress if self.rank == 0 else False,
-                ):
-                    self.history.append(result)
-                    self._checkpoint()
-                    yield result
-            except NonFiniteLossError as error:
-                raise self._explain(error) from error
-            except torch.OutOfMemoryError as error:
-                raise KitError(
-                    f"the memory of {self.device} is full: choose a smaller --batch-size"
-                    f"{', or --workers 1, which holds no tiles in it' if self.holds_tiles else ''}"
-                ) from error
+        stop = _StopRequest()
+        results = fit(
+            self.state,
+            self._train_loader(),
+            self._valid_share(),
+            after_step=lambda: self._after_step(stop),
+            evaluate=evaluate,
+            progress=progress if self.rank == 0 else False,
+        )
+        try:
+            while (result := self._train_epoch(results, stop)) is not None:
+                yield result
+        except NonFiniteLossError as error:
+            raise self._explain(error) from error
+        except torch.OutOfMemoryError as error:
+            raise KitError(
+                f"the memory of {self.device} is full: choose a smaller --batch-size"
+                f"{', or --workers 1, which holds no tiles in it' if self.holds_tiles else ''}"
+            ) from error
         # What is left is rank 0's, which needs no one for it.
         distributed.leave_group()
         if self.rank == 0:
             self._finish()
+
+    def _train_epoch(
+        self, results: Iterator[EpochResult], stop: "_StopRequest"
+    ) -> EpochResult | None:
+        """Train the next epoch and keep its end; None where there is none left."""
+        # Not while a result is looked at: others may train between two of this run's epochs.
+        with handle_signals(stop, signal.SIGTERM, signal.SIGINT):
+            result = next(results, None)
+            if result is not None:
+                self.history.append(result)
+                self._checkpoint()
+        if stop.number and distributed.world_size() == 1:
+            raise StoppedError(
+                f"stopped after epoch {self.state.epoch}, which {self.folder} holds", by=stop.number
+            )
+        return result
 
     def recalibrate(self, batches: int | None = None) -> None:
         """Replace BatchNorm's running statistics by those of the training tiles.
@@ -192,7 +243,7 @@ class Run:
         Parameters
         ----------
         batches
-            Only the first ones, of `data.EVAL_BATCH_SIZE` tiles at most; None takes all.
+            Only the first ones, of `EVAL_BATCH_SIZE` tiles at most; None takes all.
         """
         recalibrate(
             self.state.model,
@@ -218,7 +269,7 @@ class Run:
     def _train_dataset(self) -> TileDataset:
         return self._dataset(self.holdout.train, train=True)
 
-    def _dataset(self, rows: npt.NDArray[np.int64], *, train: bool = False) -> TileDataset:
+    def _dataset(self, rows: Indices, *, train: bool = False) -> TileDataset:
         return recipe_dataset(
             self.store.train.tiles,
             self.recipe,
@@ -228,53 +279,33 @@ class Run:
             device=self.device if self.holds_tiles else None,
         )
 
-    def _start(self) -> None:
-        if self.rank > 0:
-            return
-        if self.folder.exists() and any(is_content(path) for path in self.folder.iterdir()):
-            raise KitError(
-                f"{self.folder} exists: choose another --out, or go on with it by --resume"
-            )
-        self._lock = FolderLock(self.folder)
-        write_json(self.folder / "config.json", self._config())
+    def _train_loader(self) -> DataLoader[Batch]:
+        return train_loader(
+            self._train_dataset,
+            batch_size=self.recipe.batch_size,
+            workers=self.workers,
+            rank=self.rank,
+            processes=distributed.world_size(),
+        )
 
-    def _resume(self, *, force: bool) -> None:
-        then, now = read_config(self.folder), json.loads(json.dumps(self._config()))
-        if self.rank == 0:
-            self._lock = FolderLock(self.folder)
-        changed = [key for key in _MUST_MATCH if then.get(key) != now[key]]
-        if changed and not force:
-            raise KitError(
-                f"cannot resume {self.folder}: {_difference(changed[0], then, now)}. "
-                "Start anew with another --out, or add --force to go on all the same"
-            )
-        if self.rank == 0 and (changed or then.get("processes", 1) != now["processes"]):
-            write_json(self.folder / "config.json", now | {"resumed_from": then})
-        checkpoint = inside(self.folder, "last.pt")
-        if checkpoint.exists():
-            state = read_checkpoint(checkpoint, self.device)
-            self._load(state, checkpoint)
+    def _valid_share(self) -> DataLoader[Batch]:
+        """Return the held-out tiles that this process evaluates."""
+        valid = self.valid_loader.dataset
+        assert isinstance(valid, TileDataset)
+        return eval_loader(valid, rank=self.rank, processes=distributed.world_size())
 
-    def _load(self, state: dict[str, Any], checkpoint: Path) -> None:
-        """Go back to a checkpoint."""
-        try:
-            self.state.load_state_dict(state)
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise KitError(f"{checkpoint} does not fit the run's options: {error}") from error
-        self.history = [EpochResult(**result) for result in state["history"]]
-        self._write_history()
-
-    def _after_step(self, sigterm: Event) -> None:
+    def _after_step(self, stop: "_StopRequest") -> None:
         """Keep a checkpoint when it is time, or when the process was asked to stop."""
         progress = self.state.progress
         # All processes stop at the same step, or those that go on would wait for the others.
-        stop = any(distributed.all_reduce(sigterm.is_set()))
-        if stop or progress.step % self.checkpoint_steps == 0:
+        number = int(max(distributed.all_reduce(stop.number)))
+        if number or progress.step % self.checkpoint_steps == 0:
             self._checkpoint()
-        if stop:
+        if number:
             raise StoppedError(
                 f"stopped in epoch {progress.epoch + 1}, step {progress.step}, which "
-                f"{self.folder} holds: go on with --resume --out {self.folder}"
+                f"{self.folder} holds",
+                by=stop.number or signal.SIGTERM,
             )
 
     def _explain(self, error: NonFiniteLossError) -> KitError:
@@ -286,53 +317,35 @@ class Run:
             f"{error}: try a smaller --lr, or --precision fp32; {kept}. The batch's tiles: {ids}"
         )
 
-    def _config(self) -> dict[str, Any]:
-        mean, std = self.recipe.channel_statistics
+    def _identity(self) -> dict[str, Any]:
+        return describe(self.recipe, self.store, self.device, self.dtype)
+
+    def _config(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        identity = self._identity()
+        identity["data"] |= {
+            "train_tiles": len(self.holdout.train),
+            "valid_tiles": len(self.holdout.valid),
+            "split": holdout_fingerprint(self.store, self.holdout),
+        }
         return {
-            "recipe": recipe_values(self.recipe),
-            "preprocessing": {
-                "crop": self.recipe.crop,
-                "size": self.recipe.size,
-                "interpolation": self.recipe.interpolation,
-                "mean": mean,
-                "std": std,
-            },
-            "class_names": CLASS_NAMES,
-            # A timm model keeps its own.
-            "bn_momentum_in_pytorch": (
-                None if self.recipe.is_backbone else 1 - self.recipe.bn_momentum
-            ),
-            "data": {
-                "fingerprint": self.store.fingerprint,
-                "is_standin": self.store.is_standin,
-                "train_tiles": len(self.holdout.train),
-                "valid_tiles": len(self.holdout.valid),
-            },
-            "precision": str(self.dtype).removeprefix("torch."),
-            "device": str(self.device),
+            **identity,
             "workers": self.workers,
             "holds_tiles": self.holds_tiles,
             "processes": distributed.world_size(),
             # Sums are rounded in another order by another number of threads.
             "threads": torch.get_num_threads(),
-            "kit": kit.__version__,
-            "torch": torch.__version__,
-            "timm": version("timm"),
-            "python": platform.python_version(),
+            **record,
         }
 
     def _checkpoint(self) -> None:
-        """Keep the end of an epoch: last.pt first, from which the history follows."""
+        """Keep the state after a step: last.pt first, from which the history follows."""
         self.state.settle()
         if self.rank > 0:
             return
-        history = [asdict(result) for result in self.history]
-        write_checkpoint(self.folder / "last.pt", self.state.state_dict() | {"history": history})
+        write_checkpoint(self.folder / "last.pt", self.state, self.history, self._identity())
         self._write_history()
 
     def _write_history(self) -> None:
-        if self.rank > 0:
-            return
         lines = [json.dumps(asdict(result)) + "\n" for result in self.history]
         write_text(self.folder / "history.jsonl", "".join(lines))
 
@@ -345,7 +358,7 @@ class Run:
         weights = save({name: tensor.contiguous() for name, tensor in state.items()})
         with atomic_path(self.folder / "model.safetensors") as partial:
             partial.write_bytes(weights)
-        probabilities = predict(
+        logits = predict_logits(
             self.state.model,
             self.valid_loader,
             self.state.normalize,
@@ -353,32 +366,24 @@ class Run:
             device=self.device,
             dtype=self.dtype,
         )
-        labels = self.store.labels[self.holdout.valid]
-        ids = self.store.train.ids[self.holdout.valid]
         write_predictions(
-            self.folder, pd.DataFrame({"id": ids, "label": labels, "probability": probabilities})
+            self.folder,
+            self.store.train.ids[self.holdout.valid],
+            self.store.labels[self.holdout.valid],
+            logits,
+            sha256={"model.safetensors": hashlib.sha256(weights).hexdigest()},
         )
 
 
-@contextmanager
-def _sigterm_flag() -> Iterator[Event]:
-    """Yield an event that SIGTERM sets in place of ending the process."""
-    event = Event()
-    # Only the main thread may handle signals; elsewhere the event is never set.
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGTERM, before)
+class _StopRequest:
+    """SIGTERM or Ctrl-C, which ask for an end after the next step."""
 
+    number = 0
 
-def _difference(key: str, then: dict[str, Any], now: dict[str, Any]) -> str:
-    """Say what one changed entry was and is."""
-    old, new = then.get(key), now[key]
-    if isinstance(old, dict) and isinstance(new, dict):
-        inner = next(name for name in old | new if old.get(name) != new.get(name))
-        key, old, new = f"{key}.{inner}", old.get(inner), new.get(inner)
-    return f"{key} was {old!r} and is {new!r}"
+    def __call__(self, number: int) -> None:
+        if number == signal.SIGINT and distributed.world_size() == 1:
+            if self.number == number:
+                raise KeyboardInterrupt
+            # Not by print, which the signal may have interrupted.
+            os.write(2, b"\nstopping after this step; Ctrl-C once more stops at once\n")
+        self.number = number

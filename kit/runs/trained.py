@@ -1,28 +1,28 @@
 """A finished run's model, rebuilt from its folder alone, and what it predicts."""
 
 import dataclasses
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from scipy.special import expit, logit
-from torch import nn
+from scipy.special import expit
+from torch import Tensor, nn
 
 from kit import models
-from kit.base import CLASS_NAMES, KitError, Recipe, Views, parse_recipe
+from kit.base import CLASS_NAMES, Floats, KitError, Recipe, Views, parse_recipe
 from kit.data import TileSet, eval_loader, recipe_dataset
-from kit.runs.folder import inside, read_config, read_metrics
+from kit.runs.folder import finished_file, read_bytes, read_config, resume_command
+from kit.runs.predictions import read_metrics
 from kit.training import (
     Normalize,
     choose_device,
     choose_precision,
     move_model,
-    predict,
+    predict_logits,
     recalibrate,
     reuse_memory,
 )
@@ -42,6 +42,9 @@ class TrainedModel:
     """Of the logits on the run's holdout: above 1 the network was too sure of itself. Runs of the
     kit's version 0.1.0 recorded none."""
 
+    is_standin: bool = False
+    """Whether it was trained on synthetic tiles, and so says nothing of real ones."""
+
     def predict(
         self,
         tiles: TileSet,
@@ -50,8 +53,24 @@ class TrainedModel:
         adapt_bn: bool = False,
         calibrate: bool = False,
         progress: bool = True,
-    ) -> npt.NDArray[np.float64]:
-        """Return the probability of tumour for each tile of the store's split.
+    ) -> Floats:
+        """Return the probability of tumour for each tile: the sigmoid of `predict_logits`."""
+        logits = self.predict_logits(
+            tiles, views=views, adapt_bn=adapt_bn, calibrate=calibrate, progress=progress
+        )
+        probabilities: Floats = expit(logits)
+        return probabilities
+
+    def predict_logits(
+        self,
+        tiles: TileSet,
+        *,
+        views: Views | None = None,
+        adapt_bn: bool = False,
+        calibrate: bool = False,
+        progress: bool = True,
+    ) -> Floats:
+        """Return the logit of the probability of tumour for each tile of the store's split.
 
         Parameters
         ----------
@@ -63,21 +82,27 @@ class TrainedModel:
         calibrate
             Divide logits by the holdout's temperature. The order of the tiles stays.
 
+        Returns
+        -------
+        ndarray
+            (tiles,).
+
         Raises
         ------
         KitError
             If the run recorded no temperature to calibrate with.
         """
-        if calibrate and self.temperature is None:
+        temperature = self.temperature if calibrate else 1.0
+        if temperature is None:
             raise KitError(
                 f"{self.name} recorded no temperature: predict without --calibrate, or train it "
-                "anew"
+                "again"
             )
         loader = eval_loader(recipe_dataset(tiles.tiles, self.recipe))
         normalize = Normalize(*self.recipe.channel_statistics).to(self.device)
         if adapt_bn:
             recalibrate(self.model, loader, normalize, device=self.device, dtype=self.dtype)
-        probabilities = predict(
+        logits = predict_logits(
             self.model,
             loader,
             normalize,
@@ -86,7 +111,7 @@ class TrainedModel:
             dtype=self.dtype,
             description=f"predicting with {self.name}" if progress else None,
         )
-        return expit(logit(probabilities) / self.temperature) if calibrate else probabilities
+        return logits / temperature
 
 
 def load(folder: Path, *, device: str = "auto") -> TrainedModel:
@@ -97,24 +122,46 @@ def load(folder: Path, *, device: str = "auto") -> TrainedModel:
     KitError
         If the folder holds no finished run, or its files do not fit each other.
     """
-    values = read_config(folder)
+    values, figures = read_config(folder), read_metrics(folder)
     recipe = parse_recipe(values["recipe"], source=f"{folder}/config.json")
     _check_preprocessing(folder, values, recipe)
-    weights = inside(folder, "model.safetensors")
-    if not weights.is_file():
-        raise KitError(f"{folder} is not a finished run: go on with train.py --resume")
+    weights = _read_weights(folder, figures)
     reuse_memory()
     chosen = choose_device(device)
     # The run's own weights follow: nothing is to be fetched for the ones it began with.
     model = models.create_model(dataclasses.replace(recipe, pretrained=False, weights=None))
     try:
-        model.load_state_dict(load_file(weights))
-    except (SafetensorError, RuntimeError) as error:
-        raise KitError(f"{weights} does not fit {folder}/config.json: {error}") from error
-    model = move_model(model, chosen)
-    dtype = choose_precision(recipe.precision, chosen)
-    temperature = read_metrics(folder).get("temperature")
-    return TrainedModel(folder.name, recipe, model, chosen, dtype, temperature)
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise KitError(
+            f"{folder}/model.safetensors does not fit {folder}/config.json: {reason}"
+        ) from error
+    return TrainedModel(
+        folder.name,
+        recipe,
+        move_model(model, chosen),
+        chosen,
+        choose_precision(recipe.precision, chosen),
+        temperature=figures.get("temperature"),
+        is_standin=values["data"]["is_standin"],
+    )
+
+
+def _read_weights(folder: Path, figures: dict[str, Any]) -> dict[str, Tensor]:
+    """Read a run's weights, which must be those that its figures were made with."""
+    path = finished_file(folder, "model.safetensors")
+    content = read_bytes(path)
+    # The kit's version 0.4.0 and older recorded none.
+    expected = figures.get("sha256", {}).get(path.name)
+    if expected not in (None, hashlib.sha256(content).hexdigest()):
+        raise KitError(
+            f"{path} is damaged, or another run's: make it again with: {resume_command(folder)}"
+        )
+    try:
+        return safetensors.torch.load(content)
+    except SafetensorError as error:
+        raise KitError(f"{path} is damaged: {error}") from error
 
 
 def _check_preprocessing(folder: Path, values: dict[str, Any], recipe: Recipe) -> None:

@@ -1,12 +1,11 @@
 """What is refused before the first run of a study is trained."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
-from kit import models, training
+from kit import runs
 from kit.base import KitError, Recipe, parse_recipe, recipe_values
-from kit.data import Holdout, Store, check_batch, recipe_holdout
+from kit.data import Holdout, Store
 
 
 def check_runs(recipes: Mapping[Path, Recipe], store: Store, *, device: str) -> dict[Path, Holdout]:
@@ -23,20 +22,11 @@ def check_runs(recipes: Mapping[Path, Recipe], store: Store, *, device: str) -> 
         If a recipe is out of range or asks for several runs, a side of a holdout lacks a class, a
         batch is not filled, a schedule has too few steps, or a model cannot be built.
     """
-    chosen = training.choose_device(device)
-    holdouts = {}
     for folder, recipe in recipes.items():
         parse_recipe(recipe_values(recipe), source=str(folder))
         require_one_run(recipe)
-        training.choose_precision(recipe.precision, chosen)
-        holdouts[folder] = recipe_holdout(store, recipe)
-        tiles = len(holdouts[folder].train)
-        check_batch(tiles, recipe.batch_size)
-        training.check_schedule(recipe, tiles // recipe.batch_size)
-    for recipe in {replace(recipe, seed=0) for recipe in recipes.values()}:
-        # Published weights are fetched when they are needed.
-        models.create_model(replace(recipe, pretrained=False, weights=None))
-    return holdouts
+    holdouts = runs.check_trainable(recipes.values(), store, device=device)
+    return dict(zip(recipes, holdouts, strict=True))
 
 
 def require_one_run(recipe: Recipe) -> None:

@@ -1,0 +1,66 @@
+"""What can be known of a training before it starts, or of a run before it is used."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from kit import models
+from kit.base import Recipe
+from kit.data import Holdout, Store, check_holdouts
+from kit.runs.folder import read_config
+from kit.runs.holdout import resumed_holdout
+from kit.runs.identity import compare, describe, require_same
+from kit.training import check_schedule, choose_device, choose_precision
+
+
+def check_trainable(
+    recipes: Iterable[Recipe], store: Store, *, device: str = "auto"
+) -> list[Holdout]:
+    """Check that each of several recipes, as of folds, seeds and arms, can be trained on a store.
+
+    Nothing is made or fetched.
+
+    Returns
+    -------
+    list
+        Each recipe's training and validation tiles.
+
+    Raises
+    ------
+    KitError
+        If a side of a holdout lacks a class, a batch is not filled, a schedule has too few steps,
+        a model cannot be built, or there is no such device.
+    """
+    recipes, chosen = list(recipes), choose_device(device)
+    holdouts, built = check_holdouts(store, recipes), set()
+    for recipe, holdout in zip(recipes, holdouts, strict=True):
+        choose_precision(recipe.precision, chosen)
+        check_schedule(recipe, len(holdout.train) // recipe.batch_size)
+        # Published weights are fetched when they are needed.
+        network = replace(recipe, pretrained=False, weights=None, fold=None, seed=0)
+        if network not in built:
+            models.create_model(network)
+            built.add(network)
+    return holdouts
+
+
+def check_run(
+    folder: Path, recipe: Recipe, store: Store, *, device: str = "auto", force: bool = False
+) -> None:
+    """Check that the run in a folder is the one that would be trained there now.
+
+    Parameters
+    ----------
+    force
+        Take other epochs, versions, another device, precision or table of slides.
+
+    Raises
+    ------
+    KitError
+        Naming each difference.
+    """
+    chosen = choose_device(device)
+    dtype = choose_precision(recipe.precision, chosen)
+    now = describe(recipe, store, chosen, dtype)
+    require_same(folder, compare(read_config(folder), now), force=force)
+    resumed_holdout(folder, recipe, store, force=force)

@@ -1,0 +1,65 @@
+"""The holdout of a run that goes on: its own split.csv is what counts."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from kit.base import KitError, Recipe, read_table, require_ids
+from kit.data import Holdout, Store, recipe_holdout
+from kit.runs.folder import inside, read_bytes, read_config
+
+
+def holdout_fingerprint(store: Store, holdout: Holdout) -> str:
+    """Return the SHA-256 of which tiles are trained and which are validated on."""
+    sides = ("\n".join(store.train.ids[rows]) for rows in holdout)
+    return hashlib.sha256("\n\n".join(sides).encode()).hexdigest()
+
+
+def resumed_holdout(folder: Path, recipe: Recipe, store: Store, *, force: bool) -> Holdout:
+    """Return the holdout of a run that was begun, which the recipe must still give.
+
+    Parameters
+    ----------
+    force
+        Take that of split.csv, whatever the recipe gives by now.
+
+    Raises
+    ------
+    KitError
+        If the two differ, as when the table of slides has changed, or split.csv is another one.
+    """
+    path = inside(folder, "split.csv")
+    expected = read_config(folder)["data"].get("split")
+    # It is not there where the run was stopped before its first step.
+    kept = _read_split(path, store) if path.is_file() else None
+    if kept is not None:
+        found = holdout_fingerprint(store, kept)
+        if expected not in (None, found):
+            raise KitError(f"{path} is not the split that the run was begun with: put it back")
+        if force:
+            return kept
+        expected = found
+    chosen = recipe_holdout(store, recipe)
+    if expected not in (None, holdout_fingerprint(store, chosen)):
+        source = "another version of the kit" if recipe.slides is None else recipe.slides
+        raise KitError(
+            f"{folder} has another holdout than {source} gives now: put back what the run was "
+            f"begun with, or add --force to go on with {path}"
+        )
+    return chosen
+
+
+def _read_split(path: Path, store: Store) -> Holdout:
+    table = read_table(read_bytes(path), ["id", "fold"], source=str(path))
+    ids = require_ids(table["id"], source=str(path))
+    rows = pd.Index(store.train.ids).get_indexer(pd.Index(ids))
+    sides = table["fold"].isin(["train", "valid"]).to_numpy()
+    bad = table[(rows < 0) | ~sides]
+    if len(bad):
+        raise KitError(
+            f"{path} line {bad.index[0]}: {','.join(bad.iloc[0])[:60]!r} is not a training tile of "
+            "the data and its side, train or valid"
+        )
+    return Holdout(*(np.sort(rows[table["fold"] == side]) for side in ("train", "valid")))

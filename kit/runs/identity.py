@@ -1,0 +1,122 @@
+"""What a run is: the record of it in config.json, and whether it fits what is asked for now."""
+
+import dataclasses
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+import kit
+from kit.base import CLASS_NAMES, KitError, Recipe, parse_recipe, recipe_values
+from kit.data import Store
+
+# Of the recipe, what may change in a run that has begun: how long it trains, and in what precision.
+# All else decides what its network, its training or its holdout is.
+CHANGEABLE = ("epochs", "precision")
+# Beside the recipe and the data, what must be the same for a resumed run to be the run that was
+# never interrupted.
+SURROUNDINGS = ("kit", "torch", "timm", "precision", "device")
+
+
+class Differences(NamedTuple):
+    """In what a run differs from what is asked for.
+
+    Attributes
+    ----------
+    fixed
+        What makes it another run.
+    changeable
+        What a run may go on with on demand.
+    """
+
+    fixed: list[str]
+    changeable: list[str]
+
+    @property
+    def any(self) -> bool:
+        """Whether there are any."""
+        return bool(self.fixed or self.changeable)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what trains a run."""
+    return {
+        "kit": kit.__version__,
+        # A class of its own, which no checkpoint could hold.
+        "torch": str(torch.__version__),
+        "timm": version("timm"),
+        "python": platform.python_version(),
+    }
+
+
+def describe(
+    recipe: Recipe, store: Store, device: torch.device, dtype: torch.dtype
+) -> dict[str, Any]:
+    """Return what identifies a run, as config.json holds it."""
+    mean, std = recipe.channel_statistics
+    return {
+        "recipe": recipe_values(recipe),
+        "preprocessing": {
+            "crop": recipe.crop,
+            "size": recipe.size,
+            "interpolation": recipe.interpolation,
+            "mean": mean,
+            "std": std,
+        },
+        "class_names": CLASS_NAMES,
+        # A timm model keeps its own.
+        "bn_momentum_in_pytorch": None if recipe.is_backbone else 1 - recipe.bn_momentum,
+        "data": {"fingerprint": store.fingerprint, "is_standin": store.is_standin},
+        "precision": str(dtype).removeprefix("torch."),
+        "device": str(device),
+        **versions(),
+    }
+
+
+def compare(then: dict[str, Any], now: dict[str, Any]) -> Differences:
+    """Compare two records of config.json; what the older one does not hold is passed over."""
+    old, new = (parse_recipe(values["recipe"], source="config.json") for values in (then, now))
+    fixed: list[str] = []
+    changeable: list[str] = []
+    for field in dataclasses.fields(Recipe):
+        before, after = getattr(old, field.name), getattr(new, field.name)
+        if before != after:
+            option = f"--{field.name.replace('_', '-')} was {before} and is {after}"
+            (changeable if field.name in CHANGEABLE else fixed).append(option)
+    if then["data"]["fingerprint"] != now["data"]["fingerprint"]:
+        fixed.append("the tiles or labels of --data were others")
+    for name in SURROUNDINGS:
+        if name == "timm" and not new.is_backbone:
+            continue
+        before, after = then.get(name), now[name]
+        if before is not None and before != after:
+            changeable.append(f"{name} was {before} and is {after}")
+    return Differences(fixed, changeable)
+
+
+def require_same(folder: Path, differences: Differences, *, force: bool) -> None:
+    """Refuse to go on with a run that is not what is asked for.
+
+    Parameters
+    ----------
+    force
+        Take what may change.
+
+    Raises
+    ------
+    KitError
+        Naming each difference.
+    """
+    fixed, changeable = differences
+    if fixed:
+        raise KitError(
+            f"{folder} is another run: {'; '.join(fixed)}. Leave these options out to go on with "
+            "it, or train a new run with another --out"
+        )
+    if changeable and not force:
+        raise KitError(
+            f"{folder} would not be the run that was begun: {'; '.join(changeable)}. Add --force "
+            "to go on with it anyway, or train a new run with another --out"
+        )
