@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
-from scipy.special import expit
 from torch import nn
 
 from kit import models, runs, training
@@ -221,7 +220,7 @@ def _kept_figures(run: Run, candidates: Iterable[nn.Module]) -> list[dict[str, f
         dtype=run.dtype,
     )
     labels = run.store.labels[run.holdout.valid]
-    return [kept_figures(runs.final_metrics(labels, expit(one))) for one in logits]
+    return [kept_figures(runs.final_metrics(labels, one)) for one in logits]
 
 
 def _read_outcomes(folder: Path) -> dict[str, Outcome]:
