@@ -1,13 +1,16 @@
 """Kaggle without Kaggle: the built script alone in an imitation of its container, and the push
 and the pull of the unmodified client against a server of our own."""
 
+import base64
 import hashlib
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 import venv
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -180,6 +183,33 @@ def test_same_sources_give_the_same_script_with_the_files_that_arguments_name(
 
 
 @pytest.mark.parametrize(
+    ("arguments", "embedded"),
+    [
+        (("--bn", "before", "--seed=1", "--model", "compact"), ()),
+        (("--recipe", "compact", "--arm", "a=compact", "--validate-on", "A", "before"), ()),
+        (("--slides", "before", "--weights=1"), ("given/1/before", "given/2/1")),
+        (("--arm=a=mine", "--arm", "b=mine"), ("given/0/mine", "given/2/mine")),
+        (("--slides", "a=b"), ("given/1/a=b",)),
+    ],
+)
+def test_only_files_that_options_take_go_along(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    embedded: tuple[str, ...],
+) -> None:
+    """And not those that are named as an option's value is."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("before", "1", "compact", "A", "a=compact", "mine", "b=mine", "a=b"):
+        Path(name).touch()
+    text = bundle.script(job(arguments=arguments), ROOT)
+    content = base64.b85decode(text.partition('BUNDLE = "')[2].partition('"')[0])
+    names = zipfile.ZipFile(io.BytesIO(content)).namelist()
+    assert [name for name in names if name.startswith("given/")] == sorted(embedded)
+    assert text.count("{home}") == len(embedded)
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"name": "Too Loud"}, "--name Too Loud: give 5 to 50 lower-case letters"),
@@ -336,6 +366,7 @@ class TestPull:
             (f"{RUN}/last.pt", b"<html>the link has expired</html>", f"first {RUN}/last.pt"),
             (f"{RUN}/last.pt", None, "1 of 8 files came damaged or not at all"),
             (CHECKSUMS, b"<html>the link has expired</html>", f"{CHECKSUMS} came damaged"),
+            (CHECKSUMS, b"[1]", f"{CHECKSUMS} came damaged"),
             (CHECKSUMS, None, "Kaggle ended it before it could save anything"),
         ],
     )
@@ -353,6 +384,10 @@ class TestPull:
         with pytest.raises(KitError, match=message):
             kaggle.bring_back(tmp_path / "fetched", tmp_path, NAME)
         assert not (tmp_path / RUN).exists()
+
+    def test_takes_no_name_that_is_none(self, tmp_path: Path) -> None:
+        with pytest.raises(KitError, match=r"--name \.\./escape: give 5 to 50 lower-case letters"):
+            kaggle.require_free(tmp_path, "../escape")
 
     def test_waits_for_the_kernel_to_end(self, server: KaggleServer) -> None:
         server.kernel_status = "RUNNING"

@@ -2,15 +2,14 @@
 
 import base64
 import io
-import json
 import re
 import zipfile
 from collections.abc import Sequence
 from importlib.metadata import distribution
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
-from kit.base import SLUG, KitError, write_text
+from kit.base import SLUG, KitError, Recipe, read_json, recipe_names, write_json, write_text
 from kit.kaggle.on_kaggle import CHECKSUMS, FOLDERS, RECORD, SUBMISSION, Job, checksums
 
 SCRIPT_FILE = "script.py"
@@ -76,10 +75,10 @@ def build_kernel(
         If the name is not one that Kaggle takes, an argument is the script's own, or the
         script becomes too large.
     """
-    if not re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", job.name) or not 5 <= len(job.name) <= 50:
-        raise KitError(
-            f"--name {job.name}: give 5 to 50 lower-case letters, digits and single hyphens"
-        )
+    _require_name(job.name)
+    for dataset in datasets:
+        if not re.fullmatch("[A-Za-z0-9_-]+/[A-Za-z0-9_-]+", dataset):
+            raise KitError(f"--dataset {dataset}: give OWNER/NAME, as in its address on Kaggle")
     text = script(job, repository)
     if len(text) > _MAX_BYTES:
         raise KitError(
@@ -88,7 +87,7 @@ def build_kernel(
         )
     write_text(folder / SCRIPT_FILE, text)
     values = metadata(job, owner=owner, datasets=datasets, gpu=gpu)
-    write_text(folder / METADATA_FILE, json.dumps(values, indent=2) + "\n")
+    write_json(folder / METADATA_FILE, values)
 
 
 def script(job: Job, repository: Path) -> str:
@@ -138,8 +137,9 @@ def require_free(folder: Path, name: str) -> None:
     Raises
     ------
     KitError
-        Naming the folder.
+        Naming the folder; or if the name is not one that Kaggle takes.
     """
+    _require_name(name)
     for place in _places(folder, name):
         if place.exists():
             raise KitError(f"{place} exists: move it away, or name another folder with --out")
@@ -180,6 +180,11 @@ def bring_back(output: Path, folder: Path, name: str) -> Path:
     return found.rename(target)
 
 
+def _require_name(name: str) -> None:
+    if not re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", name) or not 5 <= len(name) <= 50:
+        raise KitError(f"--name {name}: give 5 to 50 lower-case letters, digits and single hyphens")
+
+
 def _places(folder: Path, name: str) -> list[Path]:
     return [folder / kind / name for kind in FOLDERS.values()]
 
@@ -193,8 +198,8 @@ def _check(output: Path) -> None:
             "anything. Push again with fewer --hours"
         )
     try:
-        expected: dict[str, str] = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+        expected = read_json(path, dict[str, str], what="a list of checksums")
+    except KitError as error:
         raise KitError(f"{CHECKSUMS} came damaged: type `make pull` again") from error
     found = checksums(output, expected)
     damaged = [name for name in expected if found.get(name) != expected[name]]
@@ -206,18 +211,29 @@ def _check(output: Path) -> None:
 
 
 def _embed(arguments: Sequence[str]) -> tuple[tuple[str, ...], dict[str, bytes]]:
-    """Replace files that arguments name (FILE, or NAME=FILE) by their copies in the bundle."""
-    replaced, files = [], {}
+    """Replace the files that options name (FILE; of --arm NAME=FILE) by copies in the bundle."""
+    replaced, files, option = [], {}, ""
     for number, argument in enumerate(arguments):
-        before, equals, value = argument.rpartition("=")
-        if argument.partition("=")[0] in _RESERVED:
+        is_option = argument.startswith("--")
+        flag, equals, value = argument.partition("=") if is_option else ("", "", argument)
+        option = flag or option
+        if option in _RESERVED:
             raise KitError(f"{argument}: the script chooses --data, --out and --resume itself")
-        if Path(value).is_file():
-            name = f"given/{number}/{Path(value).name}"
-            files[name] = Path(value).read_bytes()
-            argument = f"{before}{equals}{{home}}/{name}"
+        file = value.partition("=")[2] if option == "--arm" else value
+        if _is_given_file(option, file):
+            name = f"given/{number}/{Path(file).name}"
+            files[name] = Path(file).read_bytes()
+            argument = f"{flag}{equals}{value.removesuffix(file)}{{home}}/{name}"
         replaced.append(argument)
     return tuple(replaced), files
+
+
+def _is_given_file(option: str, value: str) -> bool:
+    """Whether an option's value is a file here, and not a word that some file is named like."""
+    name = option.removeprefix("--").replace("-", "_")
+    if name in ("recipe", "arm"):
+        return value not in recipe_names() and Path(value).is_file()
+    return Path in get_args(get_type_hints(Recipe).get(name)) and Path(value).is_file()
 
 
 def _sources(repository: Path) -> dict[str, bytes]:

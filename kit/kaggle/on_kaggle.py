@@ -15,14 +15,16 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from kit.base import LOCK_NAME, KitError, atomic_path, competition, write_text
 
-Command = Literal["train", "compare", "tune"]
+Command = Literal["train", "compare", "momentum", "search", "tune"]
 """The commands that are worth a GPU."""
 
-FOLDERS: dict[Command, str] = {"train": "runs", "compare": "studies", "tune": "studies"}
+FOLDERS: dict[Command, str] = {
+    command: "runs" if command == "train" else "studies" for command in get_args(Command)
+}
 SUBMISSION = "submission.csv"
 # How the submission was made, see `kit.runs.submissions`.
 RECORD = f"{SUBMISSION}.json"
