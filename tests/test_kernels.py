@@ -103,7 +103,22 @@ def test_mistakes_end_with_one_message(
     assert "Traceback" not in ended.stderr
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "kernels").glob("*.py")))
+NAMES = sorted(path.stem for path in (ROOT / "kernels").glob("*.py"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_typo_is_told_of_before_any_library_is_loaded(name: str) -> None:
+    words = ["search", "--typo"] if name == "tune" else ["--typo"]
+    command = [sys.executable, "-X", "importtime", str(ROOT / "kernels" / f"{name}.py"), *words]
+    told = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert told.returncode == 2
+    assert "--typo" in told.stderr
+    loaded = {line.rpartition("|")[2].strip() for line in told.stderr.splitlines()}
+    assert "tyro" in loaded
+    assert not loaded & {"torch", "pandas", "numpy", "scipy", "kaggle", "kit.data.store"}
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_help_says_what_the_command_does(place: Path, name: str) -> None:
     shown = kernel(name, "--help", cwd=place)
     assert shown.returncode == 0
