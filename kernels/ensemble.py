@@ -7,6 +7,7 @@ single run is judged on tiles that the choice has not seen.
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -61,9 +62,10 @@ def slides_of(path: Path, ids: base.Strings) -> base.Strings:
     """Read the slide of each tile, all of which must be known: the gain is judged by slides."""
     slides = data.read_slides(path, ids)
     if missing := int((slides == data.UNKNOWN).sum()):
+        name = shlex.quote(str(path))
         raise KitError(
             f"{path} has no slide for {missing:,} of the {len(ids):,} held-out tiles, the first "
-            f"{ids[slides == data.UNKNOWN][0]}: train with --slides {path}, which leaves them out, "
+            f"{ids[slides == data.UNKNOWN][0]}: train with --slides {name}, which leaves them out, "
             "or judge without --slides"
         )
     return slides

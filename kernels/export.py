@@ -53,7 +53,7 @@ def main(options: ExportOptions) -> None:
         )
     if timm is not None:
         runs.export.write_timm(timm, run)
-        print(f'{timm}: for timm.create_model("local-dir:{timm}", pretrained=True)')
+        print(f"{timm}: for timm.create_model({f'local-dir:{timm}'!r}, pretrained=True)")
     if tensorboard is not None:
         runs.export.write_tensorboard(tensorboard, run)
         look = shlex.join(["tensorboard", "--logdir", str(tensorboard)])

@@ -10,6 +10,7 @@ still to be scored.
 from __future__ import annotations
 
 import hashlib
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,9 +68,10 @@ def choose(run: Path, tiles: data.Store) -> Path:
     found = runs.find_submissions(run, chosen, tiles)
     if len(found) > 1:
         listed = "\n".join(f"  {path}: {made_how(path)}" for path in found)
+        name = shlex.quote(str(found[0]))
         raise KitError(
             f"{run} has made {len(found)} submissions:\n{listed}\n"
-            f"Name one: make submit FILE={found[0]}, or --file {found[0]}"
+            f"Name one: make submit FILE={name}, or --file {name}"
         )
     if found:
         return found[0]

@@ -1,12 +1,13 @@
 """The commands as a user runs them: real processes on a small competition."""
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import Files, competition_files, kernel, write_zip
+from conftest import Files, Type, competition_files, kernel, write_zip
 
 ROOT = Path(__file__).parents[1]
 
@@ -101,6 +102,31 @@ def test_mistakes_end_with_one_message(
     assert ended.returncode != 0
     assert message in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("first", "commands"),
+    [("standin", ["standin", "train", "predict"]), ("pack", ["pack", "explore", "train"])],
+)
+def test_each_command_names_the_next_one(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    type_in: Type,
+    first: str,
+    commands: list[str],
+) -> None:
+    """What is printed can be typed, whatever the folder is called."""
+    monkeypatch.chdir(tmp_path)
+    folder = "My Drive/it's"
+    if first == "pack":
+        write_zip(tmp_path / folder, competition_files(train=60, test=9))
+    numbers = {"standin": "--train 60 --test 9", "train": "--epochs 1 --batch-size 8"}
+    line = f"{first} --data {shlex.quote(folder)}"
+    for name in commands:
+        assert line.partition(" ")[0] == name
+        status, said = type_in(f"{line} {numbers.get(name, '')}")
+        assert status == 0, said
+        line = said.partition("next: python kernels/")[2].partition("\n")[0].replace(".py", "", 1)
 
 
 NAMES = sorted(path.stem for path in (ROOT / "kernels").glob("*.py"))
