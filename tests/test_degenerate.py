@@ -93,6 +93,12 @@ SHARE = "each side needs a tile of each class. Choose another --holdout"
             "AB" * 12,
             "--validate-on names all 2 slides: leave one or more to train on",
         ),
+        (
+            EVEN,
+            (*FOUR, "--model", "inception_v3"),
+            None,
+            "it was made for 299, so try --size 299",
+        ),
         (EVEN, ("--folds", 30), None, "24 tiles do not make 30 folds: ask for fewer --folds"),
         (EVEN, ("--folds", 3), "AB" * 12, "2 slides do not make 3 folds: ask for fewer --folds"),
         (EVEN, (), "A" * 24, "all tiles are of one slide: a holdout by slide needs two or more"),

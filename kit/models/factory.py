@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from kit.base import Recipe
-from kit.models.backbones import create_backbone
+from kit.models.backbones import classifier_layers, create_backbone
 from kit.models.networks import CompactCNN, SmallCNN
 
 
@@ -69,7 +69,8 @@ def freeze_backbone(model: nn.Module, *, frozen: bool) -> None:
     """Let only a timm model's classifier learn, or everything."""
     model.requires_grad_(not frozen)
     if frozen:
-        model.get_classifier().requires_grad_(True)  # type: ignore[operator]
+        for classifier in classifier_layers(model).values():
+            classifier.requires_grad_(True)
 
 
 def synchronize_batch_norms(model: nn.Module) -> nn.Module:
