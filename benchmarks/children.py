@@ -34,7 +34,7 @@ class Result:
     Attributes
     ----------
     tiles
-        A round; 0 where tiles are not what it counts in.
+        Per round; 0 where tiles are not what it counts in.
     seconds
         Of each round.
     setup_seconds

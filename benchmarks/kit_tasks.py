@@ -77,7 +77,7 @@ def prepare_predict(options: Options) -> Task:
 
 
 def prepare_train(options: Options) -> Task:
-    """Train `epochs` of the notebook's recipe into a new folder a round."""
+    """Train `epochs` of the notebook's recipe into a new folder per round."""
     from kit.base import read_recipe
     from kit.data import open_store
     from kit.runs import Run
@@ -133,7 +133,7 @@ def prepare_compare(options: Options) -> Task:
 
 
 def _new_folders(options: Options) -> Iterator[Path]:
-    """Name a folder a round."""
+    """Name a folder per round."""
     return (Path(options["work"]) / f"{options['kind']}-{number}" for number in count())
 
 

@@ -131,10 +131,10 @@ def describe_machine() -> dict[str, Any]:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    shown = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")
+    shown = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
     environment = {name: os.environ[name] for name in shown if name in os.environ}
     return {
-        "processor": models[0] if models else platform.processor(),
+        "cpu": models[0] if models else platform.processor(),
         "cores": os.cpu_count(),
         "load_at_start": os.getloadavg()[0],
         "system": platform.platform(),

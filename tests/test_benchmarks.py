@@ -127,9 +127,9 @@ def test_ratios_are_the_medians_of_rounds_side_by_side() -> None:
 
 
 def test_results_are_written_as_table_json_and_plot(tmp_path: Path) -> None:
-    results.write(tmp_path, made_up(), {"processor": "an abacus", "unset": ""})
+    results.write(tmp_path, made_up(), {"cpu": "an abacus", "unset": ""})
     text = (tmp_path / "table.txt").read_text()
-    assert text.startswith("processor: an abacus\n")
+    assert text.startswith("cpu: an abacus\n")
     assert "tensorflow is not installed" in text
     kit = next(line for line in text.splitlines() if KIT in line.split())
     # 640 tiles in 0.1, 0.2 and 0.2 seconds.
