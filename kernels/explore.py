@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kit import base, data, report
-from kit.base import exit_on_error
+from kit.base import exit_on_error, write_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ def main(options: ExploreOptions, argv: list[str]) -> None:
     found = report.explore_store(tiles, slides)
     out = options.out or options.data / "explore"
     numbers = report.exploration_numbers(found)
-    base.write_text(out / "explore.json", json.dumps(numbers, indent=2) + "\n")
+    write_text(out / "explore.json", json.dumps(numbers, indent=2) + "\n")
     print(summary(numbers))
     drawn = report.exploration_figures(found)
     for name, drawing in drawn.items():

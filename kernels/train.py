@@ -17,11 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from kit import base, data, models, report, runs, stats, training
-from kit.base import KitError, exit_on_error
+from kit.base import KitError, exit_on_error, write_text
 
 # In here as well, since Ctrl-C may come while the libraries of command lines load.
 with exit_on_error():
     from kit.base import RunOptions
+
+
+LAYERS_FILE = "layers.txt"
+MOST_LAYERS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +132,9 @@ def train(options: TrainOptions, tiles: data.Store, folder: Path) -> None:
         record={"options": base.plain_values({name: getattr(options, name) for name in KEPT})},
     )
     print(describe(run))
+    if run.rank == 0:
+        layers = models.layer_table(run.state.model, run.recipe.size)
+        write_text(folder / LAYERS_FILE, layers + "\n")
     for result in run.train():
         print(epoch_line(result, run.recipe.epochs), flush=True)
     if run.rank > 0:
@@ -149,7 +156,7 @@ def default_folder(options: TrainOptions) -> Path:
 def describe(run: runs.Run) -> str:
     """Say what is about to be trained, on what."""
     recipe = run.recipe
-    lines = [models.layer_table(run.state.model, recipe.size)]
+    lines = [describe_layers(run)]
     if not recipe.is_backbone:
         lines.append(
             f"BatchNorm {recipe.bn} the activation, momentum {recipe.bn_momentum} as Keras "
@@ -167,6 +174,18 @@ def describe(run: runs.Run) -> str:
             f"figures are too high. --slides {shlex.quote(str(table))} keeps slides apart"
         )
     return "\n".join(lines)
+
+
+def describe_layers(run: runs.Run) -> str:
+    """Give the table of layers: all of the kit's own networks, the parts of a timm model."""
+    size = run.recipe.size
+    if not run.recipe.is_backbone:
+        return models.layer_table(run.state.model, size)
+    heading, *layers, sums = models.layer_table(run.state.model, size, depth=1).splitlines()
+    if len(layers) > MOST_LAYERS:
+        more = len(layers) - MOST_LAYERS + 1
+        layers = [*layers[: MOST_LAYERS - 1], f"... and {more} more"]
+    return "\n".join([heading, *layers, f"{sums}; each layer: {run.folder / LAYERS_FILE}"])
 
 
 def epoch_line(result: base.EpochResult, epochs: int) -> str:

@@ -72,7 +72,11 @@ def test_two_processes_train_what_one_does(tiles: Store, alone: Path, tmp_path: 
     assert_same_within_rounding(tmp_path / "run", alone)
     assert runs.read_config(tmp_path / "run")["processes"] == 2
     files = {path.name for path in (tmp_path / "run").iterdir()}
-    assert files == {path.name for path in alone.iterdir()} | {"curves.png", "report.html"}
+    assert files == {path.name for path in alone.iterdir()} | {
+        "layers.txt",
+        "curves.png",
+        "report.html",
+    }
     assert len(runs.read_valid(tmp_path / "run")) == 24
 
 

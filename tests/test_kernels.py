@@ -33,6 +33,8 @@ def test_pack_train_predict(place: Path) -> None:
     assert trained.returncode == 0, trained.stderr
     assert "data is not packed yet: packing it now" in trained.stderr
     assert "53,313 parameters: 52,865 trainable, 448 running statistics" in trained.stdout
+    layers = (place / "runs" / "notebook-after-0" / "layers.txt").read_text()
+    assert layers in trained.stdout
     assert "momentum 0.99 as Keras counts it (0.01 as PyTorch does)" in trained.stdout
     assert "epoch 2/2" in trained.stdout
     assert "this holdout is one of single tiles" in trained.stdout
@@ -51,6 +53,16 @@ def test_pack_train_predict(place: Path) -> None:
 
     packed = kernel("pack", cwd=place)
     assert "120 train and 9 test tiles, packed before" in packed.stdout
+
+
+def test_a_timm_model_is_told_in_ten_lines_and_its_layers_are_in_the_folder(place: Path) -> None:
+    options = ["--model", "test_resnet", "--size", 32, "--epochs", 1, "--batch-size", 16]
+    ended = kernel("train", *options, "--out", "runs/parts", cwd=place)
+    assert ended.returncode == 0, ended.stderr
+    layers = (place / "runs" / "parts" / "layers.txt").read_text().splitlines()
+    printed = ended.stdout.partition("tiles to train on")[0].splitlines()
+    assert len(printed) <= 13 < len(layers)
+    assert printed[-2] == f"{layers[-1]}; each layer: runs/parts/layers.txt"
 
 
 def test_several_runs_are_averaged_and_hard_labels_are_dear(place: Path) -> None:

@@ -25,7 +25,7 @@ from kit.data import Store, open_store, pack_tiles
 
 ROOT = Path(__file__).parents[1]
 KILLS = int(os.environ.get("KIT_KILLS", "4"))
-STARTED = ("config.json", "split.csv")
+STARTED = ("config.json", "split.csv", "layers.txt")
 TRAINED = (*STARTED, "last.pt", "history.jsonl")
 # In the order in which an epoch, and what follows it, writes them.
 FINISHED = (
