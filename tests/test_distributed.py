@@ -119,9 +119,9 @@ def environment(process: str) -> bytes:
 def test_shares_make_up_the_batches() -> None:
     whole = EpochSampler(50, batch_size=8, seed=3)
     shares = [EpochSampler(50, batch_size=8, seed=3, rank=rank, processes=4) for rank in range(4)]
-    for batch, *parts in zip(whole, *shares, strict=True):
-        assert [len(part) for part in parts] == [2, 2, 2, 2]
-        assert sorted(draw for part in parts for draw in part) == sorted(batch)
+    for (epoch, batch), *parts in zip(whole, *shares, strict=True):
+        assert [(own, len(part)) for own, part in parts] == [(epoch, 2)] * 4
+        assert sorted(index for _, part in parts for index in part) == sorted(batch)
     assert shares[1].batch(2) == whole.batch(2)
 
 

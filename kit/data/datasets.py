@@ -2,7 +2,6 @@
 
 import math
 import tempfile
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -18,11 +17,13 @@ from kit.data.transforms import Keys, PerTile, Pipeline, Resize, TileAugmentatio
 
 Draw = tuple[int, int]
 """An epoch, and an index into a dataset."""
+Draws = tuple[int, Indices | Tensor]
+"""An epoch, and the indices of a batch: an array, or a tensor on a dataset's device."""
 Batch = tuple[Tensor, Tensor]
 """Images (tiles, 3, height, width) uint8, and labels (tiles,)."""
 
 DEVICE_SHARE = 1 / 2
-"""Of a GPU's memory, for tiles."""
+"""Of a GPU's free memory, for tiles."""
 
 
 class TileDataset(Dataset[Batch]):
@@ -30,7 +31,7 @@ class TileDataset(Dataset[Batch]):
 
     An item is asked for by its index, or by `(epoch, index)`: the augmentation follows from
     the seed, the epoch and the index alone, whichever worker loads it. A list of either gives
-    a batch.
+    a batch, and so does `(epoch, indices)`.
 
     Parameters
     ----------
@@ -74,22 +75,27 @@ class TileDataset(Dataset[Batch]):
         self.augment = augment if is_ready else PerTile(augment)
         self.seed = seed
 
+    device: torch.device | None = None
+    """Where tiles, labels and batches are, where that is not the host."""
+
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, draw: int | Draw | list[int] | list[Draw]) -> Batch:
+    def __getitem__(self, draw: int | Draw | list[int] | list[Draw] | Draws) -> Batch:
         """Return an image of shape (3, height, width), uint8, and its label.
 
-        For a list, return images of shape (batch, 3, height, width), channels last in memory,
+        For a batch, return images of shape (batch, 3, height, width), channels last in memory,
         and labels of shape (batch,).
         """
+        if isinstance(draw, tuple) and not isinstance(draw[1], int | np.integer):
+            return self._batch(np.full(len(draw[1]), draw[0]), np.asarray(draw[1]))
         if isinstance(draw, list):
-            return self._batch([one if isinstance(one, tuple) else (0, one) for one in draw])
-        images, labels = self._batch([draw if isinstance(draw, tuple) else (0, draw)])
+            draws = [one if isinstance(one, tuple) else (0, one) for one in draw]
+            return self._batch(*np.array(draws, np.int64).T)
+        images, labels = self._batch(*np.array([draw if isinstance(draw, tuple) else (0, draw)]).T)
         return images[0], labels[0]
 
-    def _batch(self, draws: Sequence[Draw]) -> Batch:
-        epochs, indices = np.array(draws, np.int64).T
+    def _batch(self, epochs: Indices, indices: Indices) -> Batch:
         images = self._images(indices, transforms.tile_keys(self.seed, epochs, indices))
         return images.permute(0, 3, 1, 2), torch.from_numpy(self.labels[indices])
 
@@ -104,10 +110,11 @@ class TileDataset(Dataset[Batch]):
 
 
 class DeviceDataset(TileDataset):
-    """A dataset whose tiles lie in a GPU's memory, where they are enlarged and augmented.
+    """A dataset whose tiles and labels lie in a GPU's memory, where tiles are augmented.
 
-    Its images are those of `TileDataset` within rounding, on that device. It is read by the
-    process that made it, without workers.
+    Its batches are those of `TileDataset` within rounding, on that device. One that is asked for
+    by an epoch and a tensor of indices on the device takes nothing from the host. It is read by
+    the process that made it, without workers.
 
     Parameters
     ----------
@@ -140,16 +147,28 @@ class DeviceDataset(TileDataset):
         for part in parts:
             self.device_tiles[part[0] : part[-1] + 1] = torch.from_numpy(tiles[self.rows[part]])
 
-    def _images(self, indices: Indices, keys: Keys) -> Tensor:
-        device = self.device_tiles.device
-        images = self.device_tiles[torch.from_numpy(indices).to(device)]
+        self.device_labels = torch.from_numpy(self.labels).to(device)
+        self.device = device
+
+    def __getitem__(self, draw: int | Draw | list[int] | list[Draw] | Draws) -> Batch:
+        """Return what `TileDataset` does, on the device."""
+        if isinstance(draw, tuple) and isinstance(draw[1], Tensor):
+            return self._device_batch(draw[0], draw[1])
+        return super().__getitem__(draw)
+
+    def _batch(self, epochs: Indices, indices: Indices) -> Batch:
+        both = torch.from_numpy(np.stack([epochs, indices])).to(self.device)
+        return self._device_batch(*both)
+
+    def _device_batch(self, epoch: int | Tensor, indices: Tensor) -> Batch:
+        images = self.device_tiles[indices]
         if self.resize is not None:
             images = tensor_transforms.enlarge(images, self.resize)
-        if self.augment is None:
-            return images
-        assert isinstance(self.augment, TileAugmentation)
-        own = torch.from_numpy(keys.view(np.int64)).to(device)
-        return tensor_transforms.augment(images, self.augment, own)
+        if self.augment is not None:
+            assert isinstance(self.augment, TileAugmentation)
+            keys = tensor_transforms.tile_keys(self.seed, epoch, indices)
+            images = tensor_transforms.augment(images, self.augment, keys)
+        return images.permute(0, 3, 1, 2), self.device_labels[indices]
 
 
 def recipe_dataset(
@@ -195,8 +214,8 @@ def fits_on_device(recipe: Recipe, tiles: int, device: torch.device) -> bool:
     enlarges = side == TILE_SIZE and recipe.size != recipe.crop
     if enlarges and recipe.interpolation not in tensor_transforms.ENLARGEMENTS:
         return False
-    memory: int = torch.cuda.get_device_properties(device).total_memory
-    return tiles * side**2 * CHANNELS <= DEVICE_SHARE * memory
+    free, _ = torch.cuda.mem_get_info(device)
+    return tiles * side**2 * CHANNELS <= DEVICE_SHARE * free
 
 
 def _resize_all(tiles: Pixels, rows: Indices, resize: Resize) -> Pixels:

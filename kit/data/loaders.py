@@ -1,22 +1,25 @@
 """Loaders: batches of a dataset's tiles, in an order that follows from seed and epoch."""
 
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from kit.base import Indices, KitError
-from kit.data.datasets import Batch, Draw, TileDataset
+from kit.data.datasets import Batch, Draws, TileDataset
 from kit.data.split import check_batch
 
 EVAL_BATCH_SIZE = 256
+# What keeps a GPU busy.
+DEVICE_EVAL_BATCH_SIZE = 1024
 
 
-class EpochSampler(Sampler[list[Draw]]):
-    """Batches of `(epoch, index)`, in an order that follows from the seed and the epoch.
+class EpochSampler(Sampler[Draws]):
+    """Batches of `(epoch, indices)`, in an order that follows from the seed and the epoch.
 
     The last tiles of an epoch that fill no batch are left out, other ones each epoch. Several
     processes take their shares of the same batches.
@@ -27,6 +30,8 @@ class EpochSampler(Sampler[list[Draw]]):
         Tiles in the dataset.
     batch_size
         Of all processes together.
+    device
+        Of the indices, which are copied there once per epoch; None leaves them NumPy's.
 
     Attributes
     ----------
@@ -39,7 +44,14 @@ class EpochSampler(Sampler[list[Draw]]):
     """
 
     def __init__(
-        self, count: int, *, batch_size: int, seed: int, rank: int = 0, processes: int = 1
+        self,
+        count: int,
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        processes: int = 1,
+        device: torch.device | None = None,
     ) -> None:
         self.batch_size = batch_size
         self.seed = seed
@@ -47,34 +59,48 @@ class EpochSampler(Sampler[list[Draw]]):
         self.epoch = 1
         self.first = 0
         self._count = count
+        self._device = device
         self._share = slice(rank, None, processes)
 
     def __len__(self) -> int:
         return self.steps - self.first
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[Draws]:
+        """Yield this process's share of each batch."""
         order = self._order()
+        indices = order if self._device is None else torch.from_numpy(order).to(self._device)
         for step in range(self.first, self.steps):
-            yield [(self.epoch, index) for index in self._slice(order, step)[self._share]]
+            yield self.epoch, indices[self._slice(step)][self._share]
 
     def batch(self, step: int) -> list[int]:
         """Return the tiles of one step of the epoch, those of all processes."""
-        return self._slice(self._order(), step)
+        batch: list[int] = self._order()[self._slice(step)].tolist()
+        return batch
 
     def _order(self) -> Indices:
         return np.random.default_rng([self.seed, self.epoch]).permutation(self._count)
 
-    def _slice(self, order: Indices, step: int) -> list[int]:
-        batch: list[int] = order[step * self.batch_size : (step + 1) * self.batch_size].tolist()
-        return batch
+    def _slice(self, step: int) -> slice:
+        return slice(step * self.batch_size, (step + 1) * self.batch_size)
 
 
 def train_loader(
-    dataset: TileDataset, *, batch_size: int, workers: int = 0, rank: int = 0, processes: int = 1
+    dataset: TileDataset,
+    *,
+    batch_size: int,
+    workers: int = 0,
+    rank: int = 0,
+    processes: int = 1,
+    pin_memory: bool = False,
 ) -> DataLoader[Batch]:
     """Return a loader of shuffled whole batches; set its `sampler.epoch` before each pass.
 
     Of several processes each gets its share of every batch.
+
+    Parameters
+    ----------
+    pin_memory
+        Whether batches lie where a GPU can copy them from while the host goes on.
 
     Raises
     ------
@@ -88,9 +114,14 @@ def train_loader(
         )
     check_batch(len(dataset), batch_size)
     sampler = EpochSampler(
-        len(dataset), batch_size=batch_size, seed=dataset.seed, rank=rank, processes=processes
+        len(dataset),
+        batch_size=batch_size,
+        seed=dataset.seed,
+        rank=rank,
+        processes=processes,
+        device=dataset.device,
     )
-    return _loader(dataset, sampler, workers)
+    return _loader(dataset, sampler, workers, pin_memory=pin_memory and dataset.device is None)
 
 
 def eval_loader(
@@ -108,12 +139,17 @@ def eval_loader(
     if len(dataset) < processes:
         raise KitError(f"{len(dataset)} held-out tiles are too few for {processes} processes")
     own = np.array_split(np.arange(len(dataset)), processes)[rank]
-    batches = np.array_split(own, max(1, -(-len(own) // EVAL_BATCH_SIZE)))
-    return _loader(dataset, [batch.tolist() for batch in batches], workers)
+    size = EVAL_BATCH_SIZE if dataset.device is None else DEVICE_EVAL_BATCH_SIZE
+    count = max(1, -(-len(own) // size))
+    if dataset.device is None:
+        batches: Sequence[Indices | Tensor] = np.array_split(own, count)
+    else:
+        batches = torch.tensor_split(torch.from_numpy(own).to(dataset.device), count)
+    return _loader(dataset, [(0, batch) for batch in batches], workers)
 
 
 def _loader(
-    dataset: TileDataset, batches: Iterable[list[Draw]] | Iterable[list[int]], workers: int
+    dataset: TileDataset, batches: Iterable[Draws], workers: int, *, pin_memory: bool = False
 ) -> DataLoader[Batch]:
     """Return a loader whose items are batches already, so that nothing is collated again."""
     return DataLoader(
@@ -121,6 +157,7 @@ def _loader(
         sampler=batches,
         batch_size=None,
         num_workers=workers,
+        pin_memory=pin_memory,
         worker_init_fn=_init_worker,
         # Its own: a loader would else draw from the generator that dropout draws from.
         generator=torch.Generator(),

@@ -55,7 +55,7 @@ def augment(images: Tensor, augmentation: TileAugmentation, keys: Tensor) -> Ten
     return _round(pixels)
 
 
-def tile_keys(seed: int, epoch: int, indices: Tensor) -> Tensor:
+def tile_keys(seed: int, epoch: int | Tensor, indices: Tensor) -> Tensor:
     """Return what `transforms.tile_keys` does, as int64 of the same bits."""
     keys = _mix(torch.full_like(indices, seed))
     for part in (epoch, indices):

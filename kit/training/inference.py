@@ -129,9 +129,9 @@ def predict_logits_each(
                     for view in (eight_views(inputs) if views == 8 else [inputs])
                     for normalized in [normalize(view)]
                 ]
-                seen.append(torch.stack(by_view).cpu())
-    # Not on the device: an Apple GPU has no float64.
-    return stats.logit_of_mean(torch.cat(seen, 2).double().numpy())
+                seen.append(torch.stack(by_view))
+        # Copied once, at the end; in float64 not on the device, as an Apple GPU has none.
+        return stats.logit_of_mean(torch.cat(seen, 2).cpu().double().numpy())
 
 
 def forward_logits(model: nn.Module, images: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,0 +1,89 @@
+"""The way to a submission on a simulated GPU: it runs, nothing mixes devices, no step waits."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import competition_files, write_zip
+from simulated_gpu import Counts, simulated_gpu
+
+from kit import models, runs
+from kit.base import Recipe
+from kit.data import Store, eval_loader, open_store, recipe_dataset, train_loader
+from kit.training import TrainingState, fit
+
+CUDA = torch.device("cuda")
+RECIPES = {
+    "small": Recipe(augment="stain"),
+    "compact": Recipe(
+        model="compact",
+        widths=(2, 3),
+        orientations=8,
+        size=96,
+        augment="full",
+        ema=0.9,
+        schedule="one-cycle",
+        normalize="competition",
+    ),
+    "convolutions": Recipe(model="test_resnet", size=112, interpolation="bicubic", ema=0.9),
+    "transformer": Recipe(model="test_vit", size=96, augment="colour", label_smoothing=0.1),
+}
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    folder = tmp_path_factory.mktemp("data")
+    write_zip(folder, competition_files())
+    return open_store(folder)
+
+
+@pytest.fixture
+def counts() -> Iterator[Counts]:
+    with simulated_gpu() as counted:
+        yield counted
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_step_waits_for_nothing_and_copies_nothing(
+    store: Store, counts: Counts, name: str, dtype: torch.dtype
+) -> None:
+    recipe = replace(RECIPES[name], batch_size=4, epochs=2)
+    dataset = recipe_dataset(
+        store.train.tiles, recipe, labels=store.labels, train=True, device=CUDA
+    )
+    state = TrainingState(
+        models.create_model(recipe), recipe, steps_per_epoch=6, device=CUDA, dtype=dtype
+    )
+    seen = []
+
+    def after_step() -> None:
+        if state.progress.step > 1:
+            seen.append((dict(counts.waits), counts.uploaded))
+        counts.clear()
+
+    loader = train_loader(dataset, batch_size=4)
+    list(fit(state, loader, eval_loader(dataset), after_step=after_step, progress=False))
+    assert seen == [({}, 0)] * 10
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_run_is_that_of_the_cpu_within_rounding(store: Store, tmp_path: Path, name: str) -> None:
+    recipe = replace(RECIPES[name], batch_size=2, epochs=1, precision="fp32")
+    if recipe.augment in ("stain", "colour", "full"):
+        # OpenCV and PyTorch round these otherwise.
+        recipe = replace(recipe, augment="d4")
+    on_cpu = runs.Run(recipe, store, tmp_path / "cpu", device="cpu")
+    expected = list(on_cpu.train(progress=False))
+    with simulated_gpu():
+        run = runs.Run(recipe, store, tmp_path / "cuda", device="cuda")
+        (found,) = run.train(progress=False)
+        probabilities = runs.load(tmp_path / "cuda", device="cuda").predict(store.test, views=8)
+    assert run.holds_tiles
+    assert found.train_loss == pytest.approx(expected[0].train_loss, rel=1e-4)
+    there = runs.load(tmp_path / "cpu", device="cpu").predict(store.test, views=8)
+    np.testing.assert_allclose(probabilities, there, atol=2e-3)
