@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kit import models
 from kit.base import CLASS_NAMES, Floats, KitError, Recipe, Views, parse_recipe
-from kit.data import TileSet, eval_loader, recipe_dataset
+from kit.data import TileSet, eval_loader, fits_on_device, recipe_dataset
 from kit.runs.folder import finished_file, read_bytes, read_config, resume_command
 from kit.runs.predictions import read_metrics
 from kit.training import (
@@ -98,7 +98,8 @@ class TrainedModel:
                 f"{self.name} recorded no temperature: predict without --calibrate, or train it "
                 "again"
             )
-        loader = eval_loader(recipe_dataset(tiles.tiles, self.recipe))
+        held = self.device if fits_on_device(self.recipe, len(tiles), self.device) else None
+        loader = eval_loader(recipe_dataset(tiles.tiles, self.recipe, device=held))
         normalize = Normalize(*self.recipe.channel_statistics).to(self.device)
         if adapt_bn:
             recalibrate(self.model, loader, normalize, device=self.device, dtype=self.dtype)
