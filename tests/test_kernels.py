@@ -163,3 +163,23 @@ def test_help_says_what_the_command_does(place: Path, name: str) -> None:
     assert len(shown.stdout.split()) > 15
     if "--recipe" in shown.stdout:
         assert "notebook  The study's own protocol and network" in shown.stdout
+
+
+@pytest.mark.parametrize("name", ["predict", "export"])
+def test_a_device_is_not_replaced_by_a_file(place: Path, name: str) -> None:
+    """It is refused before anything is read, let alone predicted."""
+    options = ["--run", "runs/notebook-after-0", "--out", "/dev/null"]
+    ended = kernel(name, *options, cwd=place)
+    assert ended.returncode == 1
+    assert ended.stderr == (
+        "error: cannot write /dev/null: it is a device or a pipe; name a regular file\n"
+    )
+    assert Path("/dev/null").is_char_device()
+
+
+def test_a_submission_goes_through_a_link_to_its_place(place: Path) -> None:
+    (place / "link.csv").symlink_to("there.csv")
+    predicted = kernel("predict", "--run", "runs/notebook-after-0", "--out", "link.csv", cwd=place)
+    assert predicted.returncode == 0, predicted.stderr
+    assert (place / "link.csv").is_symlink()
+    assert len(pd.read_csv(place / "there.csv")) == 9

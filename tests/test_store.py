@@ -385,7 +385,7 @@ def test_what_is_no_file_is_not_read(
     ("name", "content", "message"),
     [
         ("manifest.json", b"{", "is damaged"),
-        ("manifest.json", b"[]", "manifest.json lacks keys"),
+        ("manifest.json", b"[]", "manifest.json is not a store.s manifest"),
         ("train.csv", b"id,label\n", "its tables are not those that were packed"),
         ("test.npy", b"", "is damaged"),
         ("test.npy", b"\x93NUMPY", "is damaged"),

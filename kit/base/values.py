@@ -15,7 +15,7 @@ Values = TypeVar("Values")
 
 
 def read_json(path: Path, kind: type[Values], *, what: str) -> Values:
-    """Read a JSON file whose values have the types of a dataclass, a TypedDict, `dict[str, int]`...
+    """Read a JSON file whose values have the types of a dataclass, `dict[str, int]`, ...
 
     Parameters
     ----------

@@ -1,7 +1,6 @@
 """Packing: the tiles of an archive or a folder, each proved, into one array a split."""
 
 import hashlib
-import json
 import os
 import sys
 from collections import Counter
@@ -26,6 +25,7 @@ from kit.base import (
     read_table,
     require_ids,
     require_labels,
+    write_json,
     write_text,
 )
 from kit.data.archive import (
@@ -81,7 +81,7 @@ def _write_tables(folder: Path, source: Source, index: Index, skipped: Problems)
         "skipped": {name: str(skipped[name]) for name in sorted(skipped)},
         "packed_from": source.identity(),
     }
-    write_text(folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+    write_json(folder / "manifest.json", manifest)
 
 
 def read_index(source: Source) -> Index:

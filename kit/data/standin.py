@@ -1,6 +1,5 @@
 """A synthetic competition in Kaggle's own layout, for trying the kit without account or network."""
 
-import json
 import struct
 import zipfile
 from pathlib import Path
@@ -17,6 +16,8 @@ from kit.base import (
     Split,
     atomic_path,
     competition,
+    read_json,
+    write_json,
     write_text,
 )
 from kit.data.synthetic import MIN_SLIDES, draw_tiles
@@ -57,7 +58,7 @@ def write_standin(data: Path, *, train: int, test: int, seed: int) -> Path:
     if is_standin_written(data, train=train, test=test, seed=seed):
         return archive_path
     _check_vacant(data, options)
-    write_text(data / competition.STANDIN_FILE, json.dumps(options, indent=2) + "\n")
+    write_json(data / competition.STANDIN_FILE, options)
     with atomic_path(archive_path) as partial, zipfile.ZipFile(partial, "w") as archive:
         archive.comment = competition.STANDIN_COMMENT
         _, test_slides = _add_tiles(archive, "test", test, seed)
@@ -90,8 +91,8 @@ def _options(*, train: int, test: int, seed: int) -> dict[str, str | int]:
 
 def _recorded_options(data: Path) -> Any:
     try:
-        return json.loads((data / competition.STANDIN_FILE).read_bytes())
-    except (OSError, ValueError):
+        return read_json(data / competition.STANDIN_FILE, dict[str, Any], what="a record")
+    except KitError:
         return None
 
 

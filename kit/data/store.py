@@ -7,7 +7,6 @@ store/manifest.json  written last: what was packed, and its fingerprint
 
 import hashlib
 import io
-import json
 import os
 import sys
 from collections.abc import Mapping
@@ -29,6 +28,7 @@ from kit.base import (
     Strings,
     atomic_folder,
     competition,
+    read_json,
 )
 from kit.data.archive import Folder, Source, find_source
 from kit.data.mapped import map_file
@@ -230,10 +230,10 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     keys = {"format", "fingerprint", "is_standin", "packed_from"}
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise _damaged(folder, f"manifest.json: {error}") from error
-    if not isinstance(manifest, dict) or not keys <= manifest.keys():
+        manifest = read_json(path, dict[str, Any], what="a store's manifest")
+    except KitError as error:
+        raise _damaged(folder, error) from error
+    if not keys <= manifest.keys():
         raise _damaged(folder, "manifest.json lacks keys")
     return manifest
 

@@ -100,7 +100,7 @@ def _saved(file: Path) -> dict[str, Any]:
     """Read a file of credentials; nothing if there is none in it."""
     try:
         saved = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return saved if isinstance(saved, dict) else {}
 

@@ -208,7 +208,7 @@ def _noted_size(archive: Path) -> int | None:
     """Return the size that an archive will have, as the client was told; None if it was not."""
     try:
         noted = json.loads(_marker(archive).read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return count(noted.get("size")) if isinstance(noted, dict) else None
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from kit.base import KitError, atomic_path, read_table
+from kit.base import KitError, atomic_path, output_file, read_table
 
 COLUMNS = ("id", "label")
 MAX_EXAMPLES = 3
@@ -37,7 +37,7 @@ class SubmissionSummary:
 
 
 def write_submission(path: Path, ids: Sequence[str], probabilities: ArrayLike) -> None:
-    """Write a submission, whole or not at all.
+    """Write a submission, whole or not at all, through a link to its place.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ def write_submission(path: Path, ids: Sequence[str], probabilities: ArrayLike) -
         and ties cost area under the ROC curve.
     """
     table = pd.DataFrame({"id": list(ids), "label": np.asarray(probabilities)})
-    with atomic_path(path) as partial:
+    with atomic_path(output_file(path)) as partial:
         table.to_csv(partial, index=False, lineterminator="\n")
 
 

@@ -4,7 +4,6 @@ Cross-validated runs bring their out-of-fold predictions, others those of their 
 be of the same tiles. Nothing is ever chosen by what a leaderboard said.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from scipy.stats import rankdata
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from kit import stats
-from kit.base import Floats, Indices, KitError, Labels, Strings, write_text
+from kit.base import Floats, Indices, KitError, Labels, Strings, read_json, write_json
 from kit.runs.predictions import read_valid
 from kit.stats import Comparison, Interval
 
@@ -185,7 +184,7 @@ def _parts(labels: Labels, slides: Strings | None, seed: int) -> Iterator[tuple[
 def write_ensemble(folder: Path, ensemble: Ensemble, figures: dict[str, Any]) -> Path:
     """Write ensemble.json, which `predict.py --ensemble` takes."""
     path = folder / "ensemble.json"
-    write_text(path, json.dumps(asdict(ensemble) | {"figures": figures}, indent=2) + "\n")
+    write_json(path, asdict(ensemble) | {"figures": figures})
     return path
 
 
@@ -197,14 +196,10 @@ def read_ensemble(path: Path) -> Ensemble:
     KitError
         If it is not one.
     """
-    try:
-        values = json.loads(path.read_text("utf-8"))
-        weights = {str(run): float(weight) for run, weight in values["weights"].items()}
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise KitError(f"{path} is not an ensemble of kernels/ensemble.py: {error}") from error
-    if values.get("mean") not in ("probability", "rank") or not weights:
-        raise KitError(f"{path} is not an ensemble of kernels/ensemble.py")
-    return Ensemble(weights, values["mean"])
+    chosen = read_json(path, Ensemble, what="an ensemble of kernels/ensemble.py")
+    if not chosen.weights:
+        raise KitError(f"{path} is not an ensemble of kernels/ensemble.py: it has no runs")
+    return chosen
 
 
 def _comparable(predictions: Floats, mean: Mean) -> Floats:

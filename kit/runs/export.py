@@ -23,6 +23,7 @@ from kit.base import (
     atomic_folder,
     atomic_path,
     competition,
+    output_file,
 )
 from kit.data import EVAL_BATCH_SIZE, Resize, TileDataset, recipe_dataset
 from kit.runs.folder import read_config, read_history
@@ -101,6 +102,7 @@ def write_onnx(path: Path, folder: Path, tiles: Pixels) -> float:
     KitError
         If the difference is larger, and nothing is written; or if the extra is not installed.
     """
+    place = output_file(path)
     onnx = _require("onnx")
     trained = load(folder, device="cpu")
     network = TileNetwork(trained).eval()
@@ -122,7 +124,7 @@ def write_onnx(path: Path, folder: Path, tiles: Pixels) -> float:
         node.ClearField("metadata_props")
     onnx.helper.set_model_props(model, _metadata(trained, network))
     onnx.checker.check_model(model, full_check=True)
-    with atomic_path(path) as partial:
+    with atomic_path(place) as partial:
         partial.write_bytes(model.SerializeToString())
         difference = _difference(partial, trained, network, tiles)
         if not difference <= TOLERANCE:

@@ -5,17 +5,15 @@ FILE.json    which models made it, how, and the SHA-256 of the file that they ma
 """
 
 import hashlib
-import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from kit import kaggle
-from kit.base import Floats, KitError, Views, write_text
+from kit.base import Floats, KitError, Views, output_file, read_json, write_json
 from kit.data import Store
 from kit.runs.ensemble import Ensemble, read_ensemble
 from kit.runs.folder import read_config
@@ -140,6 +138,8 @@ def predict_submission(
     submission
         What FILE.json holds.
     """
+    # Better known now than after an hour of predicting.
+    output_file(path)
     views: set[int] = set()
     predictions = []
     for run in ensemble.weights:
@@ -168,9 +168,8 @@ def predict_submission(
 def read_submission(path: Path) -> Submission | None:
     """Return how a submission was made, if that is known of the file as it is now."""
     try:
-        values: dict[str, Any] = json.loads(_record(path).read_text("utf-8"))
-        made = Submission(**values | {"standins": tuple(values["standins"])})
-    except (OSError, ValueError, TypeError, KeyError):
+        made = read_json(_record(path), Submission, what="how a submission was made")
+    except KitError:
         return None
     return made if path.is_file() and made.sha256 == _sha256(path) else None
 
@@ -230,7 +229,7 @@ def _remember(path: Path, ensemble: Ensemble, tiles: Store, manner: str) -> Subm
     )
     # A pipe or a device is not there to be read again.
     if path.is_file():
-        write_text(_record(path), json.dumps(asdict(made), indent=2) + "\n")
+        write_json(_record(path), asdict(made))
     return made
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 import kit
-from kit import training
+from kit import base, training
 from kit.base import FolderLock, KitError, Recipe, plain_values, write_text
 from kit.data import Store, slides_fingerprint
 
@@ -82,12 +82,9 @@ def read_json(path: Path) -> dict[str, Any]:
         If the file cannot be read, or is something else.
     """
     try:
-        values = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise KitError(f"{path} cannot be read: choose another --out ({error})") from error
-    if not isinstance(values, dict):
-        raise KitError(f"{path} is not what the kit writes there: choose another --out")
-    return values
+        return base.read_json(path, dict[str, Any], what="what the kit writes there")
+    except KitError as error:
+        raise KitError(f"{error}. Choose another --out") from error
 
 
 def _difference(key: str, old: Any, new: Any) -> tuple[str, Any, Any]:
