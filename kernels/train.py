@@ -25,6 +25,7 @@ with exit_on_error():
 
 
 LAYERS_FILE = "layers.txt"
+PAGE = "report.html"
 MOST_LAYERS = 10
 
 
@@ -114,6 +115,9 @@ def train_folds(options: TrainOptions, tiles: data.Store, folder: Path) -> None:
         if part not in finished:
             resume = options.resume and (part / "config.json").exists()
             train(replace(options, recipe=recipe, resume=resume), tiles, part)
+        elif not (part / PAGE).exists():
+            # It was stopped between its figures and its page.
+            write_page(part, tiles)
     print(conclude_folds(runs.pool_folds(folder, force=options.force), folder))
     print(next_command(folder, options))
 
@@ -140,10 +144,15 @@ def train(options: TrainOptions, tiles: data.Store, folder: Path) -> None:
     if run.rank > 0:
         return
     print(conclude(folder))
-    report.plots.curves(run.history, folder / "curves.png", title=folder.name)
-    report.write_page(folder / "report.html", report.run_page(folder, tiles))
-    print(f"the whole run: {folder}/report.html")
+    write_page(folder, tiles)
+    print(f"the whole run: {folder / PAGE}")
     print(next_command(folder, options))
+
+
+def write_page(folder: Path, tiles: data.Store) -> None:
+    """Draw a finished run's curves and write its page."""
+    report.plots.curves(runs.read_history(folder), folder / "curves.png", title=folder.name)
+    report.write_page(folder / PAGE, report.run_page(folder, tiles))
 
 
 def default_folder(options: TrainOptions) -> Path:

@@ -8,12 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pytest
 import torch
 from browser import DESKTOP, PHONE, needs_chromium, visit
 from conftest import competition_files, write_zip
 from matplotlib.figure import Figure
+from scipy.special import expit, logit
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -192,22 +194,31 @@ def test_cells_show_numbers_as_read(tmp_path: Path) -> None:
     assert cells == ["12,345", "0.0312", "&lt;b&gt;", DASH, "6", "1.0e-07", DASH, "1.0000"]
 
 
+def held_out(ids: npt.ArrayLike, labels: npt.ArrayLike, logits: npt.ArrayLike) -> pd.DataFrame:
+    """Return predictions as `runs.read_valid` does."""
+    values = {"id": ids, "label": labels, "probability": expit(logits), "logit": logits}
+    return pd.DataFrame(values)
+
+
 def test_gallery_holds_the_most_wrong_and_the_least_sure(folder: Path, tiles: Store) -> None:
     trained = runs.load(folder, device="cpu")
     ids = tiles.train.ids[:6]
-    valid = pd.DataFrame(
-        {"id": ids, "label": [0, 1, 0, 1, 0, 1], "probability": [0.9, 0.2, 0.1, 0.7, 0.55, 0.49]}
-    )
+    valid = held_out(ids, [0, 1, 0, 1, 0, 1], logit([0.9, 0.2, 0.1, 0.7, 0.55, 0.49]))
     slides = np.array([f"slide {row}" for row in range(len(tiles.train))])
     chosen = report.choose_gallery(trained, tiles, valid, slides, count=3)
     assert [tile.id for tile in chosen["Most wrong"]] == ids[[0, 1, 4]].tolist()
     assert [tile.id for tile in chosen["Least sure"]] == ids[[5, 4, 3]].tolist()
     first = chosen["Most wrong"][0]
-    assert (first.label, first.probability, first.slide) == (0, 0.9, "slide 0")
+    assert (first.label, first.slide) == (0, "slide 0")
+    assert first.probability == pytest.approx(0.9)
     np.testing.assert_array_equal(first.pixels, tiles.train.tiles[0])
 
-    right = valid.assign(probability=valid["label"] * 0.8 + 0.1)
+    right = held_out(ids, valid["label"], 4 * valid["label"] - 2)
     assert report.choose_gallery(trained, tiles, right)["Most wrong"] == []
+    # Both have a probability of exactly 1 in float64.
+    sure = held_out(ids, [0, 0, 0, 1, 1, 1], [38.0, 60.0, 45.0, 1.0, 1.0, 1.0])
+    most_wrong = report.choose_gallery(trained, tiles, sure)["Most wrong"]
+    assert [tile.id for tile in most_wrong] == ids[[1, 2, 0]].tolist()
     with pytest.raises(KitError, match="tile elsewhere of"):
         report.choose_gallery(trained, tiles, valid.assign(id="elsewhere"))
 
@@ -299,7 +310,7 @@ def test_model_without_a_map_has_no_grad_cam(tiles: Store) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 1))
     trained = TrainedModel("flat", Recipe(size=8), model, torch.device("cpu"), torch.float32)
     assert report.grad_cam(trained, tiles.train.tiles[:2]) is None
-    valid = pd.DataFrame({"id": tiles.train.ids[:2], "label": [0, 1], "probability": [0.9, 0.1]})
+    valid = held_out(tiles.train.ids[:2], [0, 1], [2.0, -2.0])
     chosen = report.choose_gallery(trained, tiles, valid)["Most wrong"]
     assert [tile.cam for tile in chosen] == [None, None]
 

@@ -23,7 +23,7 @@ def choose_gallery(
     Parameters
     ----------
     valid
-        id,label,probability, from `runs.read_valid`.
+        id,label,probability,logit, from `runs.read_valid`.
     slides
         The slide of each of the store's training tiles.
     count
@@ -38,12 +38,13 @@ def choose_gallery(
     if (rows < 0).any():
         missing = valid["id"][rows < 0].iloc[0]
         raise KitError(f"tile {missing} of {trained.name} is not in {store.folder}: other data")
-    labels, probabilities = valid["label"].to_numpy(), valid["probability"].to_numpy()
-    distance = np.abs(labels - probabilities)
-    wrong = np.flatnonzero((probabilities > 0.5) != (labels == 1))
+    # Logits order what probabilities near 0 and 1 are too coarse for.
+    labels, logits = valid["label"].to_numpy(), valid["logit"].to_numpy()
+    wrong = np.flatnonzero((logits > 0) != (labels == 1))
+    sureness = np.abs(logits)
     chosen = {
-        "Most wrong": wrong[np.argsort(-distance[wrong], kind="stable")][:count],
-        "Least sure": np.argsort(np.abs(probabilities - 0.5), kind="stable")[:count],
+        "Most wrong": wrong[np.argsort(-sureness[wrong], kind="stable")][:count],
+        "Least sure": np.argsort(sureness, kind="stable")[:count],
     }
     table = valid.assign(row=rows)
     return {

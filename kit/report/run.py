@@ -88,7 +88,7 @@ def _figures(
     ]
     places = pd.Index(store.train.ids).get_indexer(pd.Index(valid["id"]))
     if slides.of_tiles is not None and (slides.of_tiles[places] != UNKNOWN).all():
-        interval = stats.auc_bootstrap(labels, probabilities, slides.of_tiles[places])
+        interval = stats.auc_bootstrap(labels, valid["logit"], slides.of_tiles[places])
         meaning = "of other slides (bootstrap over slides)"
         rows.insert(1, ("AUC", interval.estimate, bounds(interval), meaning))
     frame = pd.DataFrame(rows, columns=["figure", "value", "95 % interval", "meaning"])
@@ -97,7 +97,9 @@ def _figures(
 
 def _run_drawings(folder: Path, valid: pd.DataFrame) -> list[Drawing]:
     history = runs.read_history(folder)
-    predictions = {folder.name: (valid["label"].to_numpy(), valid["probability"].to_numpy())}
+    labels = valid["label"].to_numpy()
+    probabilities = {folder.name: (labels, valid["probability"].to_numpy())}
+    logits = {folder.name: (labels, valid["logit"].to_numpy())}
     training = (
         "Training figures are means over the epoch while the weights still moved; validation "
         "figures are of the epoch's last weights."
@@ -109,17 +111,17 @@ def _run_drawings(folder: Path, valid: pd.DataFrame) -> list[Drawing]:
         ),
         Drawing(plots.sides(history, "loss", title="Loss"), "Mean log loss, in nats per tile."),
         Drawing(
-            plots.roc(predictions),
+            plots.roc(logits),
             "Each point is a threshold; the area below is the chance that a positive tile is "
             "scored above a negative one.",
         ),
         Drawing(
-            plots.precision_recall(predictions),
+            plots.precision_recall(logits),
             "Each point is a threshold: how many of the tiles called positive are, and how many of "
             "the positive tiles are found.",
         ),
         Drawing(
-            plots.calibration(predictions),
+            plots.calibration(probabilities),
             "Points on the diagonal mean what they say: of the tiles given 0.8, 80 % are positive. "
             "Bars are 95 % intervals over tiles; below, the number of tiles.",
         ),

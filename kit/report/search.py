@@ -27,7 +27,8 @@ def search_page(result: SearchResult, out: Path, store: Store, command: str) -> 
     trials = pd.read_csv(out / "trials.csv")
     best = result.runs[0]
     valid = runs.read_valid(best)
-    shown: Predictions = {"best trial": (valid["label"], valid["probability"])}
+    probabilities: Predictions = {"best trial": (valid["label"], valid["probability"])}
+    logits: Predictions = {"best trial": (valid["label"], valid["logit"])}
     slides = find_slides(store, result.recipe.slides)
     return Page(
         title=f"Search, {result.complete + result.pruned} trials",
@@ -43,8 +44,8 @@ def search_page(result: SearchResult, out: Path, store: Store, command: str) -> 
                 "The best recipe",
                 code=(out / "best.toml").read_text("utf-8"),
                 drawings=[
-                    Drawing(plots.roc(shown), "Held-out tiles of the best trial."),
-                    Drawing(plots.calibration(shown), "Held-out tiles of the best trial."),
+                    Drawing(plots.roc(logits), "Held-out tiles of the best trial."),
+                    Drawing(plots.calibration(probabilities), "Held-out tiles of the best trial."),
                 ],
             ),
             Section("All trials", tables=[Table(trials, "In the order of their numbers.")]),

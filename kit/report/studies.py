@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
+from scipy.special import expit
 
 from kit import runs
 from kit.data import KnownSlides, Store
@@ -188,7 +189,9 @@ def _prediction_drawings(comparison: Study, predictions: pd.DataFrame) -> list[D
     all_seeds = {
         arm: [(table["label"], table[arm]) for table in by_seed] for arm in comparison.arms
     }
-    last: Predictions = {arm: pairs[-1] for arm, pairs in all_seeds.items()}
+    last: Predictions = {
+        arm: (by_seed[-1]["label"], expit(by_seed[-1][arm])) for arm in comparison.arms
+    }
     return [
         Drawing(plots.mean_roc(all_seeds), "Thin lines are seeds, the thick one their mean."),
         Drawing(plots.calibration(last), f"The runs of seed {comparison.seeds[-1]}."),

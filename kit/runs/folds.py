@@ -78,7 +78,7 @@ def pool_folds(folder: Path, *, force: bool = False) -> dict[str, Any]:
     twice = table["id"][table["id"].duplicated()]
     if len(twice):
         raise KitError(f"{folder}: two folds hold out the tile {twice.iloc[0]}: train them again")
-    aucs = [stats.auc(one["label"], one["probability"]) for one in tables]
+    aucs = [stats.auc(one["label"], one["logit"]) for one in tables]
     return write_predictions(
         folder,
         *(table[column].to_numpy() for column in ("id", "label", "logit")),

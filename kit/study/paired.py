@@ -62,10 +62,10 @@ def paired_verdict(outcomes: Outcomes, first: str, second: str) -> str:
 
 
 def pooled_predictions(study: Study) -> pd.DataFrame:
-    """Return seed,id,label and each arm's probability for all seeds' held-out tiles.
+    """Return seed,id,label and each arm's logit for all seeds' held-out tiles.
 
-    Compare tiles of one seed alone: the probabilities of two runs are not calibrated to each
-    other, and their holdouts differ in their share of positive tiles.
+    Compare tiles of one seed alone: two runs are not calibrated to each other, and their holdouts
+    differ in their share of positive tiles.
 
     Raises
     ------
@@ -78,7 +78,7 @@ def pooled_predictions(study: Study) -> pd.DataFrame:
         first, second = valid.values()
         if not first[["id", "label"]].equals(second[["id", "label"]]):
             raise KitError(f"the arms of seed {seed} hold out different tiles")
-        columns = {arm: table["probability"] for arm, table in valid.items()}
+        columns = {arm: table["logit"] for arm, table in valid.items()}
         tables.append(first[["id", "label"]].assign(seed=seed, **columns))
     return pd.concat(tables, ignore_index=True)
 
