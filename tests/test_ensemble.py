@@ -138,6 +138,15 @@ def test_another_file_is_no_ensemble(tmp_path: Path, text: str) -> None:
         runs.read_ensemble(tmp_path / "ensemble.json")
 
 
+@pytest.mark.parametrize(
+    "weights", ["{}", '{"a": 0.5}', '{"a": 1.5, "b": -0.5}', '{"a": NaN}', '{"a": "1"}', '{"a": 0}']
+)
+def test_an_ensemble_of_other_weights_is_refused(tmp_path: Path, weights: str) -> None:
+    (tmp_path / "ensemble.json").write_text(f'{{"weights": {weights}, "mean": "rank"}}')
+    with pytest.raises(KitError, match="is not an ensemble"):
+        runs.read_ensemble(tmp_path / "ensemble.json")
+
+
 @pytest.fixture(scope="module")
 def tiles(tmp_path_factory: pytest.TempPathFactory) -> Store:
     data = tmp_path_factory.mktemp("data")

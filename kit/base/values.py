@@ -53,7 +53,9 @@ def describe_errors(error: ValidationError) -> str:
 
 
 def _describe(problem: dict[str, Any]) -> str:
-    place = shorten(".".join(str(part) for part in problem["loc"] if part != "recipe"))
+    # A recipe's options are known by their own names.
+    parts = [part for part in problem["loc"] if part != "recipe"] or problem["loc"]
+    place = shorten(".".join(map(str, parts)))
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"unknown key {place}"
     message = str(problem["msg"]).removeprefix("Value error, ")

@@ -17,6 +17,7 @@ from .folds import begun_config as begun_config
 from .folds import fold_recipes as fold_recipes
 from .folds import members as members
 from .folds import pool_folds as pool_folds
+from .folds import require_distinct as require_distinct
 from .predictions import final_metrics as final_metrics
 from .predictions import read_metrics as read_metrics
 from .predictions import read_valid as read_valid
@@ -28,7 +29,6 @@ from .submissions import find_submissions as find_submissions
 from .submissions import predict_submission as predict_submission
 from .submissions import read_source as read_source
 from .submissions import read_submission as read_submission
-from .submissions import require_distinct as require_distinct
 from .submissions import standin_notice as standin_notice
 from .submissions import submission_place as submission_place
 from .submissions import trained_on_standin as trained_on_standin

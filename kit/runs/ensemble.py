@@ -4,6 +4,7 @@ Cross-validated runs bring their out-of-fold predictions, others those of their 
 be of the same tiles. Nothing is ever chosen by what a leaderboard said.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from kit import stats
 from kit.base import Floats, Indices, KitError, Labels, Strings, read_json, write_json
+from kit.runs.folds import require_distinct
 from kit.runs.predictions import read_valid
 from kit.stats import Comparison, Interval
 
@@ -66,8 +68,10 @@ def read_predictions(folders: Sequence[Path]) -> tuple[pd.DataFrame, Floats]:
     Raises
     ------
     KitError
-        If a run is not finished, or two runs were held out from other tiles.
+        If a run is not finished or named twice, or two runs were validated on other tiles or by
+        other labels.
     """
+    require_distinct(folders)
     tables = [read_valid(folder).set_index("id").sort_index() for folder in folders]
     first = tables[0]
     for folder, table in zip(folders, tables, strict=True):
@@ -75,6 +79,11 @@ def read_predictions(folders: Sequence[Path]) -> tuple[pd.DataFrame, Floats]:
             raise KitError(
                 f"{folder} was not validated on the tiles of {folders[0]}: train both with the "
                 "same --seed, --holdout, --slides and --folds"
+            )
+        if not table["label"].equals(first["label"]):
+            raise KitError(
+                f"{folder} was validated by other labels than {folders[0]}: train both on the same "
+                "data"
             )
     predictions = np.stack([table["probability"].to_numpy() for table in tables])
     return first.reset_index()[["id", "label"]], predictions
@@ -194,12 +203,14 @@ def read_ensemble(path: Path) -> Ensemble:
     Raises
     ------
     KitError
-        If it is not one.
+        If it is not one: weights are positive numbers whose sum is 1.
     """
-    chosen = read_json(path, Ensemble, what="an ensemble of kernels/ensemble.py")
-    if not chosen.weights:
-        raise KitError(f"{path} is not an ensemble of kernels/ensemble.py: it has no runs")
-    return chosen
+    what = "an ensemble of kernels/ensemble.py"
+    ensemble = read_json(path, Ensemble, what=what)
+    weights = ensemble.weights.values()
+    if not all(0 < weight <= 1 for weight in weights) or not math.isclose(sum(weights), 1):
+        raise KitError(f"{path} is not {what}: its weights are not positive, or their sum is not 1")
+    return ensemble
 
 
 def _comparable(predictions: Floats, mean: Mean) -> Floats:

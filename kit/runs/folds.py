@@ -1,7 +1,7 @@
 """Cross-validation: a folder with one run per fold, whose held-out predictions are pooled."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,22 @@ def members(folder: Path) -> list[Path]:
     return folds
 
 
+def require_distinct(folders: Sequence[Path]) -> None:
+    """Refuse a run that is named twice, and so would count twice, by whatever path.
+
+    Raises
+    ------
+    KitError
+        Naming both.
+    """
+    seen: dict[Path, Path] = {}
+    for folder in folders:
+        for member in members(folder):
+            before = seen.setdefault(member.resolve(), folder)
+            if before is not folder:
+                raise KitError(f"{before} and {folder} hold the same run: name it once")
+
+
 def pool_folds(folder: Path, *, force: bool = False) -> dict[str, Any]:
     """Pool the held-out predictions of a cross-validation; return their figures.
 
@@ -89,7 +105,7 @@ def pool_folds(folder: Path, *, force: bool = False) -> dict[str, Any]:
 
 def _folds(folder: Path, *, force: bool) -> list[Path]:
     """Return the folders of a cross-validation's finished runs, in their order."""
-    configs = {path.name: read_config(path) for path in folder.glob("fold-*")}
+    configs = {path.name: read_config(path) for path in sorted(folder.glob("fold-*"))}
     first = next(iter(configs.values()))
     recipe = parse_recipe(first["recipe"], source=f"{folder}/{next(iter(configs))}/config.json")
     if recipe.folds is None:

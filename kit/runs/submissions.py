@@ -16,8 +16,8 @@ from kit import kaggle
 from kit.base import Floats, KitError, Views, output_file, read_json, write_json
 from kit.data import Store
 from kit.runs.ensemble import Ensemble, read_ensemble
-from kit.runs.folder import read_config
-from kit.runs.folds import members
+from kit.runs.folder import finished_file, read_config
+from kit.runs.folds import members, require_distinct
 from kit.runs.trained import load
 
 
@@ -72,22 +72,6 @@ def average(folders: Sequence[Path]) -> Ensemble:
     """
     require_distinct(folders)
     return Ensemble({str(folder): 1 / len(folders) for folder in folders}, "probability")
-
-
-def require_distinct(folders: Sequence[Path]) -> None:
-    """Refuse a run that is named twice, and so would count twice, by whatever path.
-
-    Raises
-    ------
-    KitError
-        Naming both.
-    """
-    seen: dict[Path, Path] = {}
-    for folder in folders:
-        for member in members(folder):
-            before = seen.setdefault(member.resolve(), folder)
-            if before is not folder:
-                raise KitError(f"{before} and {folder} hold the same run: name it once")
 
 
 def read_source(path: Path) -> Ensemble:
@@ -208,11 +192,7 @@ def model_weights(ensemble: Ensemble) -> dict[str, float]:
     for run, weight in ensemble.weights.items():
         models = members(Path(run))
         for model in models:
-            read_config(model)
-            file = model / "model.safetensors"
-            if not file.is_file():
-                raise KitError(f"{model} is not a finished run: go on with train.py --resume")
-            digest = _sha256(file)
+            digest = _sha256(finished_file(model, "model.safetensors"))
             weights[digest] = round(weights.get(digest, 0) + weight / len(models), 9)
     return weights
 
