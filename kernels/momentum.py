@@ -53,10 +53,7 @@ def main(options: MomentumOptions, argv: list[str]) -> None:
         workers=options.workers,
         storage=options.storage,
     )
-    tables = {
-        "table2": study.momentum_table(outcomes),
-        "notebook": study.notebook_table(outcomes),
-    }
+    tables = study.sweep_tables(outcomes)
     verdict = study.momentum_verdict(outcomes)
     with base.FolderLock(options.out, wait=True):
         study.write_tables(options.out, tables, verdict)

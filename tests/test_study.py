@@ -337,6 +337,13 @@ def test_a_sweep_judges_what_the_recipe_predicts_with(tiles: Store, tmp_path: Pa
         assert swept[name][0].auc != swept[name][0].history[-1].valid_auc
 
 
+def test_the_notebooks_differences_are_told_of_its_own_momenta() -> None:
+    swept = {name: [outcome(0.5, 0.6, 0.7)] for name in ("0.99", "0.6", "0.5")}
+    assert study.sweep_tables(swept).keys() == {"table2", "notebook"}
+    del swept["0.99"]
+    assert study.sweep_tables(swept).keys() == {"table2"}
+
+
 def test_a_backbone_has_no_arms_or_momenta_to_choose(tiles: Store, tmp_path: Path) -> None:
     """Its two arms, and its runs of different momenta, would be the same run."""
     backbone = Recipe(model="test_resnet")

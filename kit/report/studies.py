@@ -109,7 +109,7 @@ def momentum_page(
     Parameters
     ----------
     tables
-        `table2` and `notebook`, as `momentum` makes them.
+        From `study.sweep_tables`.
     folders
         Run folders to give the fingerprints of, and the first one's gallery.
     """
@@ -137,14 +137,7 @@ def momentum_page(
                     )
                 ],
             ),
-            Section(
-                "The notebook's differences",
-                text=[
-                    "Seed noise is how far two single runs of one momentum lie apart by their "
-                    "seeds alone in 95 of 100 cases."
-                ],
-                tables=[_table(tables["notebook"], "One run each there, paired seeds here.")],
-            ),
+            *_notebook_sections(tables),
             Section(
                 "Accuracy by epoch",
                 drawings=[
@@ -161,6 +154,17 @@ def momentum_page(
         ],
         is_standin=store.is_standin,
     )
+
+
+def _notebook_sections(tables: Tables) -> list[Section]:
+    if "notebook" not in tables:
+        return []
+    text = (
+        "Seed noise is how far two single runs of one momentum lie apart by their seeds alone in "
+        "95 of 100 cases."
+    )
+    table = _table(tables["notebook"], "One run each there, paired seeds here.")
+    return [Section("The notebook's differences", text=[text], tables=[table])]
 
 
 def one_run_gallery(name: str, folder: Path, store: Store, slides: KnownSlides) -> Section:

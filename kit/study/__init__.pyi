@@ -16,6 +16,7 @@ from .momentum import train_momenta as train_momenta
 from .momentum_tables import momentum_table as momentum_table
 from .momentum_tables import momentum_verdict as momentum_verdict
 from .momentum_tables import notebook_table as notebook_table
+from .momentum_tables import sweep_tables as sweep_tables
 from .paired import delong_table as delong_table
 from .paired import paired_table as paired_table
 from .paired import paired_verdict as paired_verdict

@@ -74,6 +74,15 @@ def notebook_table(outcomes: Outcomes) -> StudyTable:
     return StudyTable(frame, explain_empty(reasons))
 
 
+def sweep_tables(outcomes: Outcomes) -> dict[str, StudyTable]:
+    """Return the tables of a sweep by their files' names.
+
+    There is nothing of the notebook's where it tried fewer than two of the momenta.
+    """
+    tables = {"table2": momentum_table(outcomes), "notebook": notebook_table(outcomes)}
+    return {name: table for name, table in tables.items() if not table.frame.empty}
+
+
 def momentum_verdict(outcomes: Outcomes) -> str:
     """Say in one sentence which momenta differ from the first, or that none is shown.
 
