@@ -58,7 +58,7 @@ def main(options: MomentumOptions, argv: list[str]) -> None:
     with base.FolderLock(options.out, wait=True):
         study.write_tables(options.out, tables, verdict)
     print("\n\n".join(map(str, [*tables.values(), verdict])))
-    folders = sweep.as_arms().folders() if options.independent else sweep.folders()
+    folders = list((sweep.as_arms() if options.independent else sweep).recipes())
     page = report.momentum_page(
         study.histories(outcomes),
         tables,

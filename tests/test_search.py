@@ -23,7 +23,15 @@ from optuna.trial import FixedTrial, TrialState
 from tqdm import tqdm
 
 from kit import models, runs
-from kit.base import KitError, Recipe, exit_on_error, parse_recipe, read_recipe, recipe_values
+from kit.base import (
+    KitError,
+    Recipe,
+    StoppedError,
+    exit_on_error,
+    parse_recipe,
+    read_recipe,
+    recipe_values,
+)
 from kit.data import Store, open_store, pack_tiles
 from kit.study import (
     IMPORTANCE_TRIALS,
@@ -449,7 +457,7 @@ def test_a_search_goes_on_after_a_last_line_that_was_cut(
 
 
 def test_a_search_that_only_diverges_says_so(tiles: Store, tmp_path: Path) -> None:
-    with pytest.raises(KitError, match=r"none of 3 trials reached its last epoch: .*nan"):
+    with pytest.raises(KitError, match=r"none of 3 trials reached its last epoch: .*not a finite"):
         find(tiles, tmp_path / "search", replace(RECIPE, lr=1e30))
     assert not (tmp_path / "search" / "best.toml").exists()
 
@@ -467,10 +475,15 @@ def test_only_what_the_recipe_is_to_blame_for_is_pruned(
     fail(torch.OutOfMemoryError("no room"))
     with pytest.raises(KitError, match="none of 2 trials reached its last epoch: out of memory"):
         find(tiles, tmp_path / "memory", trials=2)
+    fail(StoppedError("stopped"))
+    with pytest.raises(StoppedError):
+        find(tiles, tmp_path / "stopped", trials=2)
     fail(KitError("cannot write last.pt: No space left"), OSError())
     with pytest.raises(KitError, match="No space left"):
         find(tiles, tmp_path / "disk", trials=2)
-    assert [trial.state for trial in open_study(tmp_path / "disk").trials] == [TrialState.RUNNING]
+    for name in ("disk", "stopped"):
+        states = [trial.state for trial in open_study(tmp_path / name).trials]
+        assert states == [TrialState.RUNNING]
 
 
 @pytest.mark.parametrize("numbers", [{"trials": 0}, {"seeds": 0}])

@@ -210,7 +210,11 @@ def test_an_option_that_fits_one_arm_alone_is_refused(
 @pytest.mark.parametrize(
     ("change", "seeds", "message"),
     [
-        ({"schedule": "one-cycle", "epochs": 1, "batch_size": 56}, (0,), "has 1 steps, too few"),
+        (
+            {"schedule": "one-cycle", "epochs": 1, "batch_size": 56},
+            (0,),
+            "arm bad: .*1 steps, too few",
+        ),
         ({"batch_size": 64}, (0,), "56 training tiles do not fill a batch of 64"),
         ({"size": 16}, (0,), "an input of 16 pixels is too small"),
         ({"folds": 2}, (0,), "one run per recipe and seed, not 2 folds"),
@@ -254,9 +258,9 @@ def test_a_figure_that_an_arm_does_not_have_is_left_out(tiles: Store, tmp_path: 
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("history.jsonl", "", "holds no epoch: remove .*before-0, and the same command trains"),
-        ("metrics.json", "{}", "metrics.json"),
-        ("metrics.json", "[]", "metrics.json"),
+        ("history.jsonl", "", "is empty. Remove .*before-0, and the same command trains"),
+        ("metrics.json", "{}", "metrics.json.*. Remove"),
+        ("metrics.json", "[]", "metrics.json.*. Remove"),
     ],
 )
 def test_a_finished_run_that_says_nothing_is_named(
@@ -291,6 +295,25 @@ def test_a_study_of_another_version_or_precision_is_refused(
         study.train_arms(spec, tiles, device="cpu")
     path.write_text(path.read_text()[:20])
     with pytest.raises(KitError, match=r"study\.json cannot be read: choose another --out"):
+        study.train_arms(spec, tiles, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("kit", "0.3.0"), ("torch", "1.0"), ("precision", "float16")]
+)
+def test_a_run_that_a_study_would_not_train_is_named(
+    tiles: Store, tmp_path: Path, key: str, value: str
+) -> None:
+    """Finished runs among them, which no one would resume; another device alone is no reason."""
+    spec = Study(tmp_path, {"before": replace(RECIPE, epochs=1)}, (0,))
+    study.train_arms(spec, tiles, device="cpu")
+    path = spec.run_folder("before", 0) / "config.json"
+    plain = json.loads(path.read_text())
+    path.write_text(json.dumps(plain | {"device": "cuda:1"}))
+    study.train_arms(spec, tiles, device="cpu")
+    path.write_text(json.dumps(plain | {key: value}))
+    message = f"before-0 is not the run that this study would train: {key} was {value} and is"
+    with pytest.raises(KitError, match=message):
         study.train_arms(spec, tiles, device="cpu")
 
 

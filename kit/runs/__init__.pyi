@@ -2,6 +2,7 @@ from . import ensemble as ensemble
 from . import export as export
 from .checks import check_run as check_run
 from .checks import check_trainable as check_trainable
+from .checks import find_differences as find_differences
 from .ensemble import Ensemble as Ensemble
 from .ensemble import Gain as Gain
 from .ensemble import Mean as Mean

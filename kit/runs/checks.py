@@ -1,6 +1,6 @@
 """What can be known of a training before it starts, or of a run before it is used."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,6 +42,33 @@ def check_trainable(
             models.create_model(network)
             built.add(network)
     return holdouts
+
+
+def find_differences(
+    folder: Path,
+    recipe: Recipe,
+    store: Store,
+    *,
+    device: str = "auto",
+    ignore: Collection[str] = (),
+) -> list[str]:
+    """Say in what the run in a folder differs from the one that would be trained there now.
+
+    Parameters
+    ----------
+    ignore
+        Of "kit", "torch", "timm", "precision" and "device" what may differ.
+
+    Raises
+    ------
+    KitError
+        If the folder's config.json cannot be read.
+    """
+    chosen = choose_device(device)
+    dtype = choose_precision(recipe.precision, chosen)
+    now = describe(recipe, store, chosen, dtype)
+    fixed, changeable = compare(read_config(folder), now, ignore=ignore)
+    return fixed + changeable
 
 
 def check_run(

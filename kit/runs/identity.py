@@ -2,6 +2,7 @@
 
 import dataclasses
 import platform
+from collections.abc import Collection
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,8 +76,16 @@ def describe(
     }
 
 
-def compare(then: dict[str, Any], now: dict[str, Any]) -> Differences:
-    """Compare two records of config.json; what the older one does not hold is passed over."""
+def compare(
+    then: dict[str, Any], now: dict[str, Any], *, ignore: Collection[str] = ()
+) -> Differences:
+    """Compare two records of config.json; what the older one does not hold is passed over.
+
+    Parameters
+    ----------
+    ignore
+        Names of surroundings that may differ.
+    """
     old, new = (parse_recipe(values["recipe"], source="config.json") for values in (then, now))
     fixed: list[str] = []
     changeable: list[str] = []
@@ -88,7 +97,7 @@ def compare(then: dict[str, Any], now: dict[str, Any]) -> Differences:
     if then["data"]["fingerprint"] != now["data"]["fingerprint"]:
         fixed.append("the tiles or labels of --data were others")
     for name in SURROUNDINGS:
-        if name == "timm" and not new.is_backbone:
+        if name in ignore or (name == "timm" and not new.is_backbone):
             continue
         before, after = then.get(name), now[name]
         if before is not None and before != after:

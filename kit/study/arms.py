@@ -13,7 +13,7 @@ import numpy as np
 
 from kit.base import OWN_ONLY, EpochResult, KitError, Recipe, read_recipe
 from kit.data import Store
-from kit.study.checks import check_runs
+from kit.study.checks import check_kept, check_recipes
 from kit.study.figures import Outcomes, read_outcome
 from kit.study.folder import claim_folder, surroundings
 from kit.study.opening import open_run
@@ -48,13 +48,13 @@ class Study:
         """Return where the run of an arm and a seed lies."""
         return self.folder / "runs" / f"{arm}-{seed}"
 
-    def folders(self) -> list[Path]:
-        """Return where all runs lie."""
-        return [self.run_folder(arm, seed) for seed in self.seeds for arm in self.arms]
-
-    def seeded(self, arm: str, seed: int) -> Recipe:
-        """Return the recipe of the run of an arm and a seed."""
-        return replace(self.arms[arm], seed=seed)
+    def recipes(self) -> dict[Path, Recipe]:
+        """Return the recipes of all runs by their folders, in the order of training."""
+        return {
+            self.run_folder(arm, seed): replace(recipe, seed=seed)
+            for seed in self.seeds
+            for arm, recipe in self.arms.items()
+        }
 
 
 def parse_arms(specifications: Sequence[str], base: Recipe, given: Set[str]) -> dict[str, Recipe]:
@@ -109,23 +109,16 @@ def train_arms(
         If a run cannot be, or the folder holds another study, or a run that this one would not
         train; or if a figure of a finished run is no number.
     """
-    runs = {
-        study.run_folder(arm, seed): study.seeded(arm, seed)
-        for seed in study.seeds
-        for arm in study.arms
-    }
-    holdouts = check_runs(runs, store, device=device)
-    for seed in study.seeds:
-        first, *others = (holdouts[study.run_folder(arm, seed)].valid for arm in study.arms)
-        if not all(np.array_equal(first, other) for other in others):
-            raise KitError(f"the arms of seed {seed} hold out different tiles")
+    recipes = study.recipes()
+    _check_study(study, store, device)
     shared = surroundings(study.arms.values(), store, device)
     claim_folder(study.folder, {"kind": "arms", **shared, "arms": study.arms})
-    folders = {folder.name: folder for folder in runs}
+    check_kept(recipes, store, device=device)
+    folders = {folder.name: folder for folder in recipes}
 
     def train_one(name: str, bar: TrainingBar) -> Iterator[EpochResult]:
         folder = folders[name]
-        run = open_run(runs[folder], store, folder, device=device, workers=workers)
+        run = open_run(recipes[folder], store, folder, device=device, workers=workers)
         yield from run.train(progress=bar)
         # A figure that is no number is told after the first run, not after the last.
         read_outcome(folder)
@@ -141,6 +134,19 @@ def train_arms(
         arm: [read_outcome(study.run_folder(arm, seed)) for seed in study.seeds]
         for arm in study.arms
     }
+
+
+def _check_study(study: Study, store: Store, device: str) -> None:
+    """Check all runs before the first is trained, and that their holdouts pair them."""
+    holdouts = {
+        arm: check_recipes(
+            [replace(recipe, seed=seed) for seed in study.seeds], store, device=device, arm=arm
+        )
+        for arm, recipe in study.arms.items()
+    }
+    for seed, one_seed in zip(study.seeds, zip(*holdouts.values(), strict=True), strict=True):
+        if not all(np.array_equal(one_seed[0].valid, other.valid) for other in one_seed):
+            raise KitError(f"the arms of seed {seed} hold out different tiles")
 
 
 def _split_arm(specification: str) -> tuple[str, str]:

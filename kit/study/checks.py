@@ -1,42 +1,70 @@
 """What is refused before the first run of a study is trained."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from kit import runs
-from kit.base import KitError, Recipe, parse_recipe, recipe_values
+from kit.base import KitError, Recipe
 from kit.data import Holdout, Store
 
 
-def check_runs(recipes: Mapping[Path, Recipe], store: Store, *, device: str) -> dict[Path, Holdout]:
-    """Check the runs of a study, by their folders, as far as it goes without training them.
+def check_recipes(
+    recipes: Iterable[Recipe], store: Store, *, device: str, arm: str | None = None
+) -> list[Holdout]:
+    """Check what a study is to train, as far as it goes without training it.
+
+    Parameters
+    ----------
+    recipes
+        One per seed.
+    arm
+        Where there are several, the one that messages name.
 
     Returns
     -------
-    dict
-        Each run's training and validation tiles.
+    list
+        Each recipe's training and validation tiles.
 
     Raises
     ------
     KitError
-        If a recipe is out of range or asks for several runs, a side of a holdout lacks a class, a
-        batch is not filled, a schedule has too few steps, or a model cannot be built.
+        If a recipe asks for several runs, a side of a holdout lacks a class, a batch is not
+        filled, a schedule has too few steps, or a model cannot be built.
+    """
+    recipes = list(recipes)
+    try:
+        for recipe in recipes:
+            _require_one_run(recipe)
+        return runs.check_trainable(recipes, store, device=device)
+    except KitError as error:
+        if arm is None:
+            raise
+        raise KitError(f"arm {arm}: {error}") from error
+
+
+def check_kept(recipes: Mapping[Path, Recipe], store: Store, *, device: str) -> None:
+    """Check that the runs that lie in a study's folder are those that it would train now.
+
+    They may have been trained on another device: workers of one study may have different ones.
+
+    Raises
+    ------
+    KitError
+        Naming the run and each difference, as another version of the kit or of torch.
     """
     for folder, recipe in recipes.items():
-        parse_recipe(recipe_values(recipe), source=str(folder))
-        require_one_run(recipe)
-    holdouts = runs.check_trainable(recipes.values(), store, device=device)
-    return dict(zip(recipes, holdouts, strict=True))
+        if not (folder / "config.json").exists():
+            continue
+        differences = runs.find_differences(folder, recipe, store, device=device, ignore=["device"])
+        if differences:
+            raise KitError(
+                f"{folder} is not the run that this study would train: {'; '.join(differences)}. "
+                "Remove it to have it trained again, or choose another --out"
+            )
 
 
-def require_one_run(recipe: Recipe) -> None:
-    """Refuse a cross-validation, of which a study would train one fold alone.
-
-    Raises
-    ------
-    KitError
-        If the recipe has folds, and does not say which one.
-    """
+def _require_one_run(recipe: Recipe) -> None:
+    """Refuse a cross-validation, of which a study would train one fold alone."""
     if recipe.folds is not None and recipe.fold is None:
         raise KitError(
             f"a study trains one run per recipe and seed, not {recipe.folds} folds: leave out "

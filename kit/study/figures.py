@@ -50,15 +50,13 @@ def read_outcome(folder: Path) -> Outcome:
     KitError
         If the run is not finished, or its files are damaged, or one of its figures is no number.
     """
-    history, final = runs.read_history(folder), runs.read_metrics(folder)
     try:
-        outcome = Outcome(tuple(history), **kept_figures(final))
-    except (KeyError, TypeError) as error:
+        history, final = runs.read_history(folder), runs.read_metrics(folder)
+    except KitError as error:
         raise KitError(
-            f"{folder}/metrics.json is damaged ({error!r}): remove {folder}, and the same command "
-            "trains the run again"
+            f"{error}. Remove {folder}, and the same command trains the run again"
         ) from error
-    return check_outcome(outcome, folder)
+    return check_outcome(Outcome(tuple(history), **kept_figures(final)), folder)
 
 
 def kept_figures(final: Mapping[str, Any]) -> dict[str, float]:

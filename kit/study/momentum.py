@@ -21,7 +21,7 @@ from kit.base import EpochResult, KitError, Recipe, atomic_path, write_text
 from kit.data import Store
 from kit.runs import Run
 from kit.study.arms import Study, train_arms
-from kit.study.checks import check_runs
+from kit.study.checks import check_kept, check_recipes
 from kit.study.figures import Outcome, Outcomes, check_outcome, kept_figures
 from kit.study.folder import claim_folder, read_json, surroundings
 from kit.study.opening import clear_folder
@@ -58,9 +58,12 @@ class MomentumSweep:
     momenta: tuple[float, ...]
     seeds: tuple[int, ...]
 
-    def folders(self) -> list[Path]:
-        """Return where the training of each seed lies."""
-        return [self.folder / "runs" / f"sweep-{seed}" for seed in self.seeds]
+    def recipes(self) -> dict[Path, Recipe]:
+        """Return each seed's recipe by its training's folder."""
+        own = replace(self.recipe, bn_momentum=self.momenta[0])
+        return {
+            self.folder / "runs" / f"sweep-{seed}": replace(own, seed=seed) for seed in self.seeds
+        }
 
     def as_arms(self) -> Study:
         """Return the study of one run per momentum and seed."""
@@ -93,14 +96,12 @@ def sweep_momenta(
         holds another study; or if a figure of a finished training is no number.
     """
     _check_sweep(sweep)
-    recipes = {
-        folder: replace(sweep.recipe, seed=seed, bn_momentum=sweep.momenta[0])
-        for seed, folder in zip(sweep.seeds, sweep.folders(), strict=True)
-    }
-    check_runs(recipes, store, device=device)
+    recipes = sweep.recipes()
+    check_recipes(recipes.values(), store, device=device)
     shared = surroundings([sweep.recipe], store, device)
     what = {"recipe": sweep.recipe, "momenta": list(sweep.momenta)}
     claim_folder(sweep.folder, {"kind": "momentum sweep", **shared, **what})
+    check_kept(recipes, store, device=device)
     folders = {folder.name: folder for folder in recipes}
 
     def train_one(name: str, bar: TrainingBar) -> Iterator[EpochResult]:

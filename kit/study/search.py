@@ -10,6 +10,7 @@ What it finds is told by the files of `search_result`.
 import json
 import time
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from kit.base import (
 from kit.data import Store
 from kit.runs import Run
 from kit.study import sharing
-from kit.study.checks import check_runs
+from kit.study.checks import check_recipes
 from kit.study.figures import read_outcome
 from kit.study.folder import check_same, read_json, surroundings
 from kit.study.opening import open_run
@@ -103,8 +104,7 @@ def run_search(
     if trials < 1 or seeds < 1:
         raise KitError(f"{trials} trials of {seeds} seeds: a search needs one or more of both")
     sharing.silence()
-    seeded = {out / str(one.seed): one for one in seeded_recipes(recipe, seeds)}
-    check_runs(seeded, store, device=device)
+    check_recipes(seeded_recipes(recipe, seeds), store, device=device)
     space = search_space(recipe, store, seeds=seeds, fixed=fixed)
     record = {
         **surroundings([recipe], store, device),
@@ -170,10 +170,8 @@ class _Worker:
     def _train(self, trial: Trial) -> float:
         recipe = self.space.suggest(trial)
         folders = run_folders(self.out, trial, recipe, self.seeds)
-        try:
-            check_runs(folders, self.store, device=self.device)
-        except KitError as error:
-            _prune(trial, str(error))
+        with _blaming(trial):
+            check_recipes(folders.values(), self.store, device=self.device)
         trial_runs = [
             open_run(
                 seeded,
@@ -185,17 +183,8 @@ class _Worker:
             )
             for folder, seeded in folders.items()
         ]
-        try:
+        with _blaming(trial):
             self._follow(trial, trial_runs)
-        except torch.OutOfMemoryError as error:
-            _prune(trial, f"out of memory: {error}")
-        except StoppedError:
-            raise
-        except KitError as error:
-            # What the disk or the network refuses is no fault of the recipe; divergence is.
-            if isinstance(error.__cause__, OSError):
-                raise
-            _prune(trial, str(error))
         # What is judged is what is kept, and not the curve.
         return float(np.mean([read_outcome(folder).auc for folder in folders]))
 
@@ -229,9 +218,18 @@ def _epochs(run: Run) -> Iterator[EpochResult]:
     yield from run.train(progress=False)
 
 
-def _prune(trial: Trial, reason: str) -> None:
-    trial.set_user_attr("reason", reason)
-    raise TrialPruned(reason)
+@contextmanager
+def _blaming(trial: Trial) -> Iterator[None]:
+    """Prune a trial whose recipe cannot be trained, diverges or needs too much memory."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, KitError) as error:
+        # A request to stop is no fault of the recipe, nor is what the disk or the network refuses.
+        if isinstance(error, StoppedError) or isinstance(error.__cause__, OSError):
+            raise
+        memory = "out of memory: " if isinstance(error, torch.OutOfMemoryError) else ""
+        trial.set_user_attr("reason", f"{memory}{error}")
+        raise TrialPruned(str(error)) from error
 
 
 def _open_study(space: Space, out: Path, record: dict[str, Any], storage: str | None) -> Study:
