@@ -9,7 +9,6 @@ from types import ModuleType
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from kit.base import (
     CLASS_NAMES,
     TILE_SIZE,
+    Indices,
     KitError,
     Pixels,
     Recipe,
@@ -194,7 +194,7 @@ def _require(name: str) -> ModuleType:
         ) from error
 
 
-def _source_pixels(recipe: Recipe) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _source_pixels(recipe: Recipe) -> tuple[Indices, Indices]:
     """Return which rows and columns of a tile the run's crop and nearest pixels are.
 
     A tile whose pixels hold their own row and column tells.

@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from kit import runs, stats
-from kit.base import KitError
+from kit.base import Array, KitError
 from kit.stats import Interval
 from kit.study.arms import Study
 from kit.study.figures import PRIMARY, Outcomes, figures_by_run
@@ -112,7 +111,7 @@ def pooled_table(
     slides
         The slide of each id; there is no bootstrap over slides unless all are known.
     """
-    units: dict[str, npt.NDArray[Any] | None] = {
+    units: dict[str, Array | None] = {
         "tiles, as if independent (naive)": None,
         "tiles, each with all its seeds": predictions["id"].to_numpy(str),
     }
