@@ -33,11 +33,11 @@ def test_cells_are_numbers_and_a_reason_stands_once_below(number: int, tmp_path:
     assert all(np.issubdtype(kind, np.number) for kind in read.dtypes)
     assert read.loc[study.PRIMARY, ["low", "high", "p"]].notna().all() == (number == 6)
     printed, said = str(table), (tmp_path / "verdict.txt").read_text()
-    assert max(map(len, printed.split("empty cells")[0].splitlines())) <= 80
+    assert max(map(len, printed.split("Empty cells")[0].splitlines())) <= 80
     for text in (printed, said):
-        assert text.count(f"from {number} of the 6 seeds") == (number < 6)
+        assert text.count(f"these are {number} of the 6 seeds") == (number < 6)
     # What one figure alone lacks is said of that figure.
-    assert ("empty cells for training accuracy, " in said) == (number == 6)
+    assert ("Empty cells for training accuracy, " in said) == (number == 6)
 
 
 def momenta(gains: dict[str, float], number: int) -> Outcomes:

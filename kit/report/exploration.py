@@ -242,7 +242,7 @@ def separations(found: Exploration) -> dict[str, Interval]:
 
 
 def blank_tiles(found: Exploration) -> pd.DataFrame:
-    """Return the near-black and near-white tiles, a row a tile; test tiles have no label."""
+    """Return the near-black and near-white tiles, a row per tile; test tiles have no label."""
     labels = [CLASS_NAMES[label] for label in found.store.labels]
     train = found.train.tiles.assign(split="train", label=labels)
     test = found.test.tiles.assign(split="test", label="")

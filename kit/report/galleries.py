@@ -59,9 +59,9 @@ def gallery_section(tiles: Gallery) -> Section:
         "Most wrong and least sure",
         text=[
             "The square is the centre that decides the label: positive if any of it is "
-            "tumour. A tile whose tumour lies outside the square is negative. Below each tile "
-            "stand its label and the probability of tumour that the network gave it.",
-            "Beside each tile stands its Grad-CAM (Selvaraju et al. 2017): the brighter, the more "
+            "tumour. A tile with tumour outside the square alone is negative. Below each tile "
+            "are its label and the probability of tumour that the network gave it.",
+            "Beside each tile is its Grad-CAM (Selvaraju et al. 2017): the brighter, the more "
             "that place spoke for the answer which the network gave. It is as coarse as the "
             "network's last map, it is scaled tile by tile, and it explains the network, not the "
             "tissue. What the network does not see is grey.",

@@ -76,7 +76,7 @@ def overlay(pixels: Pixels, heat: Floats) -> Pixels:
 
 
 def _last_map(model: nn.Module, image: Tensor) -> nn.Module | None:
-    """Return the last layer whose output has the height and width of the last convolution's.
+    """Return the last layer with an output of the height and width of the last convolution's.
 
     For a network of convolution, norm and activation that is the activation; for a ResNet, its
     last stage.

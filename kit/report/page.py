@@ -29,7 +29,7 @@ class Table:
     Attributes
     ----------
     notes
-        What stands below it, such as why cells are empty.
+        Shown below it, such as why cells are empty.
     """
 
     frame: pd.DataFrame
@@ -97,7 +97,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """A report: the verdict, what limits it, and the sections that bear it out."""
+    """A report: the verdict, its limits, and the sections that it rests on."""
 
     title: str
     verdict: str

@@ -73,7 +73,7 @@ def arms(
     Parameters
     ----------
     histories
-        An arm's name and one history a seed.
+        An arm's name and one history per seed.
     field
         Of `EpochResult`, such as valid_accuracy.
     """
@@ -138,6 +138,8 @@ def precision_recall(predictions: Predictions, *, title: str = "Precision and re
         precision, recall, _ = precision_recall_curve(*predictions[name])
         average = average_precision_score(*predictions[name])
         label = f"{plain(name)} (average precision {average:.4f})"
+        # scikit-learn ends the curve in a point of no recall, which no threshold has.
+        recall, precision = recall[:-1], precision[:-1]
         axes.step(recall, precision, dashes, where="post", color=colour, label=label)
     labels, _ = next(iter(predictions.values()))
     share = float(np.asarray(labels).mean())
@@ -173,7 +175,7 @@ def confusion_matrix(counts: stats.Confusion, *, title: str) -> Figure:
             column,
             row,
             f"{number:,}\n{100 * share:.1f} %",
-            color="white" if share > 0.5 else "black",
+            color="white" if share > 0.65 else "black",
             ha="center",
             va="center",
         )
@@ -257,7 +259,7 @@ def _field_name(field: str) -> str:
 
 
 def _by_epoch(runs: Sequence[Sequence[EpochResult]], field: str) -> pd.DataFrame:
-    """Return a row an epoch and a column a seed."""
+    """Return a row per epoch and a column per seed."""
     columns = [{result.epoch: getattr(result, field) for result in history} for history in runs]
     return pd.DataFrame(dict(enumerate(columns)))
 

@@ -24,7 +24,7 @@ def rebuild_section(typed: str, folders: Mapping[str, Path]) -> Section:
     text = [
         "On the same CPU and number of threads the same command, with the data and the versions of "
         "these fingerprints, gives the same weights bit for bit. Elsewhere the last digits differ, "
-        "and training makes of that what it makes of another seed."
+        "and training turns that into as much as another seed does."
     ]
     forced = [name for name, folder in folders.items() if _was_forced(folder)]
     if forced:

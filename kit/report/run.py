@@ -60,14 +60,14 @@ def _check_data(folder: Path, config: dict[str, Any], store: Store) -> None:
 def _limits(*, by_slide: bool) -> list[str]:
     """Say in plain words what a single run's figures do not tell."""
     holdout = (
-        "No slide stands on both sides of this holdout."
+        "No slide is on both sides of this holdout."
         if by_slide
-        else "Tiles of one slide look alike and stand on both sides of this holdout, so its "
-        "figures flatter: on slides never seen they will be lower. --slides keeps slides apart."
+        else "Tiles of one slide look alike and are on both sides of this holdout, so its "
+        "figures are too high: on other slides they will be lower. --slides keeps slides apart."
     )
     return [
         holdout,
-        "This is one run: another seed gives other figures, and no interval here tells how far. "
+        "This is one run: another seed gives other figures, and no interval here says by how much. "
         "A comparison of two variants takes several seeds of each.",
     ]
 
@@ -78,21 +78,21 @@ def _figures(
     """Tabulate the final figures; `slides` are known where the holdout keeps slides apart."""
     labels, probabilities = valid["label"].to_numpy(), valid["probability"].to_numpy()
     error = stats.expected_calibration_error(labels, probabilities)
-    auc = Interval(**figures["auc"])
+    aucs = {"of other tiles of these slides (DeLong)": Interval(**figures["auc"])}
+    places = pd.Index(store.train.ids).get_indexer(pd.Index(valid["id"]))
+    if slides.of_tiles is not None and (slides.of_tiles[places] != UNKNOWN).all():
+        by_slide = stats.auc_bootstrap(labels, valid["logit"], slides.of_tiles[places])
+        aucs["of other slides (bootstrap over slides)"] = by_slide
     rows = [
-        ("AUC", auc.estimate, bounds(auc), "of other tiles of these slides (DeLong)"),
+        *(("AUC", auc.estimate, "" if auc.note else bounds(auc), of) for of, auc in aucs.items()),
         ("AUC of hard labels", figures["auc_of_hard_labels"], "", "what 0 and 1 would score"),
         ("accuracy", figures["accuracy"], "", "at a probability of 0.5"),
         ("log loss", figures["log_loss"], "", "nats per tile; 0.693 for always saying one half"),
         ("calibration error", error, "", "mean distance of probability and share of positives"),
     ]
-    places = pd.Index(store.train.ids).get_indexer(pd.Index(valid["id"]))
-    if slides.of_tiles is not None and (slides.of_tiles[places] != UNKNOWN).all():
-        interval = stats.auc_bootstrap(labels, valid["logit"], slides.of_tiles[places])
-        meaning = "of other slides (bootstrap over slides)"
-        rows.insert(1, ("AUC", interval.estimate, bounds(interval), meaning))
     frame = pd.DataFrame(rows, columns=["figure", "value", "95 % interval", "meaning"])
-    return Table(frame, f"Final figures on {len(valid):,} held-out tiles.")
+    notes = [f"No interval {of}: {auc.note}." for of, auc in aucs.items() if auc.note]
+    return Table(frame, f"Final figures on {len(valid):,} held-out tiles.", notes)
 
 
 def _run_drawings(folder: Path, valid: pd.DataFrame) -> list[Drawing]:

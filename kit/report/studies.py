@@ -68,7 +68,7 @@ def compare_page(
                 text=[
                     f"{_JUDGED} The difference is the first arm less the second; its interval and "
                     "p rest on sign flips of the paired differences. The BCa bootstrap's interval "
-                    "stands beside them and is too narrow for few seeds. Only the first row "
+                    "is beside them and is too narrow for few seeds. Only the first row "
                     "decides the verdict."
                 ],
                 tables=[_table(tables["table1"], "Table 1: both arms, paired by seed.")],

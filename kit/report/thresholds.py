@@ -4,8 +4,8 @@ import pandas as pd
 
 from kit import stats
 from kit.report import plots
-from kit.report.page import Drawing, Section, Table, bounds
-from kit.stats import Confusion, Interval
+from kit.report.page import Drawing, Section, Table
+from kit.stats import Confusion
 
 
 def threshold_section(valid: pd.DataFrame) -> Section:
@@ -22,8 +22,8 @@ def threshold_section(valid: pd.DataFrame) -> Section:
     return Section(
         "At a threshold",
         text=[
-            "A tile is called positive if its probability is above the threshold. 0.5 is fixed "
-            f"beforehand. {chosen:.4f} is the threshold with the largest sum of sensitivity and "
+            "A tile is called positive if its probability is above the threshold. 0.5 was fixed "
+            f"in advance. {chosen:.4f} is the threshold with the largest sum of sensitivity and "
             "specificity (Youden's J) on these same held-out tiles, so its figures are optimistic: "
             "judge it on other tiles before you use it. The competition's AUC needs no threshold.",
         ],
@@ -47,22 +47,13 @@ def _figures(half: Confusion, best: Confusion) -> Table:
         "F1": "harmonic mean of precision and sensitivity",
         "accuracy": "share of all tiles called what they are",
     }
-    columns: dict[str, list[float] | list[str]] = {}
-    for counts, name in ((half, "at 0.5"), (best, f"at {best.threshold:.4f}, optimistic")):
-        intervals = _intervals(counts)
-        columns[name] = [interval.estimate for interval in intervals.values()]
-        columns[f"95 % interval {name}"] = [
-            "" if name_of == "F1" else bounds(interval) for name_of, interval in intervals.items()
-        ]
+    columns = {
+        f"at {counts.threshold:.4g} (95 % interval)": _figures_at(counts) for counts in (half, best)
+    }
     frame = pd.DataFrame({"figure": meanings.keys(), **columns, "meaning": meanings.values()})
     return Table(frame, "Intervals are Wilson's, over tiles.")
 
 
-def _intervals(counts: Confusion) -> dict[str, Interval]:
-    return {
-        "sensitivity": counts.sensitivity,
-        "specificity": counts.specificity,
-        "precision": counts.precision,
-        "F1": Interval(counts.f1, None, None),
-        "accuracy": counts.accuracy,
-    }
+def _figures_at(counts: Confusion) -> list[str]:
+    shares = (counts.sensitivity, counts.specificity, counts.precision)
+    return [*map(str, shares), f"{counts.f1:.4f}", str(counts.accuracy)]

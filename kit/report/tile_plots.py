@@ -23,7 +23,7 @@ def class_counts(counts: pd.DataFrame, *, title: str) -> Figure:
     Parameters
     ----------
     counts
-        A row a class; its columns, if there are several, are stacked.
+        A row per class; its columns, if there are several, are stacked.
     """
     figure, axes = single(title)
     base = np.zeros(len(counts))
@@ -125,7 +125,7 @@ def classes_by_slide(counts: pd.DataFrame, *, title: str) -> Figure:
     Parameters
     ----------
     counts
-        A row a slide, the largest first, and a column a class.
+        A row per slide, the largest first, and a column per class.
     """
     figure, axes = single(title)
     places, base = np.arange(len(counts)), np.zeros(len(counts))

@@ -135,19 +135,19 @@ def _no_conclusion(differences: Floats, comparisons: int) -> str:
         takers = "it takes" if comparisons == 1 else f"{comparisons} comparisons take"
         smallest = min(1.0, comparisons * 2 / 2**n)
         return (
-            f"no conclusion is possible from {n} of the {needed} seeds that {takers}: even if"
-            f" all agree, a sign-flip test cannot give less than {smallest:.2g}"
+            f"these are {n} of the {needed} seeds that {takers}: even if all agree, a sign-flip "
+            f"test cannot give less than {smallest:.2g}"
         )
     if np.ptp(differences) < ROUNDING:
-        return "no conclusion is possible: all differences are equal, as if the seeds had no effect"
+        return "all differences are equal, as if the seeds had no effect"
     return ""
 
 
 def _subset_means(differences: Floats) -> Floats:
     """Return the sorted means of all subsets but the empty one, or of many random ones.
 
-    Flipping the signs of a subset of d - shift raises the sum just if that subset's mean is below
-    the shift. So these means are the shifts at which the sign-flip test changes its mind.
+    Flipping the signs of a subset of d - shift raises the sum exactly if that subset's mean is
+    below the shift. So these means are the shifts at which the sign-flip test changes its mind.
     """
     n = len(differences)
     if 2**n <= _SIGN_FLIPS:

@@ -1,4 +1,4 @@
-"""What a threshold makes of probabilities: the confusion matrix, and what is read from it."""
+"""Probabilities at a threshold: the confusion matrix, and the figures that follow from it."""
 
 from dataclasses import dataclass
 
@@ -54,7 +54,7 @@ class Confusion:
 def confusion(
     labels: npt.ArrayLike, probabilities: npt.ArrayLike, threshold: float = 0.5
 ) -> Confusion:
-    """Count what a threshold makes of tiles of both classes.
+    """Count the tiles of both classes on either side of a threshold.
 
     Raises
     ------

@@ -18,7 +18,7 @@ def paired_table(outcomes: Outcomes, first: str, second: str) -> StudyTable:
     """Return each figure's mean and spread in two arms, and their difference paired by seed.
 
     The difference is the first arm less the second. Its interval, `low` to `high`, goes with `p`
-    (both from sign flips); the BCa bootstrap's stands beside it and is too narrow for few seeds.
+    (both from sign flips); the BCa bootstrap's is beside it and is too narrow for few seeds.
     A figure that an arm does not have is left out.
     """
     tables = figures_by_run({arm: outcomes[arm] for arm in (first, second)})

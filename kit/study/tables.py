@@ -40,7 +40,7 @@ class StudyTable:
 
     def __str__(self) -> str:
         width = max(80, shutil.get_terminal_size().columns)
-        text = self.shown.to_string(float_format="{:.4f}".format, na_rep="", line_width=width)
+        text = self.shown.to_string(float_format=_number, na_rep="", line_width=width)
         return "\n".join([text, *self.notes])
 
 
@@ -70,7 +70,7 @@ def explain_empty(reasons: Mapping[str, str]) -> tuple[str, ...]:
     for reason in dict.fromkeys(filter(None, reasons.values())):
         rows = [name for name, own in reasons.items() if own == reason]
         about = "" if len(rows) == len(reasons) else f" for {', '.join(rows)}"
-        notes.append(f"empty cells{about}: {reason}")
+        notes.append(f"Empty cells{about}: {reason}.")
     return tuple(notes)
 
 
@@ -84,6 +84,11 @@ def write_tables(folder: Path, tables: Mapping[str, StudyTable], verdict: str) -
 
 def _notes(tables: Iterable[StudyTable]) -> list[str]:
     return list(dict.fromkeys(note for table in tables for note in table.notes))
+
+
+def _number(value: float) -> str:
+    """Show four decimals, or the size of what has none of them."""
+    return f"{value:.4f}" if value == 0 or abs(value) >= 5e-5 else f"{value:.1e}"
 
 
 def _mean_and_spread(mean: float, spread: float) -> str:
