@@ -1,6 +1,7 @@
 """How a command ends: on errors, on Ctrl-C, on output that finds no room."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from kaggle_server import until
 
 SCRIPT = """
 import os, signal, sys
@@ -17,6 +19,7 @@ with exit_on_error():
 with exit_on_error():
     exec(sys.argv[1])
 """
+ROOT = Path(__file__).parents[1]
 FULL = Path("/dev/full")
 
 
@@ -71,7 +74,7 @@ def test_a_message_is_short_whatever_the_value() -> None:
 def test_a_name_that_is_no_text_is_a_message() -> None:
     status, said = ending(command("print(sys.argv)", "caf\udce9.csv"))
     assert status == 1
-    assert said == "error: 'caf\\udce9.csv' is not text in UTF-8: rename the file or the folder\n"
+    assert said.startswith("error: 'caf\\udce9.csv' is not text in UTF-8: rename the file")
 
 
 def test_what_the_output_cannot_show_is_written_out() -> None:
@@ -134,6 +137,29 @@ def test_ctrl_c_is_never_a_traceback(body: str) -> None:
         time.sleep(pause)
         os.killpg(process.pid, signal.SIGINT)
         assert ending(process) == (130, "\ninterrupted\n")
+
+
+def test_ctrl_c_at_any_instant_of_a_training_is_never_a_traceback(
+    data: Path, tmp_path: Path
+) -> None:
+    """While libraries load, workers start, a checkpoint is written: after Python's own start."""
+    options = ["--epochs=3", "--batch-size=4", "--workers=2", f"--data={data}", "--per-class=None"]
+    rng = random.Random(0)
+    for number in range(int(os.environ.get("KIT_KILLS", "3"))):
+        out = tmp_path / f"run-{number}"
+        process = subprocess.Popen(
+            [sys.executable, ROOT / "kernels" / "train.py", *options, f"--out={out}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        # The first library that a command loads.
+        until(lambda pid=process.pid: "pydantic_core" in Path(f"/proc/{pid}/maps").read_text())
+        time.sleep(6 * rng.random())
+        os.killpg(process.pid, signal.SIGINT)
+        status, said = ending(process)
+        assert (status in (0, 130), "Traceback" in said) == (True, False), said
 
 
 def test_a_second_ctrl_c_ends_a_command_that_is_at_its_end() -> None:

@@ -168,9 +168,8 @@ def _require_text(words: Sequence[str]) -> None:
         try:
             word.encode()
         except UnicodeEncodeError as error:
-            raise KitError(
-                f"{shorten(ascii(word))} is not text in UTF-8: rename the file or the folder"
-            ) from error
+            step = "rename the file or the folder, or, where that is UTF-8, set PYTHONUTF8=1"
+            raise KitError(f"{shorten(ascii(word))} is not text in UTF-8: {step}") from error
 
 
 def _refusal(error: BaseException) -> str | None:
