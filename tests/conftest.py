@@ -13,6 +13,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from simulated_gpu import simulated_gpu
 
 import kit  # noqa: F401 - before any library whose reports it switches off
 
@@ -89,24 +91,26 @@ def write_folder(folder: Path, files: Files) -> None:
         (folder / name).write_bytes(content)
 
 
-def start_kernel(name: str, *options: object, log: Path, cwd: Path | None = None) -> BaseProcess:
+def start_kernel(
+    name: str, *options: object, log: Path, cwd: Path | None = None, gpu: bool = False
+) -> BaseProcess:
     """Start a command of kernels/ in a process forked from one that has imported the libraries.
 
     Importing them takes seconds, which is most of what a command on a few tiles takes. What the
-    command says is kept in `log`.
+    command says is kept in `log`. With `gpu` the process has a simulated one.
     """
     argv = [str(ROOT / "kernels" / f"{name}.py"), *map(str, options)]
-    process = FORKSERVER.Process(target=_run_script, args=(argv, cwd or Path.cwd(), log))
+    process = FORKSERVER.Process(target=_run_script, args=(argv, cwd or Path.cwd(), log, gpu))
     process.start()
     return process
 
 
 def kernel(
-    name: str, *options: object, cwd: Path | None = None
+    name: str, *options: object, cwd: Path | None = None, gpu: bool = False
 ) -> "subprocess.CompletedProcess[str]":
     """Run a command of kernels/ to its end, see `start_kernel`."""
     with tempfile.TemporaryDirectory() as folder:
-        process = start_kernel(name, *options, log=Path(folder), cwd=cwd)
+        process = start_kernel(name, *options, log=Path(folder), cwd=cwd, gpu=gpu)
         process.join()
         said = [(Path(folder) / stream).read_text("utf-8") for stream in STREAMS]
     assert process.exitcode is not None
@@ -120,13 +124,14 @@ def run_kernel(name: str, *options: object) -> str:
     return finished.stdout
 
 
-def _run_script(argv: list[str], cwd: Path, log: Path) -> None:
+def _run_script(argv: list[str], cwd: Path, log: Path, gpu: bool) -> None:
     for number, stream in enumerate(STREAMS, start=1):
         with (log / stream).open("wb") as file:
             os.dup2(file.fileno(), number)
     os.chdir(cwd)
     sys.argv = argv
-    runpy.run_path(argv[0], run_name="__main__")
+    with simulated_gpu() if gpu else nullcontext():
+        runpy.run_path(argv[0], run_name="__main__")
 
 
 @pytest.hookimpl(wrapper=True)

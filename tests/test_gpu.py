@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import competition_files, write_zip
+from conftest import competition_files, kernel, write_zip
 from simulated_gpu import Counts, simulated_gpu
 
 from kit import models, runs
@@ -87,3 +87,23 @@ def test_a_run_is_that_of_the_cpu_within_rounding(store: Store, tmp_path: Path, 
     assert found.train_loss == pytest.approx(expected[0].train_loss, rel=1e-4)
     there = runs.load(tmp_path / "cpu", device="cpu").predict(store.test, views=8)
     np.testing.assert_allclose(probabilities, there, atol=2e-3)
+
+
+def test_every_command_runs(store: Store, tmp_path: Path) -> None:
+    """The way to a submission, a study of each kind, a resumed run, an export."""
+
+    def run(name: str, *options: object) -> None:
+        finished = kernel(name, *options, cwd=tmp_path, gpu=True)
+        assert finished.returncode == 0, finished.stderr
+
+    data = ("--data", store.folder.parent, "--device", "cuda")
+    short = (*data, "--epochs", 1, "--batch-size", 4)
+    run("train", *short, "--recipe", "compact", "--widths", 2, 3, "--epochs", 2, "--out", "compact")
+    run("train", *short, "--model", "test_resnet", "--precision", "fp16", "--out", "resnet")
+    run("train", "--resume", "--force", "--epochs", 2, "--device", "cuda", "--out", "resnet")
+    run("predict", *data, "--run", "compact", "--run", "resnet", "--views", 8, "--adapt-bn")
+    run("compare", *short, "--seeds", 2, "--out", "bn")
+    run("momentum", *short, "--seeds", 2, "--out", "momentum")
+    run("search", *short, "--trials", 2, "--out", "search")
+    run("export", *data[:2], "--run", "compact", "--out", "model.onnx")
+    assert (tmp_path / "submission.csv").is_file()

@@ -59,7 +59,7 @@ def load_checkpoint(
     KitError
         If the file is damaged, or of another run.
     """
-    content = _read(path, state.device)
+    content = _read(path)
     # The kit's version 0.4.0 did not write down which run a checkpoint is of.
     if "run" in content and (fixed := compare(content["run"], identity).fixed):
         raise KitError(f"{path} is of another run: {'; '.join(fixed)}")
@@ -71,14 +71,14 @@ def load_checkpoint(
         raise KitError(f"{path} does not fit the run's options: {reason}") from error
 
 
-def _read(path: Path, device: torch.device) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
     """Read a checkpoint, unpickling nothing but tensors and plain values."""
     try:
         with zipfile.ZipFile(path) as archive:
             # torch.load itself checks no CRC.
             if archive.testzip() is not None:
                 raise KitError(f"{path} is damaged: train the run again (CRC mismatch)")
-        content: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # PyTorch's own message advises to run what a stranger may have written.
         raise KitError(

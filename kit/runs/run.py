@@ -284,6 +284,7 @@ class Run:
             self._train_dataset,
             batch_size=self.recipe.batch_size,
             workers=self.workers,
+            pin_memory=self.device.type == "cuda",
             rank=self.rank,
             processes=distributed.world_size(),
         )
