@@ -118,7 +118,7 @@ def environment(process: str) -> bytes:
 
 def test_shares_make_up_the_batches() -> None:
     whole = EpochSampler(50, batch_size=8, seed=3)
-    shares = [EpochSampler(50, batch_size=8, seed=3, rank=rank, processes=4) for rank in range(4)]
+    shares = [EpochSampler(50, batch_size=8, seed=3, rank=rank, world_size=4) for rank in range(4)]
     for (epoch, batch), *parts in zip(whole, *shares, strict=True):
         assert [(own, len(part)) for own, part in parts] == [(epoch, 2)] * 4
         assert sorted(index for _, part in parts for index in part) == sorted(batch)
@@ -128,17 +128,17 @@ def test_shares_make_up_the_batches() -> None:
 @pytest.mark.parametrize("count", [4, 7, 1500])
 def test_each_held_out_tile_is_evaluated_by_one_process(count: int) -> None:
     data = TileDataset(np.zeros((count, 2, 2, 3), np.uint8), np.arange(count))
-    loaders = [eval_loader(data, rank=rank, processes=4) for rank in range(4)]
+    loaders = [eval_loader(data, rank=rank, world_size=4) for rank in range(4)]
     seen = torch.cat([labels for loader in loaders for _, labels in loader])
     assert seen.tolist() == list(range(count))
     with pytest.raises(KitError, match=f"{count} held-out tiles are too few for {count + 1}"):
-        eval_loader(data, processes=count + 1)
+        eval_loader(data, world_size=count + 1)
 
 
 def test_a_batch_that_cannot_be_shared_is_refused() -> None:
     data = TileDataset(np.zeros((16, 2, 2, 3), np.uint8), np.zeros(16))
     with pytest.raises(KitError, match=r"--batch-size 8 cannot be shared by 3 processes: .* of 3"):
-        train_loader(data, batch_size=8, workers=0, processes=3)
+        train_loader(data, batch_size=8, workers=0, world_size=3)
 
 
 @pytest.mark.parametrize("recipe", [Recipe(), Recipe(model="test_resnet")])

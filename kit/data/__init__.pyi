@@ -34,3 +34,5 @@ from .tensor_transforms import eight_views as eight_views
 from .transforms import Resize as Resize
 from .transforms import StainJitter as StainJitter
 from .transforms import augmentation as augmentation
+from .workers import LostWorkerError as LostWorkerError
+from .workers import watched_workers as watched_workers

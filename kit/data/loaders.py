@@ -1,9 +1,7 @@
 """Loaders: batches of a dataset's tiles, in an order that follows from seed and epoch."""
 
-import signal
 from collections.abc import Iterable, Iterator, Sequence
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,6 +10,7 @@ from torch.utils.data import DataLoader, Sampler
 from kit.base import Indices, KitError
 from kit.data.datasets import Batch, Draws, TileDataset
 from kit.data.split import check_batch
+from kit.data.workers import init_worker, share
 
 EVAL_BATCH_SIZE = 256
 # What keeps a GPU busy.
@@ -50,7 +49,7 @@ class EpochSampler(Sampler[Draws]):
         batch_size: int,
         seed: int,
         rank: int = 0,
-        processes: int = 1,
+        world_size: int = 1,
         device: torch.device | None = None,
     ) -> None:
         self.batch_size = batch_size
@@ -60,7 +59,7 @@ class EpochSampler(Sampler[Draws]):
         self.first = 0
         self._count = count
         self._device = device
-        self._share = slice(rank, None, processes)
+        self._share = slice(rank, None, world_size)
 
     def __len__(self) -> int:
         return self.steps - self.first
@@ -90,7 +89,7 @@ def train_loader(
     batch_size: int,
     workers: int = 0,
     rank: int = 0,
-    processes: int = 1,
+    world_size: int = 1,
     pin_memory: bool = False,
 ) -> DataLoader[Batch]:
     """Return a loader of shuffled whole batches; set its `sampler.epoch` before each pass.
@@ -107,10 +106,10 @@ def train_loader(
     KitError
         If the tiles do not fill a batch, or the processes cannot share it equally.
     """
-    if batch_size % processes:
+    if batch_size % world_size:
         raise KitError(
-            f"--batch-size {batch_size} cannot be shared by {processes} processes: choose a "
-            f"multiple of {processes}"
+            f"--batch-size {batch_size} cannot be shared by {world_size} processes: choose a "
+            f"multiple of {world_size}"
         )
     check_batch(len(dataset), batch_size)
     sampler = EpochSampler(
@@ -118,14 +117,14 @@ def train_loader(
         batch_size=batch_size,
         seed=dataset.seed,
         rank=rank,
-        processes=processes,
+        world_size=world_size,
         device=dataset.device,
     )
     return _loader(dataset, sampler, workers, pin_memory=pin_memory and dataset.device is None)
 
 
 def eval_loader(
-    dataset: TileDataset, *, workers: int = 0, rank: int = 0, processes: int = 1
+    dataset: TileDataset, *, workers: int = 0, rank: int = 0, world_size: int = 1
 ) -> DataLoader[Batch]:
     """Return a loader of the tiles in their order, each once, in batches of about one size.
 
@@ -136,9 +135,9 @@ def eval_loader(
     KitError
         If there are fewer tiles than processes.
     """
-    if len(dataset) < processes:
-        raise KitError(f"{len(dataset)} held-out tiles are too few for {processes} processes")
-    own = np.array_split(np.arange(len(dataset)), processes)[rank]
+    if len(dataset) < world_size:
+        raise KitError(f"{len(dataset)} held-out tiles are too few for {world_size} processes")
+    own = np.array_split(np.arange(len(dataset)), world_size)[rank]
     size = EVAL_BATCH_SIZE if dataset.device is None else DEVICE_EVAL_BATCH_SIZE
     count = max(1, -(-len(own) // size))
     if dataset.device is None:
@@ -156,16 +155,11 @@ def _loader(
         dataset,
         sampler=batches,
         batch_size=None,
+        collate_fn=share,
         num_workers=workers,
         pin_memory=pin_memory,
-        worker_init_fn=_init_worker,
+        worker_init_fn=init_worker,
         # Its own: a loader would else draw from the generator that dropout draws from.
         generator=torch.Generator(),
         persistent_workers=workers > 0,
     )
-
-
-def _init_worker(_: int) -> None:
-    """Keep OpenCV to one thread, and leave it to the parent to stop on SIGTERM."""
-    cv2.setNumThreads(0)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -32,6 +32,7 @@ from kit.base import (
 )
 from kit.data import (
     Batch,
+    LostWorkerError,
     Store,
     TileDataset,
     check_batch,
@@ -211,6 +212,8 @@ class Run:
                 yield result
         except NonFiniteLossError as error:
             raise self._explain(error) from error
+        except LostWorkerError as error:
+            raise KitError(f"{error}. Go on with --resume --out {self.folder}") from error
         except torch.OutOfMemoryError as error:
             raise KitError(
                 f"the memory of {self.device} is full: choose a smaller --batch-size"
@@ -286,14 +289,14 @@ class Run:
             workers=self.workers,
             pin_memory=self.device.type == "cuda",
             rank=self.rank,
-            processes=distributed.world_size(),
+            world_size=distributed.world_size(),
         )
 
     def _valid_share(self) -> DataLoader[Batch]:
         """Return the held-out tiles that this process evaluates."""
         valid = self.valid_loader.dataset
         assert isinstance(valid, TileDataset)
-        return eval_loader(valid, rank=self.rank, processes=distributed.world_size())
+        return eval_loader(valid, rank=self.rank, world_size=distributed.world_size())
 
     def _after_step(self, stop: "_StopRequest") -> None:
         """Keep a checkpoint when it is time, or when the process was asked to stop."""

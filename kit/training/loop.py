@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from kit import models, stats
 from kit.base import EpochResult, Floats, Labels
-from kit.data import Batch, DeviceDataset, EpochSampler, TileDataset
+from kit.data import Batch, DeviceDataset, EpochSampler, TileDataset, watched_workers
 from kit.training import distributed
 from kit.training.bar import TrainingBar
 from kit.training.device import autocast, explain_full_memory
@@ -106,10 +106,12 @@ def fit(
         If the loss stops being a finite number.
     FullMemoryError
         If the memory does not suffice.
+    LostWorkerError
+        If a process that loads tiles ends before its time.
     """
     bar = TrainingBar(shown=progress) if isinstance(progress, bool) else progress
     # Whoever made a bar closes it.
-    with bar if isinstance(progress, bool) else nullcontext():
+    with bar if isinstance(progress, bool) else nullcontext(), watched_workers(train):
         bar.skip(_share_done(state, train))
         while state.epoch < state.recipe.epochs:
             start = time.perf_counter() - state.progress.seconds
