@@ -1,4 +1,4 @@
-"""Sweep BatchNorm's momentum: one training a seed, evaluated with the statistics of each momentum.
+"""Sweep BatchNorm's momentum: one training per seed, evaluated with each momentum's statistics.
 
 Momenta are in Keras' sense (0.99 keeps 99 % of a running statistic a step; PyTorch's is 1 minus
 it). A sweep that was stopped goes on where it was; on other machines that see the folder --out

@@ -27,7 +27,7 @@ class SearchOptions(RunOptions):
     trials: base.Count = 40
     """Trials to finish in all, whichever worker runs them."""
     seeds: base.Count = 1
-    """Runs a trial, each with a seed and so a holdout of its own; their mean AUC counts."""
+    """Runs per trial, each with its own seed and so its own holdout; their mean AUC counts."""
     storage: str | None = None
     """Database, as postgresql+pg8000://..., where workers share no folder; else a file in --out."""
 

@@ -22,7 +22,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FixedTrial, TrialState
 from tqdm import tqdm
 
-from kit import models, runs
+from kit import models, report, runs
 from kit.base import (
     KitError,
     Recipe,
@@ -225,6 +225,20 @@ def test_importances_need_enough_trials(tiles: Store, tmp_path: Path) -> None:
     assert list(enough.importances.values()) == sorted(enough.importances.values(), reverse=True)
     written = json.loads((tmp_path / "search" / "importance.json").read_text())
     assert written == {"complete": 10, "needed": 10, "importances": enough.importances}
+
+
+def test_a_trial_counts_by_what_it_keeps(tiles: Store, tmp_path: Path) -> None:
+    """With averaged weights and eight views, which the curve that prunes has not."""
+    result = find(tiles, tmp_path / "search", replace(RECIPE, ema=0.9, views=8), trials=1)
+    assert result.auc == runs.read_metrics(result.folder)["auc"]["estimate"]
+    assert result.auc != runs.read_history(result.folder)[-1].valid_auc
+
+
+def test_the_page_of_several_seeds_reads_the_first_ones_run(tiles: Store, tmp_path: Path) -> None:
+    result = find(tiles, tmp_path / "search", replace(RECIPE, epochs=1), trials=1, seeds=2)
+    assert [folder.name for folder in result.runs] == ["seed-3", "seed-4"]
+    page = report.search_page(result, tmp_path / "search", tiles, "search")
+    assert "The best recipe" in [section.heading for section in page.sections]
 
 
 def test_several_seeds_count_by_their_mean(tiles: Store, tmp_path: Path) -> None:

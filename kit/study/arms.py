@@ -20,10 +20,10 @@ from kit.study.opening import open_run
 from kit.study.sharing import share_runs
 from kit.training import TrainingBar
 
-# Options of which the holdout follows: arms that hold out different tiles cannot be paired.
+# Options that decide the holdout: arms that hold out different tiles cannot be paired.
 _SAME_IN_BOTH = ("per_class", "holdout", "slides", "validate_on", "leave_out", "folds", "fold")
 
-# Arms name folders, and columns of tables beside these.
+# An arm names a folder and a column of tables that have these columns, too.
 _NAME = re.compile(r"\w[\w.+-]{0,63}")
 _OTHER_COLUMNS = ("seed", "id", "label")
 

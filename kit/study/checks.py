@@ -64,7 +64,7 @@ def check_kept(recipes: Mapping[Path, Recipe], store: Store, *, device: str) -> 
 
 
 def _require_one_run(recipe: Recipe) -> None:
-    """Refuse a cross-validation, of which a study would train one fold alone."""
+    """Refuse a cross-validation: a study would train only one of its folds."""
     if recipe.folds is not None and recipe.fold is None:
         raise KitError(
             f"a study trains one run per recipe and seed, not {recipe.folds} folds: leave out "

@@ -69,7 +69,7 @@ def kept_figures(final: Mapping[str, Any]) -> dict[str, float]:
 
 
 def check_outcome(outcome: Outcome, folder: Path) -> Outcome:
-    """Return the outcome of the run in a folder, of which every figure is a number.
+    """Return the outcome of the run in a folder, if all its figures are numbers.
 
     Raises
     ------

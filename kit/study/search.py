@@ -2,9 +2,9 @@
 
 OUT/search.json      what is searched: the base recipe, the data, the seeds
 OUT/search.journal   Optuna's storage, unless a database is named
-OUT/trials/NNNN      a run folder a trial; with several seeds, one a seed in it
+OUT/trials/NNNN      a run folder per trial; with several seeds, one per seed in it
 
-What it finds is told by the files of `search_result`.
+`search_result` writes what a search finds.
 """
 
 import json
@@ -69,10 +69,10 @@ def run_search(
 ) -> SearchResult:
     """Search until `trials` trials are finished, by this worker and all that share the storage.
 
-    The same call on an existing search goes on with it, or joins its workers. A trial whose
-    worker died is taken up from its last checkpoint; with one worker the search is then the
-    one that was never interrupted. A worker that finds nothing left to begin waits for the
-    others' trials, to take up those that die.
+    The same call on an existing search goes on with it, or joins its workers. If a worker dies,
+    another one goes on with its trial from the last checkpoint; with one worker, the search then
+    is the one that was never interrupted. A worker that finds nothing left to begin waits for the
+    others, to take over the trials of those that die.
 
     The first trial is the recipe itself. The others are drawn by TPE over all parameters at once
     (Bergstra et al. 2011; Falkner et al. 2018). A trial is pruned when its best AUC so far is below
@@ -89,7 +89,7 @@ def run_search(
         The search's folder. Without `storage` workers find each other by it; its file system
         must have locks (flock), as local disks and NFS do.
     seeds
-        Runs a trial, with the seeds that follow the recipe's.
+        Runs per trial, with the recipe's seed and those that follow it.
     storage
         An SQLAlchemy URL. Its study has the name of `out`.
     fixed
@@ -198,7 +198,7 @@ class _Worker:
                 raise TrialPruned
 
     def _tidy(self, study: Study, trial: FrozenTrial) -> None:
-        """Drop a finished trial's checkpoints, and tell what is known by now."""
+        """Remove a finished trial's checkpoints, and write what is known so far."""
         for checkpoint in trial_folder(self.out, trial).rglob("last.pt"):
             checkpoint.unlink()
         if count_trials(study, TrialState.COMPLETE):

@@ -57,7 +57,7 @@ class SearchResult:
 
 
 def conclude(study: Study, space: Space, out: Path, seeds: int) -> SearchResult:
-    """Write what the search found by now, and return it."""
+    """Write what the search has found so far, and return it."""
     finished = study.get_trials(deepcopy=False, states=FINISHED)
     complete = count_trials(study, TrialState.COMPLETE)
     if not complete:
@@ -84,10 +84,10 @@ def conclude(study: Study, space: Space, out: Path, seeds: int) -> SearchResult:
 
 def _importances(study: Study) -> dict[str, float]:
     """Return each parameter's share by PED-ANOVA (Watanabe et al., IJCAI 2023)."""
-    # Of the tenth that is Optuna's default a search of this size leaves a trial or two.
+    # Optuna's default, the best tenth, would be a trial or two in a search of this size.
     evaluator = PedAnovaImportanceEvaluator(target_quantile=0.25)
     with warnings.catch_warnings():
-        # Of parameters that fewer than two trials have: they get no share.
+        # It warns of parameters that fewer than two trials have: they get no share.
         warnings.simplefilter("ignore", UserWarning)
         shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
     return dict(sorted(shares.items(), key=lambda item: (-item[1], item[0])))

@@ -1,7 +1,7 @@
 """Runs that many workers share through Optuna's storage: each is trained by one of them.
 
 The storage, a journal file on a shared folder or a database, hands out the runs; what is
-trained is what lies in the folder. A run whose worker died is handed out again.
+trained is what lies in the folder. If a worker dies, its run is handed out again.
 """
 
 import logging
@@ -38,7 +38,7 @@ TrainOne = Callable[[str, TrainingBar], Iterable[EpochResult]]
 
 
 class SurplusTrial(Exception):
-    """Ends a trial that another worker has begun as well."""
+    """Ends a trial that another worker has begun, too."""
 
 
 class LeaveTrial(BaseException):
@@ -133,7 +133,7 @@ def leaving(trial: Trial) -> Iterator[None]:
 
 
 def give_up_dead(study: Study, lock: Path | None, again: Again | None = None) -> None:
-    """Give up the trials whose workers died, and call `again` with each.
+    """Give up the trials of workers that died, and call `again` with each.
 
     A worker holds a shared lock while it trains, and loses it with its life: who gets the
     lock for itself alone knows that no trial is being trained. Workers that share a database
@@ -184,7 +184,7 @@ def open_storage(
         with no_experimental_warning():
             return RDBStorage(
                 storage,
-                # A connection may be cut while nothing is said for an epoch: none is kept.
+                # A network may cut a connection that is idle for an epoch: none is kept.
                 engine_kwargs={"poolclass": NullPool},
                 heartbeat_interval=HEARTBEAT,
                 grace_period=GRACE,
@@ -215,7 +215,7 @@ def storage_name(storage: str | None, journal: Path) -> str:
 
 @contextmanager
 def naming(what: str, storage: str | None, journal: Path) -> Iterator[None]:
-    """Say of which storage it is that an error comes."""
+    """Name the storage in the errors that it raises."""
     try:
         yield
     except STORAGE_ERRORS as error:

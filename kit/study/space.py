@@ -43,7 +43,7 @@ class Space:
     sizes: tuple[int, ...]
 
     def suggest(self, trial: BaseTrial) -> Recipe:
-        """Draw a recipe, of which a model can always be built."""
+        """Draw a recipe from which a model can always be built."""
         own = self.recipe
         draws: dict[str, Callable[[], Any]] = {
             "lr": lambda: trial.suggest_float("lr", own.lr / 10, own.lr * 10, log=True),
@@ -163,7 +163,7 @@ def _sizes(recipe: Recipe, model: nn.Module) -> tuple[int, ...]:
 
 
 def smallest_input(convolutions: int) -> int:
-    """Return the smallest input of the study's network, from its last pixel upwards."""
+    """Return the smallest input of `small`, counted back from its last pixel."""
     side = 1
     for _ in range(convolutions):
         side = 3 * side + 2

@@ -17,7 +17,7 @@ Statistics = dict[str, tuple[Tensor, Tensor]]
 
 
 class StatisticsBank:
-    """Sets of running statistics of one model, one a momentum, all updated by its training.
+    """Sets of running statistics of one model, one per momentum, all updated by its training.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ class StatisticsBank:
 
 
 class _Sets:
-    """The running statistics of one norm, a row a set: its own, then one a momentum.
+    """The running statistics of one norm, one set per row: its own, then one per momentum.
 
     The norm itself is left to take in the whole of a batch's statistics, which are computed only
     once; from there each set follows as in PyTorch, whose momentum is the share that is new.

@@ -13,15 +13,15 @@ from kit.base import Recipe
 from kit.study import sharing
 from kit.study.space import seeded_recipes
 
-# How often a trial is begun again that never reached the end of its first epoch: what kills
-# it, as a lack of memory does, would otherwise kill the search at the same place for ever.
+# How often a trial is started that never reaches the end of its first epoch. What kills it, such
+# as a lack of memory, would otherwise stop the search at the same place every time.
 ATTEMPTS = 3
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 class NumberedTPE(BaseSampler):
-    """TPE whose draws follow from a seed and the trial's place, not from who runs it.
+    """TPE with draws that follow from a seed and the trial's place, not from who runs it.
 
     One sampler's state for all trials would make workers of one seed draw the same trials,
     and a search that goes on draw its first ones again.
