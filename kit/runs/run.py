@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import asdict, replace
 from functools import cached_property
 from itertools import islice
@@ -208,8 +209,10 @@ class Run:
             progress=progress if self.rank == 0 else False,
         )
         try:
-            while (result := self._train_epoch(results, stop)) is not None:
-                yield result
+            # Its bar ends before a message comes.
+            with closing(results):
+                while (result := self._train_epoch(results, stop)) is not None:
+                    yield result
         except NonFiniteLossError as error:
             raise self._explain(error) from error
         except LostWorkerError as error:

@@ -1,7 +1,7 @@
 """The training loop: a generator of one result per epoch."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -77,7 +77,7 @@ def fit(
     after_step: Callable[[], None] | None = None,
     evaluate: Evaluate = evaluate,
     progress: bool | TrainingBar = True,
-) -> Iterator[EpochResult]:
+) -> Generator[EpochResult, None, None]:
     """Train to the recipe's last epoch, from where `state` stands, and yield a result per epoch.
 
     The processes of `distributed` train together: they call this with the same state and their
