@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from kit import base, data, runs, stats
 from kit.base import KitError, exit_on_error
@@ -42,14 +42,20 @@ def main(options: EnsembleOptions) -> None:
     labels = tiles["label"].to_numpy()
     slides = slides_of(options.slides, tiles["id"].to_numpy(str)) if options.slides else None
     chosen = runs.choose_ensemble(folders, labels, predictions, mean)
-    gain = runs.judge_gain(labels, predictions, mean, slides=slides)
-    path = runs.write_ensemble(options.out, chosen, asdict(gain))
+    figures: dict[str, Any] = {}
+    try:
+        gain = runs.judge_gain(labels, predictions, mean, slides=slides)
+        figures, judged = asdict(gain), describe_gain(gain)
+    except KitError as error:
+        # The ensemble itself is chosen on all tiles.
+        judged = f"what choosing gains is not known: {error}"
+    path = runs.write_ensemble(options.out, chosen, figures)
     aucs = {run: stats.auc(labels, one) for run, one in zip(folders, predictions, strict=True)}
     print("held-out AUC by run:")
     print("\n".join(describe(aucs, chosen)))
     together = stats.auc(labels, everything.combine(predictions))
     print(f"{together:.4f}  all {len(folders)}, weighted alike")
-    print(describe_gain(gain))
+    print(judged)
     print(path)
     standins = runs.trained_on_standin(chosen)
     if standins:
@@ -79,8 +85,6 @@ def describe(aucs: dict[Path, float], chosen: runs.Ensemble) -> Iterator[str]:
 
 def describe_gain(gain: runs.Gain) -> str:
     """Tell what choosing gains."""
-    p = gain.comparison.p_value
-    p_value = "" if p is None else f", p = {p:.3f}"
     p = gain.comparison.p_value
     p_value = "" if p is None else f", p = {p:.3f}"
     return (

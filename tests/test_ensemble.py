@@ -180,6 +180,11 @@ def test_cross_validation_ensemble_and_prediction(tiles: Store, tmp_path: Path) 
     tables = [runs.read_valid(Path(folder)).sort_values("id") for folder in (one, two)]
     together = np.mean([table["probability"] for table in tables], axis=0)
     assert f"{stats.auc(tables[0]['label'], together):.4f}  all 2, weighted alike" in said
+    rows = "".join(f"{tile},S\n" for tile in tiles.train.ids)
+    (tmp_path / "slides.csv").write_text("id,slide\n" + rows)
+    alone = ("--slides", str(tmp_path / "slides.csv"), "--out", str(tmp_path / "alone"))
+    assert "is not known: too few slides" in run_kernel("ensemble", one, two, *alone)
+    assert runs.read_ensemble(tmp_path / "alone" / "ensemble.json").weights
     file, out = tmp_path / "both" / "ensemble.json", tmp_path / "submission.csv"
     run_kernel("predict", "--ensemble", str(file), "--data", data, "--out", str(out))
     submitted = pd.read_csv(out)["label"].to_numpy()

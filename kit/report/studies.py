@@ -1,6 +1,6 @@
 """The pages of studies: the verdict first, then what it rests on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -74,23 +74,26 @@ def compare_page(
                 tables=[_table(tables["table1"], "Table 1: both arms, paired by seed.")],
             ),
             Section("Accuracy and loss", drawings=_plots_one_to_four(histories)),
-            Section(
-                "On the held-out tiles",
-                tables=[
-                    _table(tables["delong"], "The two runs of each seed (DeLong et al. 1988)."),
-                    _table(
-                        tables["pooled"],
-                        "All seeds' held-out tiles together, each compared with those of its own "
-                        "run. The more alike the units are, the more an interval that takes them "
-                        "for independent flatters.",
-                    ),
-                ],
-                drawings=_prediction_drawings(comparison, predictions),
-            ),
+            _held_out_section(tables, _prediction_drawings(comparison, predictions)),
             *(one_run_gallery(arm, folder, store, slides) for arm, folder in last.items()),
             rebuild_section(command, last),
         ],
         is_standin=store.is_standin,
+    )
+
+
+def _held_out_section(tables: Tables, drawings: Sequence[Drawing]) -> Section:
+    pooled = (
+        "All seeds' held-out tiles together, each compared with those of its own run. The more "
+        "alike the units are, the more an interval that takes them for independent flatters."
+    )
+    return Section(
+        "On the held-out tiles",
+        tables=[
+            _table(tables["delong"], "The two runs of each seed (DeLong et al. 1988)."),
+            _table(tables["pooled"], pooled),
+        ],
+        drawings=drawings,
     )
 
 
@@ -113,46 +116,36 @@ def momentum_page(
     folders
         Run folders to give the fingerprints of, and the first one's gallery.
     """
-    by_momentum = {f"momentum {name}": seeds for name, seeds in histories.items()}
     return Page(
         title=f"BatchNorm's momentum, {len(next(iter(histories.values())))} seeds",
         verdict=verdict,
         limits=[_SEEDS_LIMIT, *slides.notes],
         sections=[
-            Section(
-                "Figures",
-                text=[
-                    "Momentum is the share of a running statistic that is kept at each step, as "
-                    "Keras counts it; PyTorch's is 1 minus it. It never touches training, so the "
-                    f"training figures are one. {_JUDGED} {RECALIBRATED.capitalize()} statistics, "
-                    "which know no momentum, are computed over the whole training side for the "
-                    "table, and over about 1,000 of its tiles for each epoch of the curve."
-                ],
-                tables=[
-                    _table(
-                        tables["table2"],
-                        "Table 2: means over the seeds. The intervals and p of "
-                        "what is gained are corrected for the number of momenta (Bonferroni), as "
-                        "in the verdict.",
-                    )
-                ],
-            ),
+            _momentum_section(tables["table2"]),
             *_notebook_sections(tables),
-            Section(
-                "Accuracy by epoch",
-                drawings=[
-                    Drawing(plots.arms(by_momentum, field, title=title), _LINES)
-                    for field, title in (
-                        ("train_accuracy", "Plot 5: training accuracy"),
-                        ("valid_accuracy", "Plot 6: validation accuracy"),
-                        ("valid_auc", "Validation AUC"),
-                    )
-                ],
-            ),
+            Section("Accuracy by epoch", drawings=_plots_five_and_six(histories)),
             one_run_gallery(*next(iter(folders.items())), store, slides),
             rebuild_section(command, folders),
         ],
         is_standin=store.is_standin,
+    )
+
+
+def _momentum_section(table: StudyTable) -> Section:
+    caption = (
+        "Table 2: means over the seeds. The intervals and p of what is gained are corrected for "
+        "the number of momenta (Bonferroni), as in the verdict."
+    )
+    return Section(
+        "Figures",
+        text=[
+            "Momentum is the share of a running statistic that is kept at each step, as Keras "
+            "counts it; PyTorch's is 1 minus it. It never touches training, so the training "
+            f"figures are one. {_JUDGED} {RECALIBRATED.capitalize()} statistics, which know no "
+            "momentum, are computed over the whole training side for the table, and over about "
+            "1,000 of its tiles for each epoch of the curve."
+        ],
+        tables=[_table(table, caption)],
     )
 
 
@@ -184,6 +177,19 @@ def _plots_one_to_four(histories: Histories) -> list[Drawing]:
     }
     return [
         Drawing(plots.arms(histories, field, title=title), _LINES)
+        for field, title in titles.items()
+    ]
+
+
+def _plots_five_and_six(histories: Histories) -> list[Drawing]:
+    by_momentum = {f"momentum {name}": seeds for name, seeds in histories.items()}
+    titles = {
+        "train_accuracy": "Plot 5: training accuracy",
+        "valid_accuracy": "Plot 6: validation accuracy",
+        "valid_auc": "Validation AUC",
+    }
+    return [
+        Drawing(plots.arms(by_momentum, field, title=title), _LINES)
         for field, title in titles.items()
     ]
 

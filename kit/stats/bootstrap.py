@@ -1,4 +1,11 @@
-"""The AUC on tiles of other slides: bootstraps over tiles or whole slides."""
+"""The AUC on tiles of other slides: bootstraps over tiles or whole slides.
+
+Simulated with slides of 20 to 40 tiles, half of them without a positive one. The nominal 95 % of
+`auc_bootstrap` covers 96 to 98 % with 10 slides, 93 to 96 % with 20 to 100. The percentile and BCa
+intervals of the same resamples cover 81 to 88 % with 10 slides and 87 to 91 % with 20; an interval
+over tiles covers 55 to 80 %, whatever the number of slides. Of two equal runs `bootstrap_test`
+finds a difference at 5 % in about 1 % of cases with 10 slides, 1 to 4 % with 20, 4 to 5 % with 100.
+"""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -52,12 +59,6 @@ def auc_bootstrap(
     KitError
         As `auc`; or if `groups` has another length.
 
-    Notes
-    -----
-    Simulated coverage of the nominal 95 %, with slides of 20 to 40 tiles, half of them without
-    a positive one: 96 to 98 % with 10 slides, 93 to 96 % with 20 to 100. The percentile and
-    BCa intervals of the same resamples cover 81 to 88 % with 10 slides and 87 to 91 % with 20;
-    an interval over tiles covers 55 to 80 %, whatever the number of slides.
     """
     positive, scores = checks.both_classes(labels, scores)
     units = _units(positive, groups)
@@ -114,11 +115,6 @@ def bootstrap_test(
     ------
     KitError
         As `auc_bootstrap`; or if no part of `within` holds both classes.
-
-    Notes
-    -----
-    Of two equal runs, simulated as in `auc_bootstrap`, it finds a difference at 5 % in about
-    1 % of cases with 10 slides, 1 to 4 % with 20, and 4 to 5 % with 100.
     """
     positive, first = checks.both_classes(labels, first)
     _, second = checks.both_classes(labels, second)
