@@ -5,10 +5,11 @@ import albumentations as A
 import numpy as np
 import pytest
 import torch
+from albumentations.pytorch import ToTensorV2
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from kit.base import Recipe
+from kit.base import KitError, Recipe
 from kit.data import (
     DeviceDataset,
     EpochSampler,
@@ -40,7 +41,8 @@ def epochs(workers: int, augment: str = "d4", tiles: np.ndarray = MARKED) -> lis
     seen = []
     for epoch in (1, 2, 3):
         loader.sampler.epoch = epoch  # type: ignore[attr-defined]
-        order = [index for _, batch in loader.sampler for index in batch]
+        steps = range(len(loader))
+        order = [tile for step in steps for tile in loader.sampler.batch(step)]  # type: ignore[attr-defined]
         images = torch.cat([images for images, _ in loader]).numpy()
         seen.append([images[order.index(tile)].tobytes() for tile in range(len(tiles))])
     return seen
@@ -65,6 +67,40 @@ def test_a_plain_data_loader_takes_it() -> None:
     images, labels = next(iter(DataLoader(TileDataset(TILES, LABELS), batch_size=8)))
     assert images.shape == (8, 3, 96, 96)
     assert labels.tolist() == [0, 1] * 4
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("augment", ["d4", "albumentations"])
+def test_a_plain_data_loader_augments_differently_each_epoch(augment: str, workers: int) -> None:
+    data = TileDataset(np.repeat(TILES[:1], 32, axis=0), augment=AUGMENTATIONS[augment])
+
+    def train() -> list[bytes]:
+        torch.manual_seed(1)
+        loader = DataLoader(data, batch_size=8, num_workers=workers)
+        return [torch.cat([images for images, _ in loader]).numpy().tobytes() for _ in range(3)]
+
+    first, again = train(), train()
+    assert len(set(first)) == 3
+    assert first == again
+
+
+def test_a_loader_that_nobody_tells_the_epoch_takes_the_next_one() -> None:
+    loader = train_loader(TileDataset(TILES, LABELS, augment=AUGMENTATIONS["d4"]), batch_size=8)
+    told = []
+    for epoch in (1, 2, 3):
+        loader.sampler.epoch = epoch  # type: ignore[attr-defined]
+        told.append(torch.cat([images for images, _ in loader]))
+    loader.sampler.epoch = 1  # type: ignore[attr-defined]
+    for expected in told:
+        assert torch.equal(torch.cat([images for images, _ in loader]), expected)
+
+
+@pytest.mark.parametrize(
+    "pipeline", [A.Compose([A.D4(), ToTensorV2()]), A.Compose([A.Normalize()])]
+)
+def test_a_pipeline_that_gives_no_image_is_refused(pipeline: A.Compose) -> None:
+    with pytest.raises(KitError, match="leave out ToTensorV2, which the dataset does"):
+        TileDataset(TILES, LABELS, augment=pipeline)
 
 
 def test_unlabelled_tiles_carry_nan() -> None:

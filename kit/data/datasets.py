@@ -29,9 +29,11 @@ DEVICE_SHARE = 1 / 2
 class TileDataset(Dataset[Batch]):
     """A PyTorch dataset over packed tiles with albumentations transforms.
 
-    An item is asked for by its index, or by `(epoch, index)`: the augmentation follows from
-    the seed, the epoch and the index alone, whichever worker loads it. A list of either gives
-    a batch, and so does `(epoch, indices)`.
+    An item is asked for by its index, or by `(epoch, index)`. With an epoch, as the loaders of
+    the kit ask, the augmentation follows from the seed, the epoch and the index alone, whichever
+    worker loads it. An index alone, as a plain `DataLoader` asks, is augmented differently each
+    time, as PyTorch's generator has it. A list of either gives a batch, and so does
+    `(epoch, indices)`.
 
     Parameters
     ----------
@@ -44,9 +46,15 @@ class TileDataset(Dataset[Batch]):
     resize
         Applied first.
     augment
-        Random transforms: the kit's own, or any pipeline of albumentations.
+        Random transforms: the kit's own, or any pipeline of albumentations that gives images
+        (height, width, 3) uint8, as it gets them.
     seed
         Of the augmentation.
+
+    Raises
+    ------
+    KitError
+        If a pipeline gives something else for the first tile.
 
     Examples
     --------
@@ -74,6 +82,9 @@ class TileDataset(Dataset[Batch]):
         is_ready = augment is None or isinstance(augment, TileAugmentation | PerTile)
         self.augment = augment if is_ready else PerTile(augment)
         self.seed = seed
+        if isinstance(self.augment, PerTile) and len(self):
+            # What is wrong with a pipeline is told here, not in a worker.
+            self[0, 0]
 
     device: torch.device | None = None
     """Where tiles, labels and batches are, where that is not the host."""
@@ -89,11 +100,14 @@ class TileDataset(Dataset[Batch]):
         """
         if isinstance(draw, tuple) and not isinstance(draw[1], int | np.integer):
             return self._batch(np.full(len(draw[1]), draw[0]), np.asarray(draw[1]))
-        if isinstance(draw, list):
-            draws = [one if isinstance(one, tuple) else (0, one) for one in draw]
-            return self._batch(*np.array(draws, np.int64).T)
-        images, labels = self._batch(*np.array([draw if isinstance(draw, tuple) else (0, draw)]).T)
-        return images[0], labels[0]
+        asked = draw if isinstance(draw, list) else [draw]
+        draws = [one if isinstance(one, tuple) else (self._epoch(), one) for one in asked]
+        images, labels = self._batch(*np.array(draws, np.int64).T)
+        return (images, labels) if isinstance(draw, list) else (images[0], labels[0])
+
+    def _epoch(self) -> int:
+        """Draw an epoch for an index that comes without one."""
+        return 0 if self.augment is None else int(torch.randint(2**62, ()))
 
     def _batch(self, epochs: Indices, indices: Indices) -> Batch:
         images = self._images(indices, transforms.tile_keys(self.seed, epochs, indices))

@@ -35,7 +35,7 @@ class EpochSampler(Sampler[Draws]):
     Attributes
     ----------
     epoch
-        Set it before each pass; it counts from 1.
+        Of the next pass; it counts from 1, and a pass that it is not set for takes the next one.
     first
         The step to begin at, for an epoch that was cut short.
     steps
@@ -66,10 +66,25 @@ class EpochSampler(Sampler[Draws]):
 
     def __iter__(self) -> Iterator[Draws]:
         """Yield this process's share of each batch."""
+        self._begin_pass()
         order = self._order()
         indices = order if self._device is None else torch.from_numpy(order).to(self._device)
         for step in range(self.first, self.steps):
             yield self.epoch, indices[self._slice(step)][self._share]
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the pass that is under way, or of the next one."""
+        return self._epoch
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self._epoch, self._is_passed = epoch, False
+
+    def _begin_pass(self) -> None:
+        if self._is_passed:
+            self.epoch, self.first = self.epoch + 1, 0
+        self._is_passed = True
 
     def batch(self, step: int) -> list[int]:
         """Return the tiles of one step of the epoch, those of all processes."""
@@ -92,7 +107,7 @@ def train_loader(
     world_size: int = 1,
     pin_memory: bool = False,
 ) -> DataLoader[Batch]:
-    """Return a loader of shuffled whole batches; set its `sampler.epoch` before each pass.
+    """Return a loader of shuffled whole batches, in another order each epoch.
 
     Of several processes each gets its share of every batch.
 

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from kit.base import Array, Augmentation, Floats, Indices, Interpolation
+from kit.base import Array, Augmentation, Floats, Indices, Interpolation, KitError
 from kit.data.stains import jitter_stains, stain_draws
 
 Pipeline: TypeAlias = A.Compose
@@ -286,6 +286,13 @@ class PerTile:
     def _one(self, image: Array, key: np.uint64) -> Array:
         self.pipeline.set_random_seed(int(key >> np.uint64(32)))
         transformed: Array = self.pipeline(image=image)["image"]
+        shape, kind = tuple(transformed.shape), transformed.dtype
+        if not isinstance(transformed, np.ndarray) or shape[2:] != (3,) or kind != np.uint8:
+            raise KitError(
+                f"the pipeline turns tiles into {type(transformed).__name__} {shape} {kind}, not "
+                "into (height, width, 3) uint8 arrays: leave out ToTensorV2, which the dataset "
+                "does, and Normalize, which the training does"
+            )
         return transformed
 
 
