@@ -55,7 +55,7 @@ def download(folder: Path) -> None:
 
 
 def pack(folder: Path) -> data.Store:
-    """Pack the archive; delete it if it is broken, or it would be taken for whole for ever.
+    """Pack the archive; delete it if it is broken, or it would be taken for whole forever.
 
     Nothing in it can be mended, and set aside it would take the room of the next one.
     """

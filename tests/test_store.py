@@ -321,7 +321,7 @@ def test_an_archive_made_to_do_harm_does_none(tmp_path: Path, files: Files, skip
     add_members(path, [(twice, files[twice]), *((name, b"evil") for name in outside)])
     patch_directory(path, encrypted, 8, b"\x01")
     expected = dict.fromkeys(outside, "leads out of its folder") | {
-        twice: "stands there twice",
+        twice: "is there twice",
         bomb: "50,000,000 bytes, which is more than 1,048,576",
         encrypted: "encrypted, or compressed by another method",
     }

@@ -1,4 +1,4 @@
-"""Types of the arrays that travel through the kit; their shapes stand in each docstring."""
+"""Types of the arrays that travel through the kit; docstrings give their shapes."""
 
 from typing import Any
 

@@ -50,7 +50,7 @@ class Recipe:
     holdout: Fraction = 0.3
     """Share of the tiles (with --slides: of the slides) kept for validation."""
     slides: Path | None = None
-    """CSV of id,slide: no slide stands on both sides of the holdout."""
+    """CSV of id,slide: no slide is on both sides of the holdout."""
     validate_on: tuple[str, ...] = ()
     """Slides of --slides to validate on, in place of a random share."""
     leave_out: tuple[str, ...] = ()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class EpochResult:
-    """What an epoch brought.
+    """The figures of an epoch.
 
     The training figures are means over the epoch's batches while the weights still moved, as
     Keras reports them; the validation figures are of the epoch's last weights. A network without

@@ -54,24 +54,17 @@ def read_table(
     header = text.splitlines()[0] if text else ""
     known = [(column, *(aliases or {}).get(column, ())) for column in columns]
     delimiter = "," if exact else _delimiter(header, known)
-    rows = _rows(text if exact else text.removeprefix(_MARK), delimiter, source)
+    rows = _rows(text if exact else text.removeprefix(_MARK), delimiter, source, exact=exact)
     _, names = next(rows, (1, []))
     places = _exact_places(names, columns) if exact else _places(names, known)
     if not places:
         wanted = ",".join(columns)
         raise KitError(f"{source} line 1: the header is {shorten(header)!r}, not {wanted!r}")
-    lines, kept = [], []
-    for line, row in rows:
-        if not exact and not any(map(str.strip, row)):
-            continue
-        if len(row) != len(names):
-            found = shorten(delimiter.join(row))
-            raise KitError(
-                f"{source} line {line}: {found!r} has {len(row)} values, not {len(names)}"
-            )
-        lines.append(line)
-        kept.append([row[place] if exact else row[place].strip() for place in places])
-    return pd.DataFrame(kept, index=lines, columns=list(columns), dtype=str)
+    table = {
+        line: [row[place] if exact else row[place].strip() for place in places]
+        for line, row in rows
+    }
+    return pd.DataFrame(list(table.values()), index=list(table), columns=list(columns), dtype=str)
 
 
 def require_ids(column: pd.Series, *, source: str) -> pd.Series:
@@ -84,7 +77,7 @@ def require_ids(column: pd.Series, *, source: str) -> pd.Series:
     """
     ids = column.str.lower()
     _refuse(column[~ids.str.fullmatch("[0-9a-f]{40}")], "is not 40 hex digits", source)
-    _refuse(column[ids.duplicated()], "stands there twice", source)
+    _refuse(column[ids.duplicated()], "is there twice", source)
     return ids
 
 
@@ -112,13 +105,20 @@ def _decode(content: bytes, source: str) -> str:
         ) from error
 
 
-def _rows(text: str, delimiter: str, source: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield each row with the line on which it begins."""
-    line = 1
+def _rows(
+    text: str, delimiter: str, source: str, *, exact: bool
+) -> Iterator[tuple[int, list[str]]]:
+    """Yield each row, the header first, with the line on which it begins; all as wide as that."""
+    line, width = 1, None
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         for row in reader:
-            yield line, row
+            if width is None or exact or any(map(str.strip, row)):
+                width = len(row) if width is None else width
+                if len(row) != width:
+                    found = f"{shorten(delimiter.join(row))!r} has {len(row)} values, not {width}"
+                    raise KitError(f"{source} line {line}: {found}")
+                yield line, row
             line = reader.line_num + 1
     except csv.Error as error:
         raise KitError(f"{source} line {line} is not CSV: {error}") from error

@@ -130,7 +130,7 @@ def _name_problems(names: Sequence[str], index: Index) -> Problems:
     return (
         {name: TileError("missing") for name in expected - tiles}
         | {name: TileError("not in the table") for name in tiles - expected}
-        | {name: TileError("stands there twice") for name in tiles if counts[name] > 1}
+        | {name: TileError("is there twice") for name in tiles if counts[name] > 1}
         | {name: TileError("leads out of its folder") for name in counts if is_outside(name)}
     )
 

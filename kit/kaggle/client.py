@@ -20,7 +20,7 @@ from kit.kaggle.credentials import credential, masked, without_secrets
 from kit.kaggle.faults import SILENCE, explain
 
 PATIENCE = 300.0
-"""Seconds without a word or a byte after which the client is given up: it would wait for ever."""
+"""Seconds without a word or a byte after which the client is stopped: it would wait forever."""
 
 
 class SilenceError(KitError):
@@ -69,7 +69,7 @@ def client_environment() -> dict[str, str]:
 
 
 def parse_json(said: str) -> Any:
-    """Parse the JSON in what the client prints; warnings may stand before it.
+    """Parse the JSON in what the client prints; warnings may come before it.
 
     Raises
     ------
@@ -94,7 +94,7 @@ def count(value: object) -> int | None:
 
 
 def attempts(timeout: float) -> Iterator[None]:
-    """Yield at once, then after pauses of 1, 2, 4 to 30 seconds until `timeout` has passed."""
+    """Yield immediately, then after pauses of 1, 2, 4 to 30 seconds until `timeout` has passed."""
     deadline = time.monotonic() + timeout
     pause = 1.0
     yield

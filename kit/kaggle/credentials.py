@@ -28,8 +28,9 @@ def credential() -> str:
         broken = f"\n({file} is there, but holds no username and key)" if file.exists() else ""
         raise KitError(
             f"no Kaggle credential found.{broken}\nCreate an API token at {SETTINGS_PAGE} "
-            "(API, Create New Token), then save the token as ~/.kaggle/access_token, or the "
-            "kaggle.json that Kaggle sends as ~/.kaggle/kaggle.json, or type `kaggle auth login`"
+            "(API, Generate New Token) and save it as ~/.kaggle/access_token; or save the "
+            "kaggle.json of Create Legacy API Key as ~/.kaggle/kaggle.json; or type "
+            "`kaggle auth login`"
         )
     return found
 
@@ -52,7 +53,7 @@ def credentials() -> Iterator[str]:
 
 
 def without_secrets(text: str) -> str:
-    """Drop credentials, and what a URL holds beside its address: a signature, a password."""
+    """Drop credentials, and what a URL has besides its address: a signature, a password."""
     text = re.sub(r"(Basic|Bearer) \S+", r"\1 ***", masked(text))
     return re.sub(r"\?[^\s'\")]+", "", re.sub(r"://[^/\s@]+@", "://", text))
 

@@ -41,7 +41,7 @@ def download_archive(folder: Path) -> Path:
     """Fetch the competition's archive into a folder, with progress on stderr.
 
     The client writes into `folder`/download, and the archive moves up when it is there in full:
-    nothing half-written ever bears its name. A partial one is resumed. An archive that is there
+    no half-written file ever has its name. A partial one is resumed. An archive that is there
     already is returned as it is; its bytes are proved by packing it.
 
     Raises
@@ -62,7 +62,7 @@ def download_archive(folder: Path) -> Path:
             _adopt(archive, staging)
             if not _came_repacked(partial):
                 _drop_unless_resumable(partial)
-                _require_space(folder, held=_size(partial))
+                _require_space(folder, kept=_size(partial))
                 _fetch(partial, lock)
             partial.replace(archive)
         finally:
@@ -80,7 +80,7 @@ def _marker(archive: Path) -> Path:
 def _lock(folder: Path) -> Iterator[int]:
     """Keep a second download out of a folder.
 
-    The client inherits the lock: should it outlive this process, nobody writes beside it.
+    The client inherits the lock: if it outlives this process, no other one can write there.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -110,7 +110,7 @@ def _drop_unless_resumable(partial: Path) -> None:
     When a link expires under a download, kaggle 2.2.4 writes the server's error page over the
     partial file, from its first byte, and resumes onto that the next time: the size comes out
     right and the bytes wrong. A zip begins with its first member's signature; a page never does.
-    What does begin so is worth keeping: if it is wrong all the same, packing will find out.
+    What does begin so is worth keeping: if it is wrong nevertheless, packing finds out.
     """
     noted = _noted_size(partial)
     too_large = noted is not None and _size(partial) > noted
@@ -128,14 +128,14 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _require_space(folder: Path, held: int) -> None:
+def _require_space(folder: Path, kept: int) -> None:
     """Check that what is still to come fits: the client would fail hours later, or never end."""
     archive, store = _sizes()
-    needed = archive - held + store
+    needed = archive - kept + store
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise KitError(
-            f"{folder} needs {needed / 1e9:.1f} GB ({(archive - held) / 1e9:.1f} to download and "
+            f"{folder} needs {needed / 1e9:.1f} GB ({(archive - kept) / 1e9:.1f} to download and "
             f"{store / 1e9:.1f} for the packed tiles), and its disk has {free / 1e9:.1f} GB "
             "free.\nMake room, or name a folder on another disk with --data"
         )

@@ -15,7 +15,7 @@ SILENCE = "timed out: nothing came for {:g} s"
 _FAILURES = {
     "No module named": "the Kaggle client does not start: pip install 'kaggle>=2.2.4,<3' six",
     r"Max retries|RemoteDisconnected|Connection (aborted|broken|refused|reset)|timed out|\b408 ": (
-        "no connection to Kaggle, or it was cut: see to the network (and to https_proxy, if you "
+        "no connection to Kaggle, or it was cut: check the network (and https_proxy, if you "
         "use one), then try again"
     ),
     "does not match expected size": (
@@ -24,7 +24,7 @@ _FAILURES = {
     ),
     r"\b401 |Authentication required|Unauthori[sz]ed|Unauthenticated|Invalid credentials": (
         "Kaggle does not accept {credential}.\n"
-        f"Create a new API token at {SETTINGS_PAGE} (API, Create New Token) and put it there"
+        f"Create a new API token at {SETTINGS_PAGE} (API, Generate New Token) and put it there"
     ),
     r"\b4\d\d Client Error.* url: (?!.*ApiService)": (
         "Kaggle's file store refused the link that Kaggle gave, as it does once a link has "

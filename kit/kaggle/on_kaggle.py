@@ -190,4 +190,4 @@ def _run_command(
     print("$", *command, flush=True)
     done = subprocess.run(command, cwd=folder, env=environment, timeout=timeout)
     if done.returncode:
-        raise KitError(f"{name} ended with status {done.returncode}; its message stands above")
+        raise KitError(f"{name} ended with status {done.returncode}; see its message above")

@@ -23,7 +23,7 @@ class SubmissionSummary:
     minimum, maximum
         Of the labels, in [0, 1].
     in_order
-        Whether the ids stand in the sample's order. Kaggle joins by id, so either is valid.
+        Whether the ids are in the sample's order. Kaggle joins by id, so either is valid.
     hard
         Whether every label is 0 or 1. That is valid, too, and throws away the ranking within
         each class, which the area under the ROC curve measures.
@@ -68,7 +68,7 @@ def validate_submission(path: Path, ids: Sequence[str]) -> SubmissionSummary:
         listed = "\n".join(f"  {problem}" for problem in problems)
         raise KitError(
             f"{path} would not be scored:\n{listed}\n"
-            "Write it anew with `python kernels/predict.py`, or mend these lines"
+            "Write it again with `python kernels/predict.py`, or correct these lines"
         )
     return SubmissionSummary(
         rows=len(table),
@@ -101,7 +101,7 @@ def _id_problems(found: pd.Series, ids: Sequence[str]) -> list[str]:
     problems = [
         _describe("unknown ids", found[~known & ~upper]),
         _describe("ids in upper case (they are lower case)", found[upper]),
-        _describe("ids that stand there before", found[known & found.duplicated()]),
+        _describe("ids that are there before", found[known & found.duplicated()]),
     ]
     if len(missing):
         examples = ", ".join(missing[:MAX_EXAMPLES])
@@ -115,7 +115,7 @@ def _label_problems(text: pd.Series, labels: pd.Series) -> list[str]:
     """Check that labels are finite numbers in [0, 1]."""
     finite = np.isfinite(labels)
     problems = [
-        _describe("labels that are no finite number", text[~finite]),
+        _describe("labels that are not finite numbers", text[~finite]),
         _describe("labels outside [0, 1]", text[finite & ~labels.between(0, 1)]),
     ]
     return [problem for problem in problems if problem]

@@ -102,7 +102,7 @@ def submissions_left() -> int | None:
     if not isinstance(limits, dict):
         return None
     allowed = count(limits.get("numAllowedNow", 0))
-    # All three are 0 for whoever has not joined yet, and nothing is used up.
+    # All three are 0 for those who have not joined yet, and nothing is used up.
     told = allowed or count(limits.get("numToday")) or limits.get("limitedByTotal")
     return allowed if told else None
 
