@@ -36,16 +36,19 @@ def main(options: SearchOptions, argv: list[str]) -> None:
     """Search until enough trials are finished, then tell what was found."""
     training.reuse_memory()
     tiles = data.open_store(options.data)
-    result = study.run_search(
-        options.recipe,
-        tiles,
-        options.out,
+    search = study.Search(
+        folder=options.out,
+        recipe=options.recipe,
         trials=options.trials,
         seeds=options.seeds,
-        storage=options.storage,
         fixed=base.given_options(argv),
+    )
+    result = study.run_search(
+        search,
+        tiles,
         device=options.device,
         workers=options.workers,
+        storage=options.storage,
     )
     for name, share in result.importances.items():
         print(f"{name:24} {share:7.1%} of what sets good trials apart")

@@ -35,6 +35,7 @@ from kit.base import (
 from kit.data import Store, open_store, pack_tiles
 from kit.study import (
     IMPORTANCE_TRIALS,
+    Search,
     SearchResult,
     run_search,
     search,
@@ -57,7 +58,9 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 def find(tiles: Store, out: Path, recipe: Recipe = RECIPE, **options: object) -> SearchResult:
     options = {"trials": 3, "fixed": FIXED, "device": "cpu", "progress": False} | options
-    return run_search(recipe, tiles, out, **options)  # type: ignore[arg-type]
+    parts = {name: options.pop(name) for name in ("trials", "seeds", "fixed") if name in options}
+    one = Search(folder=out, recipe=recipe, **parts)  # type: ignore[arg-type]
+    return run_search(one, tiles, **options)  # type: ignore[arg-type]
 
 
 def finished(out: Path) -> pd.DataFrame:
@@ -348,16 +351,8 @@ def test_workers_side_by_side_do_each_trial_once(tiles: Store, tmp_path: Path) -
 def test_a_trial_too_many_is_not_trained(tiles: Store, tmp_path: Path) -> None:
     """Two workers may both find room for the last trial: the second to begin one steps back."""
     space = search_space(RECIPE, tiles, fixed=FIXED)
-    worker = search._Worker(
-        space=space,
-        store=tiles,
-        out=tmp_path,
-        trials=1,
-        seeds=1,
-        device="cpu",
-        workers=0,
-        bar=tqdm(disable=True),
-    )
+    one = Search(folder=tmp_path, recipe=RECIPE, trials=1, fixed=FIXED)
+    worker = search._Worker(one, space, tiles, "cpu", 0, tqdm(disable=True))
     study = optuna.create_study(direction="maximize")
     first, second = study.ask(), study.ask()
     with pytest.raises(sharing.SurplusTrial):

@@ -119,11 +119,8 @@ def sweep_momenta(
         is_done=lambda name: (folders[name] / _OUTCOMES).exists(),
         storage=storage,
     )
-    outcomes: dict[str, list[Outcome]] = {}
-    for folder in folders.values():
-        for name, outcome in _read_outcomes(folder).items():
-            outcomes.setdefault(name, []).append(outcome)
-    return outcomes
+    outcomes = [_read_outcomes(folder) for folder in recipes]
+    return {name: [one[name] for one in outcomes] for name in outcomes[0]}
 
 
 def train_momenta(

@@ -5,6 +5,12 @@ OUT/search.journal   Optuna's storage, unless a database is named
 OUT/trials/NNNN      a run folder per trial; with several seeds, one per seed in it
 
 `search_result` writes what a search finds.
+
+The first trial is the recipe itself. The others are drawn by TPE over all parameters at once
+(Bergstra et al. 2011; Falkner et al. 2018). A trial is pruned when its best AUC so far is below
+the median of the finished trials' at that epoch: a rule that needs no minimum of epochs or trials,
+and that a single bad epoch does not trip, as BatchNorm gives them. What counts in the end is the
+model that a trial keeps.
 """
 
 import json
@@ -54,106 +60,99 @@ from kit.study.trials import (
 JOURNAL = "search.journal"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """What is searched, and how long.
+
+    Attributes
+    ----------
+    folder
+        Without a database workers find each other by it; its file system must have locks (flock),
+        as local disks and NFS do.
+    recipe
+        The first trial; it gives every value that is not searched.
+    trials
+        To finish in all, by whichever worker.
+    seeds
+        Runs per trial, with the recipe's seed and those that follow it.
+    fixed
+        Names of options that keep the recipe's value.
+    """
+
+    folder: Path
+    recipe: Recipe
+    trials: int = 40
+    seeds: int = 1
+    fixed: Collection[str] = ()
+
+
 def run_search(
-    recipe: Recipe,
+    search: Search,
     store: Store,
-    out: Path,
     *,
-    trials: int = 40,
-    seeds: int = 1,
-    storage: str | None = None,
-    fixed: Collection[str] = (),
     device: str = "auto",
     workers: int = 0,
+    storage: str | None = None,
     progress: bool = True,
 ) -> SearchResult:
-    """Search until `trials` trials are finished, by this worker and all that share the storage.
+    """Search until enough trials are finished, by this worker and all that share the storage.
 
     The same call on an existing search goes on with it, or joins its workers. If a worker dies,
     another one goes on with its trial from the last checkpoint; with one worker, the search then
     is the one that was never interrupted. A worker that finds nothing left to begin waits for the
     others, to take over the trials of those that die.
 
-    The first trial is the recipe itself. The others are drawn by TPE over all parameters at once
-    (Bergstra et al. 2011; Falkner et al. 2018). A trial is pruned when its best AUC so far is below
-    the median of the finished trials' at that epoch: a rule that needs no minimum of epochs or
-    trials, and that a single bad epoch does not trip, as BatchNorm gives them. What counts is the
-    model that a trial keeps.
-
     Parameters
     ----------
-    recipe
-        Gives every value that is not searched. The ranges of the learning rate are a tenth
-        of its own to ten times it.
-    out
-        The search's folder. Without `storage` workers find each other by it; its file system
-        must have locks (flock), as local disks and NFS do.
-    seeds
-        Runs per trial, with the recipe's seed and those that follow it.
     storage
-        An SQLAlchemy URL. Its study has the name of `out`.
-    fixed
-        Names of options that keep the recipe's value.
+        An SQLAlchemy URL. Its study has the name of the search's folder.
 
     Raises
     ------
     KitError
-        If `out` or the storage holds another search, the storage cannot be used, or no trial
-        reached its last epoch.
+        If the recipe cannot be trained, the folder or the storage holds another search, the
+        storage cannot be used, or no trial reached its last epoch.
     """
-    if trials < 1 or seeds < 1:
-        raise KitError(f"{trials} trials of {seeds} seeds: a search needs one or more of both")
+    if search.trials < 1 or search.seeds < 1:
+        raise KitError(
+            f"{search.trials} trials of {search.seeds} seeds: a search needs one or more of both"
+        )
     sharing.silence()
-    check_recipes(seeded_recipes(recipe, seeds), store, device=device)
-    space = search_space(recipe, store, seeds=seeds, fixed=fixed)
-    record = {
-        **surroundings([recipe], store, device),
-        **recipe_values(recipe),
-        "searched": sorted(space.free),
-        "seeds": seeds,
-    }
-    with sharing.naming("search", storage, out / JOURNAL):
-        study = _open_study(space, out, record, storage)
+    check_recipes(seeded_recipes(search.recipe, search.seeds), store, device=device)
+    space = search_space(search.recipe, store, seeds=search.seeds, fixed=search.fixed)
+    shared = surroundings([search.recipe], store, device)
+    with sharing.naming("search", storage, search.folder / JOURNAL):
+        study = _open_study(search, space, shared, storage)
         # The pace is that of the trials to come.
-        begun = min(count_trials(study, *FINISHED), trials)
+        begun = min(count_trials(study, *FINISHED), search.trials)
         with tqdm(
-            total=trials, desc="search", unit=" trials", initial=begun, disable=not progress
+            total=search.trials, desc="search", unit=" trials", initial=begun, disable=not progress
         ) as bar:
-            worker = _Worker(
-                space=space,
-                store=store,
-                out=out,
-                trials=trials,
-                seeds=seeds,
-                device=device,
-                workers=workers,
-                bar=bar,
+            _Worker(search, space, store, device, workers, bar).work(
+                study, shares_folder=storage is None
             )
-            worker.work(study, shared_folder=storage is None)
-        return conclude(study, space, out, seeds)
+        return conclude(study, space, search.folder, search.seeds)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _Worker:
     """One of the processes that train a search's trials."""
 
+    search: Search
     space: Space
     store: Store
-    out: Path
-    trials: int
-    seeds: int
     device: str
     workers: int
     bar: "tqdm[Any]"
 
-    def work(self, study: Study, *, shared_folder: bool) -> None:
+    def work(self, study: Study, *, shares_folder: bool) -> None:
         """Train trials until enough are finished, here or elsewhere."""
-        lock = self.out / "trials.lock" if shared_folder else None
-        while (finished := count_trials(study, *FINISHED)) < self.trials:
+        lock = self.search.folder / "trials.lock" if shares_folder else None
+        while (finished := count_trials(study, *FINISHED)) < self.search.trials:
             self._show(study)
             sharing.give_up_dead(study, lock, begin_again)
             running = count_trials(study, TrialState.RUNNING)
-            if finished + running < self.trials:
+            if finished + running < self.search.trials:
                 sharing.optimize_one(study, self._objective, lock, [self._tidy])
             else:
                 self._show(study, f"waiting for {running} trials of other workers")
@@ -162,14 +161,14 @@ class _Worker:
 
     def _objective(self, trial: Trial) -> float:
         """Train a trial; return the AUC of what it keeps."""
-        if place_of(trial.study, trial.number) >= self.trials:
+        if place_of(trial.study, trial.number) >= self.search.trials:
             raise sharing.SurplusTrial
         with sharing.leaving(trial):
             return self._train(trial)
 
     def _train(self, trial: Trial) -> float:
         recipe = self.space.suggest(trial)
-        folders = run_folders(self.out, trial, recipe, self.seeds)
+        folders = run_folders(self.search.folder, trial, recipe, self.search.seeds)
         with _blaming(trial):
             check_recipes(folders.values(), self.store, device=self.device)
         trial_runs = [
@@ -199,14 +198,14 @@ class _Worker:
 
     def _tidy(self, study: Study, trial: FrozenTrial) -> None:
         """Remove a finished trial's checkpoints, and write what is known so far."""
-        for checkpoint in trial_folder(self.out, trial).rglob("last.pt"):
+        for checkpoint in trial_folder(self.search.folder, trial).rglob("last.pt"):
             checkpoint.unlink()
         if count_trials(study, TrialState.COMPLETE):
-            conclude(study, self.space, self.out, self.seeds)
+            conclude(study, self.space, self.search.folder, self.search.seeds)
 
     def _show(self, study: Study, doing: str = "") -> None:
         """Move the bar to the trials that are finished, by any worker."""
-        self.bar.n = min(count_trials(study, *FINISHED), self.trials)
+        self.bar.n = min(count_trials(study, *FINISHED), self.search.trials)
         complete = count_trials(study, TrialState.COMPLETE)
         best = f"best AUC {study.best_value:.4f}" if complete else ""
         self.bar.set_postfix_str("; ".join(filter(None, (best, doing))))
@@ -232,25 +231,27 @@ def _blaming(trial: Trial) -> Iterator[None]:
         raise TrialPruned(str(error)) from error
 
 
-def _open_study(space: Space, out: Path, record: dict[str, Any], storage: str | None) -> Study:
+def _open_study(search: Search, space: Space, shared: dict[str, Any], storage: str | None) -> Study:
     """Open or create the search in a folder and a storage, or refuse another one."""
-    name = "search" if storage is None else out.resolve().name
+    searched = {"searched": sorted(space.free), "seeds": search.seeds}
+    record = {**shared, **recipe_values(search.recipe), **searched}
+    name = "search" if storage is None else search.folder.resolve().name
     place = {"storage": sharing.storage_name(storage, Path(JOURNAL)), "study": name}
-    with FolderLock(out, wait=True):
-        path = out / "search.json"
+    path, journal = search.folder / "search.json", search.folder / JOURNAL
+    with FolderLock(search.folder, wait=True):
         if path.exists():
-            check_same(out, read_json(path), record | place, what="search")
+            check_same(search.folder, read_json(path), record | place, what="search")
         study = optuna.create_study(
             study_name=name,
             direction="maximize",
-            storage=sharing.open_storage(storage, out / JOURNAL, begin_again),
-            sampler=NumberedTPE(space.recipe.seed),
+            storage=sharing.open_storage(storage, journal, begin_again),
+            sampler=NumberedTPE(search.recipe.seed),
             # The first epochs say little, least of all of a slow learner.
-            pruner=MedianPruner(n_startup_trials=5, n_warmup_steps=space.recipe.epochs // 4),
+            pruner=MedianPruner(n_startup_trials=5, n_warmup_steps=search.recipe.epochs // 4),
             load_if_exists=True,
         )
         known = study.user_attrs.get("search", record)
-        check_same(sharing.storage_name(storage, out / JOURNAL), known, record, what="search")
+        check_same(sharing.storage_name(storage, journal), known, record, what="search")
         study.set_user_attr("search", record)
         if not study.get_trials(deepcopy=False):
             # What a search finds is to be compared with the recipe that it starts from.
