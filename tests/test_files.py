@@ -1,14 +1,16 @@
 import os
+import resource
 import signal
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from kit.base import KitError, atomic_folder, atomic_path, output_file, write_text
+from kit.base import KitError, atomic_folder, atomic_path, output_file, temporary_folder, write_text
 
 
 def test_text_is_written_as_it_is(tmp_path: Path) -> None:
@@ -110,3 +112,16 @@ def test_a_folder_that_others_have_filled_is_not_replaced(tmp_path: Path) -> Non
     ):
         pass
     assert (tmp_path / "store" / "thesis").read_text() == "mine"
+
+
+def test_no_usable_temporary_folder_is_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that may write nothing finds none: /tmp and the like are tried by writing."""
+    assert temporary_folder().is_dir()
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(KitError, match="no usable temporary folder: set TMPDIR to a folder"):
+            temporary_folder()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

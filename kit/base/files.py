@@ -3,6 +3,7 @@
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,22 @@ from pathlib import Path
 from kit.base.errors import KitError
 from kit.base.locks import FileLock
 from kit.base.text import shorten
+
+
+def temporary_folder() -> Path:
+    """Return the folder for temporary files.
+
+    Raises
+    ------
+    KitError
+        If the system has none that can be used.
+    """
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        raise KitError(
+            "there is no usable temporary folder: set TMPDIR to a folder with room"
+        ) from error
 
 
 def output_file(path: Path) -> Path:

@@ -1,7 +1,6 @@
 """Tiles as tensors: datasets over the packed tiles."""
 
 import math
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -10,7 +9,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from kit.base import CHANNELS, TILE_SIZE, Indices, KitError, Labels, Pixels, Recipe
+from kit.base import (
+    CHANNELS,
+    TILE_SIZE,
+    Indices,
+    KitError,
+    Labels,
+    Pixels,
+    Recipe,
+    temporary_folder,
+)
 from kit.data import tensor_transforms, transforms
 from kit.data.mapped import map_temporary
 from kit.data.transforms import Keys, PerTile, Pipeline, Resize, TileAugmentation
@@ -235,12 +243,13 @@ def fits_on_device(recipe: Recipe, tiles: int, device: torch.device) -> bool:
 def _resize_all(tiles: Pixels, rows: Indices, resize: Resize) -> Pixels:
     """Resize rows of the store, side by side, to (rows, size, size, 3)."""
     shape = (len(rows), resize.size, resize.size, CHANNELS)
+    where = temporary_folder()
     try:
         mapped = map_temporary(shape)
     except OSError as error:
         raise KitError(
             f"no room for {math.prod(shape):,} bytes of resized tiles in "
-            f"{tempfile.gettempdir()}: set TMPDIR to a folder with room ({error.strerror})"
+            f"{where}: set TMPDIR to a folder with room ({error.strerror})"
         ) from error
     # An item of a memory-mapped array takes longer to make than most tiles to resize.
     tiles, resized = np.asarray(tiles), np.asarray(mapped)

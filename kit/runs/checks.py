@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from kit import models
-from kit.base import Recipe
+from kit.base import Recipe, temporary_folder
 from kit.data import Holdout, Store, check_holdouts
 from kit.runs.folder import read_config
 from kit.runs.holdout import resumed_holdout
@@ -29,8 +29,10 @@ def check_trainable(
     ------
     KitError
         If a side of a holdout lacks a class, a batch is not filled, a schedule has too few steps,
-        a model cannot be built, or there is no such device.
+        a model cannot be built, or there is no such device or no temporary folder.
     """
+    # PyTorch's optimisers ask for it when they are made.
+    temporary_folder()
     recipes, chosen = list(recipes), choose_device(device)
     holdouts, built = check_holdouts(store, recipes), set()
     for recipe, holdout in zip(recipes, holdouts, strict=True):

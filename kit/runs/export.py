@@ -24,6 +24,7 @@ from kit.base import (
     atomic_path,
     competition,
     output_file,
+    temporary_folder,
 )
 from kit.data import EVAL_BATCH_SIZE, Resize, TileDataset, recipe_dataset
 from kit.runs.folder import read_config, read_history
@@ -108,6 +109,8 @@ def write_onnx(path: Path, folder: Path, tiles: Pixels) -> float:
     network = TileNetwork(trained).eval()
     inputs = torch.zeros(2, competition.CHANNELS, network.side, network.side, dtype=torch.uint8)
     _require("onnxscript")
+    # Where there is none, the exporter's own message speaks of something else.
+    temporary_folder()
     program = torch.onnx.export(
         network,
         (inputs,),
