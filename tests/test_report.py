@@ -315,6 +315,25 @@ def test_model_without_a_map_has_no_grad_cam(tiles: Store) -> None:
     assert [tile.cam for tile in chosen] == [None, None]
 
 
+def test_a_run_that_is_too_sure_is_judged_and_has_its_page(tiles: Store, tmp_path: Path) -> None:
+    """Logits of 60, as dead channels that revive give: each probability is exactly 1 in float64."""
+    run = Run(Recipe(epochs=1, batch_size=16), tiles, tmp_path / "sure", device="cpu")
+    for _ in run.train(progress=False):
+        with torch.no_grad():
+            run.state.model.head.bias += 60
+    valid, final = runs.read_valid(run.folder), runs.read_metrics(run.folder)
+    assert (valid["probability"] == 1).all()
+    assert valid["logit"].nunique() > 40
+    assert 0 < final["auc"]["estimate"] < 1
+    assert final["temperature"] == pytest.approx(stats.TEMPERATURES[1], rel=0.01)
+    page = report.run_page(run.folder, tiles)
+    report.write_page(tmp_path / "sure.html", page)
+    wrong = page.sections[3].gallery["Most wrong"]
+    logits = valid.set_index("id")["logit"][[tile.id for tile in wrong]]
+    assert logits.is_monotonic_decreasing
+    assert logits.iloc[0] == valid["logit"][valid["label"] == 0].max()
+
+
 def test_command_that_rebuilds_is_the_run_s_own(folder: Path, tiles: Store) -> None:
     """As its folder records it, whatever was typed last; typed again it asks for the same run."""
     words = shlex.split(report.train_command(folder, tiles.data))
