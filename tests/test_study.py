@@ -294,7 +294,7 @@ def test_a_study_of_another_version_or_precision_is_refused(
     with pytest.raises(KitError, match=r"version 0\.4 or older: go on with that version"):
         study.train_arms(spec, tiles, device="cpu")
     path.write_text(path.read_text()[:20])
-    with pytest.raises(KitError, match=r"study\.json cannot be read: choose another --out"):
+    with pytest.raises(KitError, match=r"study\.json is not the record of a study: .*Choose"):
         study.train_arms(spec, tiles, device="cpu")
 
 
@@ -358,6 +358,10 @@ def test_a_sweep_judges_what_the_recipe_predicts_with(tiles: Store, tmp_path: Pa
     for name in ("0.99", "0.5"):
         assert without_clocks(swept[name][0]) == without_clocks(alone[name][0])
         assert swept[name][0].auc != swept[name][0].history[-1].valid_auc
+    path = tmp_path / "swept" / "runs" / "sweep-0" / "outcomes.json"
+    path.write_text(path.read_text()[:99])
+    with pytest.raises(KitError, match=r"outcomes\.json is not a sweep.s outcomes: .*Remove .*0"):
+        study.sweep_momenta(spec, tiles, device="cpu")
 
 
 def test_the_notebooks_differences_are_told_of_its_own_momenta() -> None:

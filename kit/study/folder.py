@@ -1,6 +1,5 @@
 """The folder of a study: what it is about."""
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,8 +7,8 @@ from typing import Any
 import torch
 
 import kit
-from kit import base, training
-from kit.base import FolderLock, KitError, Recipe, plain_values, write_text
+from kit import training
+from kit.base import FolderLock, KitError, Recipe, plain_values, read_json, write_json
 from kit.data import Store, slides_fingerprint
 
 STUDY_FILE = "study.json"
@@ -45,8 +44,8 @@ def claim_folder(folder: Path, study: Mapping[str, Any]) -> None:
     path = folder / STUDY_FILE
     with FolderLock(folder, wait=True):
         if path.exists():
-            check_same(folder, read_json(path), now)
-        write_text(path, json.dumps(now, indent=2) + "\n")
+            check_same(folder, read_record(path), now)
+        write_json(path, now)
 
 
 def check_same(
@@ -73,16 +72,16 @@ def check_same(
         )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object that the kit wrote.
+def read_record(path: Path) -> dict[str, Any]:
+    """Read what a study or a search is about.
 
     Raises
     ------
     KitError
-        If the file cannot be read, or is something else.
+        If the file is not what the kit writes there.
     """
     try:
-        return base.read_json(path, dict[str, Any], what="what the kit writes there")
+        return read_json(path, dict[str, Any], what="the record of a study")
     except KitError as error:
         raise KitError(f"{error}. Choose another --out") from error
 

@@ -7,7 +7,6 @@ Momentum is given in Keras' sense, the share of a running statistic that is kept
 PyTorch's is 1 minus it.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,13 +16,13 @@ from safetensors.torch import save
 from torch import nn
 
 from kit import models, runs, training
-from kit.base import EpochResult, KitError, Recipe, atomic_path, write_text
+from kit.base import EpochResult, KitError, Recipe, atomic_path, read_json, write_json
 from kit.data import Store
 from kit.runs import Run
 from kit.study.arms import Study, train_arms
 from kit.study.checks import check_kept, check_recipes
 from kit.study.figures import Outcome, Outcomes, check_outcome, kept_figures
-from kit.study.folder import claim_folder, read_json, surroundings
+from kit.study.folder import claim_folder, surroundings
 from kit.study.opening import clear_folder
 from kit.study.sharing import share_runs
 from kit.study.statistics_bank import StatisticsBank
@@ -191,7 +190,7 @@ def _sweep_one(run: Run, momenta: Sequence[float], bar: TrainingBar) -> Iterator
     kept = by_name(_kept_figures(run, _candidates(run, bank, others, batches=None)))
     outcomes = {name: Outcome(tuple(histories[name]), **kept[name]) for name in names}
     plain = {name: asdict(outcome) for name, outcome in outcomes.items()}
-    write_text(run.folder / _OUTCOMES, json.dumps(plain) + "\n")
+    write_json(run.folder / _OUTCOMES, plain)
 
 
 def _candidates(
@@ -223,19 +222,10 @@ def _kept_figures(run: Run, candidates: Iterable[nn.Module]) -> list[dict[str, f
 
 def _read_outcomes(folder: Path) -> dict[str, Outcome]:
     """Read the outcome of every momentum from a training's folder."""
-    plain = read_json(folder / _OUTCOMES)
     try:
-        outcomes = {
-            name: Outcome(
-                **one | {"history": tuple(EpochResult(**epoch) for epoch in one["history"])}
-            )
-            for name, one in plain.items()
-        }
-    except (KeyError, TypeError) as error:
-        raise KitError(
-            f"{folder / _OUTCOMES} is damaged ({error!r}): remove {folder}, and the same command "
-            "trains it again"
-        ) from error
+        outcomes = read_json(folder / _OUTCOMES, dict[str, Outcome], what="a sweep's outcomes")
+    except KitError as error:
+        raise KitError(f"{error}. Remove {folder}, and the same command trains it again") from error
     return {name: check_outcome(outcome, folder) for name, outcome in outcomes.items()}
 
 

@@ -13,7 +13,6 @@ and that a single bad epoch does not trip, as BatchNorm gives them. What counts 
 model that a trial keeps.
 """
 
-import json
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -36,14 +35,14 @@ from kit.base import (
     Recipe,
     StoppedError,
     recipe_values,
-    write_text,
+    write_json,
 )
 from kit.data import Store
 from kit.runs import Run
 from kit.study import sharing
 from kit.study.checks import check_recipes
 from kit.study.figures import read_outcome
-from kit.study.folder import check_same, read_json, surroundings
+from kit.study.folder import check_same, read_record, surroundings
 from kit.study.opening import open_run
 from kit.study.search_result import SearchResult, conclude
 from kit.study.space import Space, search_space, seeded_recipes
@@ -240,7 +239,7 @@ def _open_study(search: Search, space: Space, shared: dict[str, Any], storage: s
     path, journal = search.folder / "search.json", search.folder / JOURNAL
     with FolderLock(search.folder, wait=True):
         if path.exists():
-            check_same(search.folder, read_json(path), record | place, what="search")
+            check_same(search.folder, read_record(path), record | place, what="search")
         study = optuna.create_study(
             study_name=name,
             direction="maximize",
@@ -256,5 +255,5 @@ def _open_study(search: Search, space: Space, shared: dict[str, Any], storage: s
         if not study.get_trials(deepcopy=False):
             # What a search finds is to be compared with the recipe that it starts from.
             study.enqueue_trial(space.own_parameters())
-        write_text(path, json.dumps(record | place, indent=2) + "\n")
+        write_json(path, record | place)
     return study
