@@ -57,6 +57,16 @@ def test_arms_show_seeds_mean_and_interval() -> None:
     assert figure.axes[0].get_ylabel() == "validation accuracy"
 
 
+def test_a_single_epoch_is_seen() -> None:
+    axes = plots.arms({"one": [history([0.5]), history([0.7])]}, "valid_accuracy", title="t").axes[
+        0
+    ]
+    assert {line.get_marker() for line in axes.lines} == {"o"}
+    axes.figure.draw_without_rendering()
+    low, high = axes.get_xlim()
+    assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [1]
+
+
 def test_lines_not_shades_set_the_scale() -> None:
     """Two seeds' interval spans 12.7 standard errors, which would flatten every line."""
     arms = {"after": [history([0.5, 0.6]), history([0.6, 0.8])], "one": [history([0.7, 0.7])]}

@@ -82,9 +82,12 @@ def arms(
     styles = _arm_styles(histories)
     for name, table in tables.items():
         colour, dashes = styles[name]
-        axes.plot(table.index, table, color=colour, linewidth=0.7, alpha=0.45)
+        # A single epoch makes no line.
+        marker = "o" if len(table) == 1 else ""
+        axes.plot(table.index, table, "-", marker=marker, color=colour, lw=0.7, alpha=0.45)
         label = f"{plain(name)} ({table.shape[1]} seeds)"
-        axes.plot(table.index, table.mean(axis=1), dashes, color=colour, linewidth=2.2, label=label)
+        mean = table.mean(axis=1)
+        axes.plot(table.index, mean, dashes, marker=marker, color=colour, lw=2.2, label=label)
     limits = axes.get_ylim()
     for name, table in tables.items():
         if table.shape[1] > 1:
@@ -92,7 +95,7 @@ def arms(
                 table.index, *_interval_of_mean(table), color=styles[name][0], alpha=0.18, lw=0
             )
     axes.set(xlabel="epoch", ylabel=_field_name(field), ylim=limits)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.legend()
     return figure
 
@@ -236,7 +239,7 @@ def _draw_sides(axes: Axes, history: Sequence[EpochResult], quantity: str) -> No
         values = [getattr(result, f"{side}_{quantity}") for result in history]
         axes.plot(epochs, values, marker=".", color=colour, label=label)
     axes.set(xlabel="epoch", ylabel=quantity)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.3)
     axes.legend()
 
