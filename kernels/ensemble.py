@@ -56,6 +56,11 @@ def main(options: EnsembleOptions) -> None:
     together = stats.auc(labels, everything.combine(predictions))
     print(f"{together:.4f}  all {len(folders)}, weighted alike")
     print(judged)
+    if chosen_by_holdout := [str(run) for run in folders if runs.keeps_best(run)]:
+        print(
+            "note: the held-out tiles chose the epochs of "
+            f"{', '.join(chosen_by_holdout)}: AUC and weight there are too high"
+        )
     print(path)
     standins = runs.trained_on_standin(chosen)
     if standins:

@@ -82,7 +82,8 @@ def main(options: TrainOptions) -> None:
         with training.distributed.rank_zero_first():
             tiles = data.open_store(options.data)
         if options.recipe.folds is None or options.recipe.fold is not None:
-            train(options, tiles, folder)
+            with training.TrainingBar() as bar:
+                train(options, tiles, folder, bar)
         elif training.distributed.world_size() > 1:
             raise KitError(
                 "--folds under torchrun: start one fold at a time, with --fold 0, 1, ..."
@@ -110,19 +111,24 @@ def train_folds(options: TrainOptions, tiles: data.Store, folder: Path) -> None:
     finished = [part for part in recipes if options.resume and (part / "metrics.json").exists()]
     for part in finished:
         runs.check_run(part, recipes[part], tiles, device=options.device, force=options.force)
-    for fold, (part, recipe) in enumerate(recipes.items()):
-        print(f"fold {fold}, {fold + 1} of {len(recipes)}: {part}", flush=True)
-        if part not in finished:
-            resume = options.resume and (part / "config.json").exists()
-            train(replace(options, recipe=recipe, resume=resume), tiles, part)
-        elif not (part / PAGE).exists():
-            # It was stopped between its figures and its page.
-            write_page(part, tiles)
+    with training.TrainingBar(len(recipes)) as bar:
+        bar.skip(len(finished))
+        for fold, (part, recipe) in enumerate(recipes.items()):
+            bar.label = f"fold {fold}, {fold + 1} of {len(recipes)}"
+            bar.say(f"{bar.label}: {part}")
+            if part not in finished:
+                resume = options.resume and (part / "config.json").exists()
+                train(replace(options, recipe=recipe, resume=resume), tiles, part, bar)
+            elif not (part / PAGE).exists():
+                # It was stopped between its figures and its page.
+                write_page(part, tiles)
     print(conclude_folds(runs.pool_folds(folder, force=options.force), folder))
     print(next_command(folder, options))
 
 
-def train(options: TrainOptions, tiles: data.Store, folder: Path) -> None:
+def train(
+    options: TrainOptions, tiles: data.Store, folder: Path, bar: training.TrainingBar
+) -> None:
     """Train a run, telling each epoch's figures."""
     run = runs.Run(
         options.recipe,
@@ -135,18 +141,17 @@ def train(options: TrainOptions, tiles: data.Store, folder: Path) -> None:
         checkpoint_steps=options.checkpoint_steps,
         record={"options": base.plain_values({name: getattr(options, name) for name in KEPT})},
     )
-    print(describe(run))
+    bar.say(describe(run))
     if run.rank == 0:
         layers = models.layer_table(run.state.model, run.recipe.size)
         write_text(folder / LAYERS_FILE, layers + "\n")
-    for result in run.train():
-        print(epoch_line(result, run.recipe.epochs), flush=True)
+    for result in run.train(progress=bar):
+        bar.say(f"{epoch_line(result, run.recipe.epochs)}  {bar.time_left()}".rstrip())
     if run.rank > 0:
         return
-    print(conclude(folder))
+    bar.say(f"{conclude(folder)}\n{kept_note(run)}".rstrip())
     write_page(folder, tiles)
-    print(f"the whole run: {folder / PAGE}")
-    print(next_command(folder, options))
+    bar.say(f"the whole run: {folder / PAGE}\n{next_command(folder, options)}")
 
 
 def write_page(folder: Path, tiles: data.Store) -> None:
@@ -217,13 +222,33 @@ def conclude(folder: Path) -> str:
     )
 
 
+def kept_note(run: runs.Run) -> str:
+    """Say which epoch was kept or could have been, unless the last one was the best as well."""
+    last, best = run.history[-1], max(run.history, key=lambda result: result.valid_auc)
+    if run.recipe.keep == "best":
+        kept = runs.read_metrics(run.folder)["kept_epoch"]
+        return (
+            f"note: kept are the weights after epoch {kept} of {last.epoch}, which did best on the "
+            "held-out tiles: the figures above are optimistic"
+        )
+    if best.valid_auc <= last.valid_auc:
+        return ""
+    which = ", of weights that were not averaged yet" if run.recipe.ema else ""
+    return (
+        f"note: the last epoch was not the best one: AUC {best.valid_auc:.4f} after epoch "
+        f"{best.epoch}, {last.valid_auc:.4f} after the last{which}. --keep best keeps the best, "
+        "which makes its figures optimistic"
+    )
+
+
 def conclude_folds(figures: dict[str, Any], folder: Path) -> str:
     """Give the pooled figures of a cross-validation."""
     by_fold = ", ".join(f"{auc:.4f}" for auc in figures["auc_by_fold"])
+    note = "; optimistic, since these tiles chose the epochs" if runs.keeps_best(folder) else ""
     return (
         f"{folder}: out-of-fold AUC {stats.Interval(**figures['auc'])} (95 % interval, over tiles) "
         f"on {figures['tiles']:,} tiles; by fold {by_fold}, mean "
-        f"{figures['mean_auc_of_folds']:.4f}"
+        f"{figures['mean_auc_of_folds']:.4f}{note}"
     )
 
 

@@ -4,8 +4,10 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import islice
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -96,6 +98,62 @@ def test_folder_alone_rebuilds_the_model(tiles: Store, tmp_path: Path) -> None:
     held_out = TileSet(tiles.train.tiles[rows], tiles.train.ids[rows])
     probabilities = runs.load(run.folder, device="cpu").predict(held_out, progress=False)
     np.testing.assert_array_equal(probabilities, valid["probability"])
+
+
+# Rates that make the curve jump, so that the last epoch is not the best.
+JUMPY = replace(RECIPE, epochs=6, lr=0.03, keep="best")
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"ema": 0.5, "schedule": "one-cycle"}, {"views": 8}], ids=["plain", "ema", "8"]
+)
+def test_the_best_epoch_is_kept_and_is_what_was_judged(
+    tiles: Store, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """Epoch by epoch it is the run that ends there; training itself is not touched."""
+    recipe = replace(JUMPY, **options)
+    best = train(recipe, tiles, tmp_path / "best")
+    last = train(replace(recipe, keep="last"), tiles, tmp_path / "last")
+    assert contents(best.folder)["history"] == contents(last.folder)["history"]
+    kept = runs.read_metrics(best.folder)["kept_epoch"]
+    assert runs.read_metrics(last.folder)["kept_epoch"] == recipe.epochs
+    weights = load_file(best.folder / "model.safetensors")
+    aucs = []
+    for epoch in range(1, recipe.epochs + 1):
+        # One-cycle is planned for all epochs: the run is stopped, not shortened.
+        short = Run(replace(recipe, keep="last"), tiles, tmp_path / f"{epoch}", device="cpu")
+        list(islice(short.train(progress=False), epoch))
+        short._finish()
+        aucs.append(runs.read_metrics(short.folder)["auc"]["estimate"])
+        same = load_file(short.folder / "model.safetensors")
+        assert all(torch.equal(weights[name], same[name]) for name in same) == (epoch == kept)
+    assert kept == 1 + int(np.argmax(aucs))
+    assert runs.read_metrics(best.folder)["auc"]["estimate"] == max(aucs)
+
+
+def test_a_resumed_run_knows_its_best_epoch(tiles: Store, tmp_path: Path) -> None:
+    recipe = replace(JUMPY, ema=0.5)
+    whole = train(recipe, tiles, tmp_path / "whole")
+    begun = Run(recipe, tiles, tmp_path / "run", device="cpu")
+    kept = runs.read_metrics(whole.folder)["kept_epoch"]
+    list(islice(begun.train(progress=False), kept + 1))
+    del begun
+    resumed = train(recipe, tiles, tmp_path / "run", resume=True)
+    assert contents(resumed.folder) == contents(whole.folder)
+
+
+def test_the_last_step_of_a_run_is_repeated_when_it_failed(tiles: Store, tmp_path: Path) -> None:
+    recipe = replace(JUMPY, ema=0.5)
+    whole = train(recipe, tiles, tmp_path / "whole")
+    broken = Run(recipe, tiles, tmp_path / "run", device="cpu")
+    (tmp_path / "run" / "valid.csv").mkdir()
+    with pytest.raises((KitError, OSError), match=r"valid\.csv"):
+        list(broken.train(progress=False))
+    del broken
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    (tmp_path / "run" / "valid.csv").rmdir()
+    resumed = train(recipe, tiles, tmp_path / "run", resume=True)
+    assert contents(resumed.folder) == contents(whole.folder)
 
 
 def test_the_same_seed_gives_the_same_folder(tiles: Store, tmp_path: Path) -> None:
@@ -283,12 +341,11 @@ def test_a_loss_that_is_no_number_names_the_tiles_and_the_checkpoint(
 def test_averaged_weights_are_recalibrated_and_kept(tiles: Store, tmp_path: Path) -> None:
     run = train(replace(RECIPE, ema=0.9), tiles, tmp_path / "run")
     kept = load_file(run.folder / "model.safetensors")
-    averaged = run.state.averaged
-    assert averaged is not None
-    for name, weight in averaged.module.named_parameters():
-        assert torch.equal(kept[name], weight)
-    moved = kept["features.0.norm.running_mean"]
-    assert not torch.equal(moved, averaged.module.state_dict()["features.0.norm.running_mean"])
+    averaged = torch.load(run.folder / "last.pt", weights_only=True)["averaged"]
+    weights = dict(run.state.model.named_parameters())
+    for name, tensor in kept.items():
+        # Statistics that the average only borrowed are measured again.
+        assert torch.equal(tensor, averaged[f"module.{name}"]) == (name in weights)
     last = runs.read_history(run.folder)[-1]
     assert last.valid_auc != runs.read_metrics(run.folder)["auc"]["estimate"]
 
@@ -416,11 +473,15 @@ def test_held_tiles_give_the_same_run(
 def test_full_memory_is_an_error_that_says_what_to_do(
     tiles: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> dict[str, float]:
-        raise torch.OutOfMemoryError("no room")
+    """The error that a GPU raises; tests/test_memory.py has the CPU's own."""
 
-    with pytest.raises(KitError, match=r"memory of cpu is full: choose a smaller --batch-size$"):
-        next(Run(RECIPE, tiles, tmp_path / "a", device="cpu").train(evaluate=fail, progress=False))
-    monkeypatch.setattr("kit.runs.run.fits_on_device", lambda *_: True)
-    with pytest.raises(KitError, match="or --workers 1, which holds no tiles"):
-        next(Run(RECIPE, tiles, tmp_path / "b", device="cpu").train(evaluate=fail, progress=False))
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    full = "memory of cpu is full while training: choose a smaller --batch-size"
+    for folder, remedy in (("a", f"{full}$"), ("b", f"{full}, or --workers 1, which holds no")):
+        run = Run(RECIPE, tiles, tmp_path / folder, device="cpu")
+        run.state.model.register_forward_pre_hook(fail)
+        with pytest.raises(KitError, match=remedy):
+            next(run.train(progress=False))
+        monkeypatch.setattr("kit.runs.run.fits_on_device", lambda *_: True)

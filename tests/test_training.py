@@ -24,6 +24,7 @@ from kit.training import (
     predict,
     predict_logits,
     recalibrate,
+    settle_on_kept,
 )
 
 RNG = np.random.default_rng(0)
@@ -253,7 +254,7 @@ def test_average_of_weights_is_the_written_out_recursion() -> None:
         memory = min(0.5, (1 + step) / (10 + step))
         expected = weight if expected is None else memory * expected + (1 - memory) * weight
     assert state.averaged.module.weight.item() == pytest.approx(expected)
-    state.use_average()
+    settle_on_kept(state, eval_loader(TileDataset(TILES)))
     assert state.model.weight.item() == pytest.approx(expected)  # type: ignore[operator, union-attr]
 
 

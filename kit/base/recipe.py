@@ -21,6 +21,7 @@ Augmentation = Literal["none", "d4", "stain", "colour", "full"]
 Orientations = Literal[1, 8]
 Init = Literal["keras", "torch"]
 Schedule = Literal["constant", "one-cycle"]
+Keep = Literal["last", "best"]
 Views = Literal[1, 8]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -109,6 +110,10 @@ class Recipe:
     """Share by which labels are drawn towards 1/2."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay of an average of the weights, which the run ends with; 0 keeps none."""
+    keep: Keep = "last"
+    """last keeps the weights after the last epoch; best those after the epoch with the highest AUC
+    on the holdout, which makes the run's own figures optimistic. With ema each epoch then costs a
+    pass over the training tiles more."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Of a timm model: a layer's learning rate over that of the layer above it."""
     frozen_epochs: Annotated[int, Field(ge=0)] = 0

@@ -34,7 +34,7 @@ def run_page(folder: Path, store: Store) -> Page:
         title=f"Run {folder.name}",
         verdict=f"AUC {auc.estimate:.4f} on {figures['tiles']:,} held-out tiles "
         f"(95 % interval {bounds(auc)}).",
-        limits=[*_limits(by_slide=table is not None), *slides.notes],
+        limits=[*_limits(folder, by_slide=table is not None), *slides.notes],
         sections=[
             Section(
                 "Figures",
@@ -57,7 +57,7 @@ def _check_data(folder: Path, config: dict[str, Any], store: Store) -> None:
         )
 
 
-def _limits(*, by_slide: bool) -> list[str]:
+def _limits(folder: Path, *, by_slide: bool) -> list[str]:
     """Say in plain words what a single run's figures do not tell."""
     holdout = (
         "No slide is on both sides of this holdout."
@@ -65,8 +65,13 @@ def _limits(*, by_slide: bool) -> list[str]:
         else "Tiles of one slide look alike and are on both sides of this holdout, so its "
         "figures are too high: on other slides they will be lower. --slides keeps slides apart."
     )
+    best = (
+        f"The weights are those after epoch {runs.read_metrics(folder)['kept_epoch']}, which did "
+        "best on this holdout, so its figures are optimistic."
+    )
     return [
         holdout,
+        *([best] if runs.keeps_best(folder) else []),
         "This is one run: another seed gives other figures, and no interval here says by how much. "
         "A comparison of two variants takes several seeds of each.",
     ]

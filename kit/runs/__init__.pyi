@@ -16,6 +16,7 @@ from .folder import read_history as read_history
 from .folder import resume_command as resume_command
 from .folds import begun_config as begun_config
 from .folds import fold_recipes as fold_recipes
+from .folds import keeps_best as keeps_best
 from .folds import members as members
 from .folds import pool_folds as pool_folds
 from .folds import require_distinct as require_distinct

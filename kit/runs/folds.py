@@ -41,6 +41,11 @@ def begun_config(folder: Path) -> dict[str, Any]:
     return config | {"recipe": config["recipe"] | {"fold": None}}
 
 
+def keeps_best(folder: Path) -> bool:
+    """Whether a run, or a cross-validation's, kept the epoch that did best on its holdout."""
+    return bool(begun_config(folder)["recipe"].get("keep") == "best")
+
+
 def members(folder: Path) -> list[Path]:
     """Return the runs of a cross-validation's folder, or the one run that a folder is.
 

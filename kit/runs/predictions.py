@@ -53,6 +53,7 @@ class _Metrics:
     log_loss: _Finite
     expected_calibration_error: _Share
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    kept_epoch: Count | None = None
     auc_by_fold: tuple[_Share, ...] = ()
     mean_auc_of_folds: _Share | None = None
     sha256: dict[str, str] = field(default_factory=dict)
@@ -148,7 +149,7 @@ def final_metrics(labels: Labels, logits: Floats) -> dict[str, Any]:
     hard = (probabilities > 0.5).astype(float)
     return {
         "tiles": len(labels),
-        "auc": asdict(stats.auc_interval(labels, probabilities)),
+        "auc": asdict(stats.auc_interval(labels, logits)),
         "auc_of_hard_labels": stats.auc(labels, hard),
         "accuracy": stats.accuracy(labels, probabilities),
         "log_loss": stats.log_loss(labels, probabilities),

@@ -58,9 +58,12 @@ from kit.training import (
     choose_precision,
     distributed,
     evaluate,
+    explain_full_memory,
     fit,
+    judge_epoch,
     predict_logits,
     recalibrate,
+    settle_on_kept,
 )
 
 
@@ -197,13 +200,14 @@ class Run:
             After SIGTERM or Ctrl-C, when a checkpoint has been written.
         KitError
             If the loss stops being a number, when the batch's tiles and the checkpoint are named;
-            or if a GPU's memory is full.
+            or if a memory is full.
         """
         stop = _StopRequest()
+        with explain_full_memory(self.device, "loading tiles"):
+            tiles = self._train_loader(), self._valid_share()
         results = fit(
             self.state,
-            self._train_loader(),
-            self._valid_share(),
+            *tiles,
             after_step=lambda: self._after_step(stop),
             evaluate=evaluate,
             progress=progress if self.rank == 0 else False,
@@ -217,11 +221,6 @@ class Run:
             raise self._explain(error) from error
         except LostWorkerError as error:
             raise KitError(f"{error}. Go on with --resume --out {self.folder}") from error
-        except torch.OutOfMemoryError as error:
-            raise KitError(
-                f"the memory of {self.device} is full: choose a smaller --batch-size"
-                f"{', or --workers 1, which holds no tiles in it' if self.holds_tiles else ''}"
-            ) from error
         # What is left is rank 0's, which needs no one for it.
         distributed.leave_group()
         if self.rank == 0:
@@ -236,6 +235,8 @@ class Run:
             result = next(results, None)
             if result is not None:
                 self.history.append(result)
+                if self.recipe.keep == "best":
+                    judge_epoch(self.state, result, self.plain_train_loader, self.valid_loader)
                 self._checkpoint()
         if stop.number and distributed.world_size() == 1:
             raise StoppedError(
@@ -358,9 +359,7 @@ class Run:
 
     def _finish(self) -> None:
         """Write what a finished run is used for; metrics.json comes last and says so."""
-        if self.state.averaged is not None:
-            self.state.use_average()
-            self.recalibrate()
+        kept_epoch = settle_on_kept(self.state, self.plain_train_loader)
         state = self.state.model.state_dict()
         weights = save({name: tensor.contiguous() for name, tensor in state.items()})
         with atomic_path(self.folder / "model.safetensors") as partial:
@@ -378,6 +377,7 @@ class Run:
             self.store.train.ids[self.holdout.valid],
             self.store.labels[self.holdout.valid],
             logits,
+            kept_epoch=kept_epoch,
             sha256={"model.safetensors": hashlib.sha256(weights).hexdigest()},
         )
 

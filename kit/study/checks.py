@@ -28,13 +28,14 @@ def check_recipes(
     Raises
     ------
     KitError
-        If a recipe asks for several runs, a side of a holdout lacks a class, a batch is not
-        filled, a schedule has too few steps, or a model cannot be built.
+        If a recipe asks for several runs or keeps its best epoch, a side of a holdout lacks a
+        class, a batch is not filled, a schedule has too few steps, or a model cannot be built.
     """
     recipes = list(recipes)
     try:
         for recipe in recipes:
             _require_one_run(recipe)
+            _require_last_epoch(recipe)
         return runs.check_trainable(recipes, store, device=device)
     except KitError as error:
         if arm is None:
@@ -69,4 +70,13 @@ def _require_one_run(recipe: Recipe) -> None:
         raise KitError(
             f"a study trains one run per recipe and seed, not {recipe.folds} folds: leave out "
             "--folds, or name one with --fold"
+        )
+
+
+def _require_last_epoch(recipe: Recipe) -> None:
+    """Refuse best epochs: the recipe whose curve jumps more would win by chance."""
+    if recipe.keep == "best":
+        raise KitError(
+            "a study judges the last epoch, since the best of noisy ones flatters the recipe whose "
+            "curve jumps more: leave out --keep best, or give --keep last"
         )

@@ -11,6 +11,8 @@ from .inference import Normalize as Normalize
 from .inference import predict as predict
 from .inference import predict_logits as predict_logits
 from .inference import predict_logits_each as predict_logits_each
+from .keeping import judge_epoch as judge_epoch
+from .keeping import settle_on_kept as settle_on_kept
 from .loop import Evaluate as Evaluate
 from .loop import evaluate as evaluate
 from .loop import evaluate_each as evaluate_each

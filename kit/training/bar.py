@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import nullcontext
 from types import TracebackType
 
 from tqdm import tqdm
@@ -69,13 +70,14 @@ class TrainingBar:
 
     def time_left(self) -> str:
         """Return the time that the rest takes at the mean pace so far, as "1:23 left"."""
-        own = self._done - self._skipped
-        if own <= 0:
+        own, left = self._done - self._skipped, self._trainings - self._done
+        # Shares of steps add up to a whole within rounding.
+        if own <= 0 or left < 1e-6:
             return ""
-        seconds = (time.monotonic() - self._start) * (self._trainings - self._done) / own
-        return f"{tqdm.format_interval(max(0.0, seconds))} left"
+        seconds = (time.monotonic() - self._start) * left / own
+        return f"{tqdm.format_interval(seconds)} left"
 
     def say(self, text: str) -> None:
         """Print a line on stdout at once, without tearing the bar."""
-        with tqdm.external_write_mode():
+        with tqdm.external_write_mode() if sys.stderr.isatty() else nullcontext():
             print(text, flush=True)

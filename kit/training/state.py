@@ -101,6 +101,15 @@ class Sums:
         return loss, int(hits), distributed.all_reduce(bad, operation="min")[0]
 
 
+@dataclass(frozen=True)
+class BestModel:
+    """The weights and running statistics that did best on the holdout so far."""
+
+    epoch: int
+    auc: float
+    weights: dict[str, Tensor]
+
+
 class TrainingState:
     """A model in training, and everything else that training changes.
 
@@ -125,6 +134,8 @@ class TrainingState:
         the first weights are not worth averaging.
     normalize
         What the model's inputs go through, on its device.
+    best
+        What `keep_if_best` kept, or None.
 
     Raises
     ------
@@ -145,6 +156,7 @@ class TrainingState:
         self.device = device or torch.device("cpu")
         self.dtype = dtype
         self.begin_epoch(Progress())
+        self.best: BestModel | None = None
         model = move_model(model, self.device)
         if distributed.world_size() > 1 and self.device.type == "cuda":
             model = models.synchronize_batch_norms(model)
@@ -204,6 +216,7 @@ class TrainingState:
             "progress": asdict(self.progress),
             "generator": torch.get_rng_state(),
             **self._device_generator(),
+            "best": self.best and vars(self.best),
             **{name: part.state_dict() for name, part in self._parts().items()},
         }
 
@@ -219,16 +232,19 @@ class TrainingState:
         torch.set_rng_state(state["generator"].cpu())
         if self.device.type == "cuda" and "cuda_generator" in state:
             torch.cuda.set_rng_state(state["cuda_generator"].cpu(), self.device)
+        # Checkpoints of version 0.4.0 have none.
+        self.best = BestModel(**state["best"]) if state.get("best") else None
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
         if distributed.rank() > 0:
             # The state is rank 0's, whose draws these would repeat.
             self.seed_draws(self.epoch + 1, distributed.rank(), self.progress.step)
 
-    def use_average(self) -> None:
-        """Put the averaged weights, where there are any, in place of the last ones."""
-        if self.averaged is not None:
-            self.model.load_state_dict(self.averaged.module.state_dict())
+    def keep_if_best(self, model: nn.Module, auc: float) -> None:
+        """Keep a copy of a model, judged after an epoch, unless an earlier one did as well."""
+        if self.best is None or auc > self.best.auc:
+            weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            self.best = BestModel(self.epoch, auc, weights)
 
     def seed_draws(self, *place: int) -> None:
         """Let dropout and the like draw what belongs to a place in the training, such as an epoch.
