@@ -85,6 +85,7 @@ def test_missing_recipe_names_those_that_exist() -> None:
     [
         (["--lr", "-3"], r"lr = -3\.0: Input should be greater than 0"),
         (["--workers", "-1"], "workers = -1"),
+        (["--lr", "x" * 100_000], r"x\[\.\.\. 99,940 more \.\.\.\]x+ has 100,000 characters"),
         (["--model", "resnet18", "--bn", "before"], "--bn has no meaning for --model resnet18"),
         (["--model", "resnet18", "--bn-momentum=0.9"], "--bn-momentum has no meaning"),
     ],

@@ -92,6 +92,17 @@ def test_output_that_finds_no_room_is_a_message(body: str) -> None:
     assert done.stderr == "error: cannot read or write: No space left on device\n"
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_output_is_no_error(tmp_path: Path, closed: str) -> None:
+    """Nor is it printed into the next file that is opened."""
+    opened = f"file = open({str(tmp_path / 'a')!r}, 'w')"
+    body = f"{opened}; print(1); print(2, file=sys.stderr); os.write(2, b'3')"
+    line = f'exec "$0" -c "$1" "$2" {closed}'
+    done = subprocess.run(["bash", "-c", line, sys.executable, SCRIPT, body])
+    assert done.returncode == 0
+    assert (tmp_path / "a").read_text() == ""
+
+
 def test_a_message_that_finds_no_room_is_no_other_error() -> None:
     with FULL.open("w") as full:
         done = subprocess.run([sys.executable, "-c", SCRIPT, "raise KitError('x')"], stderr=full)

@@ -20,7 +20,11 @@ from kit.base.recipe import (
     recipe_names,
     recipe_summaries,
 )
+from kit.base.text import shorten
 from kit.base.values import describe_errors
+
+# Longer than any path that Linux opens.
+_LONGEST_WORD = 5_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +67,7 @@ def parse_options(
     KitError
         If the recipe cannot be read, a value is out of range, or options contradict each other.
     """
+    _check_lengths(argv)
     _check_repeated(argv)
     values: dict[str, Any] = {} if default is None else {"default": default}
     if issubclass(kind, RunOptions):
@@ -102,6 +107,13 @@ def given_options(argv: Sequence[str]) -> set[str]:
 def _names(argv: Sequence[str]) -> list[str]:
     flags = [word.partition("=")[0] for word in argv if word.startswith("--")]
     return [flag[2:].removeprefix("no-").replace("-", "_") for flag in flags]
+
+
+def _check_lengths(argv: Sequence[str]) -> None:
+    """Refuse what is longer than any name: a parser of options would print all of it."""
+    for word in argv:
+        if len(word) > _LONGEST_WORD:
+            raise KitError(f"{shorten(word)} has {len(word):,} characters: give a shorter one")
 
 
 def _check_repeated(argv: Sequence[str]) -> None:

@@ -1,13 +1,15 @@
 """The one exception that a user is meant to read, and the way a command ends on it."""
 
 import errno
+import io
 import os
 import platform
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TextIO
 
@@ -58,7 +60,7 @@ def exit_on_error() -> Iterator[None]:
     more, the command ends silently. Any other exception passes through: a traceback there is a bug
     to report.
     """
-    _print_every_name()
+    _prepare_output()
     with _interrupted_once() as interrupt:
         try:
             require_linux()
@@ -155,11 +157,17 @@ def _flushed_output() -> Iterator[None]:
     print(end="", flush=True)
 
 
-def _print_every_name() -> None:
-    """Have stdout write out the characters that its encoding lacks, as stderr does."""
-    with suppress(AttributeError):
-        # A test's or a notebook's own stdout has no such method.
-        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+def _prepare_output() -> None:
+    """Have stdout write out the characters that its encoding lacks, as stderr does.
+
+    Where one of them is closed, what is printed goes nowhere: the next file that is opened would
+    get its number, and be printed into.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _require_text(words: Sequence[str]) -> None:
@@ -193,10 +201,8 @@ def _end(message: str, status: int) -> NoReturn:
     sys.exit(status)
 
 
-def _write_or_drop(stream: TextIO | None, text: str) -> None:
+def _write_or_drop(stream: TextIO, text: str) -> None:
     """Write a text; where that fails, have it go nowhere: it would fail again at the very end."""
-    if stream is None:
-        return
     try:
         stream.write(text)
         stream.flush()
