@@ -8,6 +8,7 @@ as PNG, and explore.json with the numbers.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ class ExploreOptions:
     data: Path = Path("data")
     """Folder of the competition's data."""
     out: Path | None = None
-    """Folder to write; DIR/explore of --data by default."""
+    """Folder to write; explore in --data by default, or here where that is read-only."""
     slides: Path | None = None
     """CSV of id,slide (or id,wsi) for the training tiles; by default slides.csv or
     patch_id_wsi_full.csv in --data, where there is one."""
@@ -39,7 +40,7 @@ def main(options: ExploreOptions, argv: list[str]) -> None:
         else data.KnownSlides(data.read_slides(options.slides, tiles.train.ids))
     )
     found = report.explore_store(tiles, slides)
-    out = options.out or options.data / "explore"
+    out = options.out or default_folder(options.data)
     numbers = report.exploration_numbers(found)
     write_text(out / "explore.json", json.dumps(numbers, indent=2) + "\n")
     print(summary(numbers))
@@ -50,6 +51,11 @@ def main(options: ExploreOptions, argv: list[str]) -> None:
     report.write_page(out / "explore.html", page)
     print(f"{out / 'explore.html'}: the page; beside it {len(drawn)} figures and explore.json")
     print(f"next: {base.command('train', '--data', options.data, '--bn', 'before')}")
+
+
+def default_folder(folder: Path) -> Path:
+    """Return where the page goes: beside the data, or here where that is read-only."""
+    return folder / "explore" if os.access(folder, os.W_OK) else Path("explore")
 
 
 def summary(numbers: dict[str, Any]) -> str:

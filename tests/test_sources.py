@@ -51,6 +51,18 @@ def test_an_archive_with_one_folder_on_top_is_read(tmp_path: Path, files: Files)
     np.testing.assert_array_equal(packed.test.tiles, plain.test.tiles)
 
 
+def test_an_archive_with_backslashes_in_its_names_is_read(tmp_path: Path, files: Files) -> None:
+    write_zip(tmp_path, {name.replace("/", "\\"): content for name, content in files.items()})
+    assert len(pack_tiles(tmp_path).train) == 24
+
+
+def test_an_archive_of_another_name_is_pointed_out(tmp_path: Path, files: Files) -> None:
+    path = write_zip(tmp_path, files)
+    path.rename(path.with_stem(f"{path.stem} (1)"))
+    with pytest.raises(KitError, match=r"If .*detection \(1\)\.zip is the archive, rename it"):
+        open_store(tmp_path)
+
+
 def test_an_extracted_archive_with_one_folder_on_top_is_read(tmp_path: Path, files: Files) -> None:
     write_folder(tmp_path / "pcam", files)
     write_folder(tmp_path / "__MACOSX", {"pcam/train/._x.tif": b"?"})

@@ -66,8 +66,9 @@ class Archive:
             raise CorruptArchiveError(f"{self.path} is not a whole zip file: {error}") from error
         except OSError as error:
             raise KitError(f"cannot read {self.path}: {error.strerror}") from error
-        top = _top_folder([info.filename for info in members])
-        self._names = [info.filename.removeprefix(top) for info in members]
+        names = [_with_slashes(info.filename) for info in members]
+        top = _top_folder(names)
+        self._names = [name.removeprefix(top) for name in names]
         self._infos = dict(zip(self._names, members, strict=True))
 
     def names(self) -> list[str]:
@@ -100,6 +101,11 @@ def is_outside(name: str) -> bool:
     """Return whether a name is absolute, or leads up, on any system."""
     first, *_ = parts = re.split(r"[/\\]", name)
     return not first or first.endswith(":") or ".." in parts
+
+
+def _with_slashes(name: str) -> str:
+    """Return a member's name as zip has it; some programs on Windows write backslashes."""
+    return name if is_outside(name) else name.replace("\\", "/")
 
 
 def _top_folder(names: list[str]) -> str:

@@ -138,9 +138,7 @@ def train_loader(
     return _loader(dataset, sampler, workers, pin_memory=pin_memory and dataset.device is None)
 
 
-def eval_loader(
-    dataset: TileDataset, *, workers: int = 0, rank: int = 0, world_size: int = 1
-) -> DataLoader[Batch]:
+def eval_loader(dataset: TileDataset, *, rank: int = 0, world_size: int = 1) -> DataLoader[Batch]:
     """Return a loader of the tiles in their order, each once, in batches of about one size.
 
     Of several processes the first gets the first tiles, and so on.
@@ -159,11 +157,11 @@ def eval_loader(
         batches: Sequence[Indices | Tensor] = np.array_split(own, count)
     else:
         batches = torch.tensor_split(torch.from_numpy(own).to(dataset.device), count)
-    return _loader(dataset, [(0, batch) for batch in batches], workers)
+    return _loader(dataset, [(0, batch) for batch in batches])
 
 
 def _loader(
-    dataset: TileDataset, batches: Iterable[Draws], workers: int, *, pin_memory: bool = False
+    dataset: TileDataset, batches: Iterable[Draws], workers: int = 0, *, pin_memory: bool = False
 ) -> DataLoader[Batch]:
     """Return a loader whose items are batches already, so that nothing is collated again."""
     return DataLoader(

@@ -148,11 +148,7 @@ def pack_tiles(data: Path, *, skip_bad: bool = False) -> Store:
     folder = _store_folder(data, source)
     if not _holds(folder, source):
         if source is None:
-            raise KitError(
-                f"no data in {data}: neither {competition.ARCHIVE} nor train/ and test/.\n"
-                "Type `make download` for the competition's data, or `make demo` for a synthetic "
-                "stand-in"
-            )
+            raise _no_data(data)
         _pack(source, folder, skip_bad)
     packed = _load(competition.data_folder(data), folder)
     if not folder.is_relative_to(packed.data):
@@ -162,6 +158,15 @@ def pack_tiles(data: Path, *, skip_bad: bool = False) -> Store:
     if packed.skipped:
         print(SKIPPED_NOTICE.format(count=len(packed.skipped), folder=folder), file=sys.stderr)
     return packed
+
+
+def _no_data(data: Path) -> KitError:
+    others = sorted(path.name for path in data.glob("*.zip"))
+    hint = f"If {others[0]} is the archive, rename it. " if others else ""
+    return KitError(
+        f"no data in {data}: neither {competition.ARCHIVE} nor train/ and test/.\n{hint}"
+        "Type `make download` for the competition's data, or `make demo` for a synthetic stand-in"
+    )
 
 
 def _store_folder(data: Path, source: Source | None) -> Path:
