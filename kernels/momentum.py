@@ -40,6 +40,8 @@ class MomentumOptions(RunOptions):
 
 def main(options: MomentumOptions, argv: list[str]) -> None:
     """Train what is missing, then compare the momenta."""
+    if "bn_momentum" in base.given_options(argv):
+        raise base.KitError("the momenta are those of --values: leave --bn-momentum out")
     training.reuse_memory()
     tiles = data.open_store(options.data)
     recipe = options.recipe

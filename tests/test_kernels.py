@@ -104,6 +104,18 @@ def test_timm_model_trains_and_predicts_by_the_same_commands(place: Path) -> Non
         ("search", ["--trials", "0"], "trials = 0: Input should be greater than 0"),
         ("tune", ["search", "--trials", "0"], "trials = 0: Input should be greater than 0"),
         ("tune", ["momentum", "--values", "1"], "values.0 = 1.0: Input should be less than 1"),
+        ("momentum", ["--bn-momentum", "0.9"], "those of --values: leave --bn-momentum out"),
+        ("compare", ["--bn", "after"], "the arms differ in --bn: leave it out"),
+        (
+            "compare",
+            ["--recipe", "compact", "--arm", "a=compact"],
+            "--recipe means nothing beside --arm",
+        ),
+        (
+            "compare",
+            ["--per-class", "9", "--arm", "a/x=compact", "--arm", "b=notebook"],
+            "'a/x' cannot name an arm",
+        ),
         ("tune", ["nothing"], "no command nothing: there are momentum, search"),
     ],
 )

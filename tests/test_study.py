@@ -376,6 +376,8 @@ def test_a_backbone_has_no_arms_or_momenta_to_choose(tiles: Store, tmp_path: Pat
     backbone = Recipe(model="test_resnet")
     with pytest.raises(KitError, match=r"is fixed in test_resnet: name two recipes"):
         study.parse_arms([], backbone, set())
+    with pytest.raises(KitError, match="the arms differ in --bn: leave it out"):
+        study.parse_arms([], Recipe(bn="after"), {"bn"})
     with pytest.raises(KitError, match=r"has a momentum of its own: leave out --independent"):
         study.train_momenta(MomentumSweep(tmp_path / "alone", backbone, MOMENTA, (0,)), tiles)
     assert not (tmp_path / "alone").exists()

@@ -71,14 +71,16 @@ def parse_arms(specifications: Sequence[str], base: Recipe, given: Set[str]) -> 
     ------
     KitError
         If there are not two arms of different names, a name cannot name a folder, an option fits
-        one arm only, both arms are one recipe, their holdouts would differ, or the model has no
-        place of BatchNorm to choose.
+        one arm only, both arms are one recipe, their holdouts would differ, or the place of
+        BatchNorm is fixed by the model or by name.
     """
     if not specifications:
         if base.is_backbone:
             raise KitError(
                 f"the place of BatchNorm is fixed in {base.model}: name two recipes with --arm"
             )
+        if "bn" in given:
+            raise KitError("the arms differ in --bn: leave it out, or name two recipes with --arm")
         return {bn: replace(base, bn=bn) for bn in ("before", "after")}
     named = dict(map(_split_arm, specifications))
     if len(named) != 2 or len(specifications) != 2:
