@@ -1,8 +1,9 @@
 """Take a finished run out of the kit: to ONNX, to timm, to TensorBoard.
 
 --out writes one ONNX file whose input is uint8 tiles, and leaves none unless ONNX Runtime gives
-PyTorch's logits on the tiles of --data. --timm writes model.safetensors and config.json, which
-timm.create_model("local-dir:FOLDER", pretrained=True) reads. --tensorboard writes the history.
+PyTorch's logits on the tiles of --data. --timm writes a folder for
+timm.create_model("local-dir:FOLDER", pretrained=True), and how far timm's own preprocessing is
+from the run's on these tiles. --tensorboard writes the history.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class ExportOptions:
     tensorboard: Path | None = None
     """Folder of TensorBoard's runs."""
     data: Path = Path("data")
-    """Folder of the competition's data, to check the ONNX file on."""
+    """Folder of the competition's data, to check what is written on."""
     tiles: base.Count = 512
     """How many test tiles to check it on, spread over all of them."""
 
@@ -42,20 +43,27 @@ def main(options: ExportOptions) -> None:
     standins = runs.trained_on_standin(runs.average([run]))
     if standins:
         print(runs.standin_notice(standins), file=sys.stderr)
-    if out is not None:
+    if out is not None or timm is not None:
         tiles = data.open_store(options.data).test.tiles
         count = min(options.tiles, len(tiles))
         checked = tiles[[number * len(tiles) // count for number in range(count)]]
-        difference = runs.export.write_onnx(out, run, checked)
+    if out is not None:
+        difference = runs.write_onnx(out, run, checked)
         print(
             f"{out}: {out.stat().st_size / 1e6:,.1f} MB; its logits are within {difference:.1g} of "
             f"PyTorch's (float32) on {len(checked):,} tiles"
         )
     if timm is not None:
-        runs.export.write_timm(timm, run)
-        print(f"{timm}: for timm.create_model({f'local-dir:{timm}'!r}, pretrained=True)")
+        difference = runs.write_timm(timm, run, checked)
+        print(
+            f"{timm}: for timm.create_model({f'local-dir:{timm}'!r}, pretrained=True); with timm's "
+            f"own transform probabilities are within {difference:.1g} of the run's on "
+            f"{len(checked):,} tiles"
+        )
+        if difference > runs.EXACT:
+            print(f"timm resizes otherwise: {timm}/README.md says how to get the run's own")
     if tensorboard is not None:
-        runs.export.write_tensorboard(tensorboard, run)
+        runs.write_tensorboard(tensorboard, run)
         look = shlex.join(["tensorboard", "--logdir", str(tensorboard)])
         print(f"{tensorboard}: look at it with: {look}")
 

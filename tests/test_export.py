@@ -1,22 +1,27 @@
 """What leaves the kit gives the kit's own logits, by other people's code."""
 
 import json
+import shutil
+import textwrap
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
-import timm
 import torch
 from conftest import Type, competition_files, write_zip
+from PIL import Image
 from safetensors.torch import load_file, save_file
+from scipy.special import expit
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from kit import runs
-from kit.base import KitError, Recipe
+from kit.base import Interpolation, KitError, Recipe, recipe_values
 from kit.data import Store, open_store, recipe_dataset
-from kit.runs import export
+from kit.runs import export_onnx, export_timm
 from kit.training import Normalize
 
 ROOT = Path(__file__).parents[1]
@@ -50,7 +55,23 @@ def finished(recipe: Recipe, tiles: Store, folder: Path) -> Path:
         if tensor.is_floating_point():
             state[name] = tensor * (0.5 + torch.rand(tensor.shape, generator=generator))
     save_file(state, path)
+    # Figures of other weights: those of version 0.4.0 did not say of which.
+    figures = json.loads((folder / "metrics.json").read_text())
+    del figures["sha256"]
+    (folder / "metrics.json").write_text(json.dumps(figures))
     return folder
+
+
+def rewritten(run: Path, copy: Path, recipe: Recipe) -> Path:
+    """Copy a run, as if it had been trained by another recipe with the same network."""
+    shutil.copytree(run, copy)
+    values = runs.read_config(run)
+    values["recipe"] = recipe_values(recipe)
+    values["preprocessing"] |= {
+        name: getattr(recipe, name) for name in ("crop", "size", "interpolation")
+    }
+    (copy / "config.json").write_text(json.dumps(values))
+    return copy
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +105,7 @@ def infer(path: Path, images: np.ndarray) -> np.ndarray:
 def test_onnx_takes_whole_tiles_in_any_number(small: Path, tiles: Store, tmp_path: Path) -> None:
     """The crop and the nearest pixels are in the graph."""
     path = tmp_path / "model.onnx"
-    assert export.write_onnx(path, small, tiles.test.tiles) <= export.TOLERANCE
+    assert runs.write_onnx(path, small, tiles.test.tiles) <= export_onnx.TOLERANCE
     raw = np.ascontiguousarray(tiles.test.tiles.transpose(0, 3, 1, 2))
     expected = logits(small, tiles)
     assert np.ptp(expected) > 0.1
@@ -98,7 +119,7 @@ def test_graph_takes_the_pixels_that_the_kit_takes(
 ) -> None:
     trained = runs.load(small, device="cpu")
     recipe = Recipe(crop=crop, size=size, widths=(4, 8))
-    network = export.TileNetwork(
+    network = export_onnx.TileNetwork(
         runs.TrainedModel("", recipe, torch.nn.Identity(), trained.device, trained.dtype)
     )
     raw = torch.from_numpy(np.array(tiles.test.tiles)).permute(0, 3, 1, 2)
@@ -111,7 +132,7 @@ def test_onnx_of_another_resize_takes_resized_tiles_and_says_so(
     backbone: Path, tiles: Store, tmp_path: Path
 ) -> None:
     path = tmp_path / "model.onnx"
-    export.write_onnx(path, backbone, tiles.test.tiles)
+    runs.write_onnx(path, backbone, tiles.test.tiles)
     found = infer(path, inputs(backbone, tiles).numpy())
     np.testing.assert_allclose(found, logits(backbone, tiles), rtol=0, atol=1e-4)
     told = onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map
@@ -130,41 +151,80 @@ def test_onnx_of_another_resize_takes_resized_tiles_and_says_so(
 def test_onnx_that_differs_is_not_left(
     small: Path, tiles: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    monkeypatch.setattr(export_onnx, "TOLERANCE", -1.0)
     (tmp_path / "model.onnx").write_text("an older one")
     with pytest.raises(KitError, match="is not written: ONNX Runtime's logits differ"):
-        export.write_onnx(tmp_path / "model.onnx", small, tiles.test.tiles)
+        runs.write_onnx(tmp_path / "model.onnx", small, tiles.test.tiles)
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     assert (tmp_path / "model.onnx").read_text() == "an older one"
 
 
-def test_timm_loads_the_folder_and_knows_its_preprocessing(
-    backbone: Path, tiles: Store, tmp_path: Path
+def code_of(readme: Path) -> list[str]:
+    """Return the indented blocks of a README."""
+    blocks = "\n".join(
+        line if line.startswith("    ") else "" for line in readme.read_text().splitlines()
+    )
+    return [textwrap.dedent(block) for block in blocks.split("\n\n") if block.strip()]
+
+
+def test_timm_loads_the_folder_and_the_readme_tells_the_rest(
+    backbone: Path, tiles: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    export.write_timm(tmp_path / "card", backbone)
-    model = timm.create_model(f"local-dir:{tmp_path / 'card'}", pretrained=True).eval()
-    settings = timm.data.resolve_model_data_config(model)
-    assert settings["crop_pct"] == 64 / 96
-    assert settings["interpolation"] == "bicubic"
-    assert list(settings["input_size"]) == [3, 96, 96]
-    images = inputs(backbone, tiles) / 255
-    mean, std = (torch.tensor(settings[name]).view(3, 1, 1) for name in ("mean", "std"))
+    """timm resizes bicubically in another way; OpenCV's is in the README."""
+    monkeypatch.setattr(export_timm, "EXACT", 1e-5)
+    card = tmp_path / "card"
+    difference = runs.write_timm(card, backbone, tiles.test.tiles)
+    by_timm, by_the_run = code_of(card / "README.md")
+    names: dict[str, Any] = {}
+    exec(by_timm.replace("FOLDER", str(card)), names)
+    assert names["options"]["crop_pct"] == 64 / 96
+    model, transform = names["model"], names["transform"]
+    own, found = logits(backbone, tiles), []
     with torch.inference_mode():
-        found = model((images - mean) / std).numpy()
-    np.testing.assert_allclose(found, logits(backbone, tiles), rtol=0, atol=1e-4)
-
+        for tile in np.array(tiles.test.tiles):
+            names["tile"] = tile
+            exec(by_the_run, names)
+            exact = model(torch.from_numpy(names["inputs"])[None]).numpy()
+            np.testing.assert_allclose(exact, own[len(found) : len(found) + 1], rtol=0, atol=1e-4)
+            found.append(model(transform(Image.fromarray(tile))[None]).item())
+    assert np.abs(expit(found) - expit(own[:, 0])).max() == pytest.approx(difference, abs=1e-6)
+    told = f"lie within {difference:.1g} of those of the run. Where that matters, resize"
+    assert told in (card / "README.md").read_text("utf-8")
     with pytest.raises(KitError, match="card exists: name another folder"):
-        export.write_timm(tmp_path / "card", backbone)
+        runs.write_timm(card, backbone, tiles.test.tiles)
 
 
-def test_the_small_cnn_is_none_of_timms(small: Path, tmp_path: Path) -> None:
-    with pytest.raises(KitError, match="holds the small CNN, which is none of timm's"):
-        export.write_timm(tmp_path / "card", small)
+@pytest.mark.parametrize("resize", [("nearest", 96, 160), ("area", 96, 32), ("bicubic", 64, 64)])
+def test_timm_is_told_the_resize_that_gives_the_runs_pixels(
+    backbone: Path, tiles: Store, tmp_path: Path, resize: tuple[Interpolation, int, int]
+) -> None:
+    interpolation, crop, size = resize
+    trained = runs.load(backbone, device="cpu")
+    recipe = replace(trained.recipe, interpolation=interpolation, crop=crop, size=size)
+    run = rewritten(backbone, tmp_path / "run", recipe)
+    assert runs.write_timm(tmp_path / "card", run, tiles.test.tiles) <= runs.EXACT
+
+
+@pytest.mark.parametrize("model", ["deit_tiny_distilled_patch16_224", "efficientvit_m0"])
+def test_models_of_every_kind_are_exported(tiles: Store, tmp_path: Path, model: str) -> None:
+    """Two classifiers, and a size that the model was told; one that it was not built for."""
+    recipe = replace(TIMM, model=model, crop=96, interpolation="nearest")
+    run = runs.Run(recipe, tiles, tmp_path / "run")
+    list(run.train(progress=False))
+    assert runs.write_timm(tmp_path / "card", run.folder, tiles.test.tiles) <= runs.EXACT
+    if model.startswith("deit"):
+        difference = runs.write_onnx(tmp_path / "model.onnx", run.folder, tiles.test.tiles)
+        assert difference <= export_onnx.TOLERANCE
+
+
+def test_the_kits_own_networks_are_none_of_timms(small: Path, tiles: Store, tmp_path: Path) -> None:
+    with pytest.raises(KitError, match="holds small, which is the kit's and not timm's"):
+        runs.write_timm(tmp_path / "card", small, tiles.test.tiles)
     assert not (tmp_path / "card").exists()
 
 
 def test_tensorboard_shows_the_history(small: Path, tmp_path: Path) -> None:
-    export.write_tensorboard(tmp_path, small)
+    runs.write_tensorboard(tmp_path, small)
     events = EventAccumulator(str(tmp_path / "run")).Reload()
     history = runs.read_history(small)
     for tag, name in {"valid/auc": "valid_auc", "train/loss": "train_loss"}.items():
@@ -173,14 +233,14 @@ def test_tensorboard_shows_the_history(small: Path, tmp_path: Path) -> None:
         expected = [getattr(result, name) for result in history]
         np.testing.assert_allclose([value for _, value in shown], expected, rtol=1e-6)
     with pytest.raises(KitError, match="exists: name another folder with --tensorboard"):
-        export.write_tensorboard(tmp_path, small)
+        runs.write_tensorboard(tmp_path, small)
 
 
 def test_what_is_no_run_is_refused(tiles: Store, tmp_path: Path) -> None:
     with pytest.raises(KitError, match="nowhere holds no run"):
-        export.write_onnx(tmp_path / "model.onnx", tmp_path / "nowhere", tiles.test.tiles)
+        runs.write_onnx(tmp_path / "model.onnx", tmp_path / "nowhere", tiles.test.tiles)
     with pytest.raises(KitError, match="nowhere holds no run"):
-        export.write_tensorboard(tmp_path / "events", tmp_path / "nowhere")
+        runs.write_tensorboard(tmp_path / "events", tmp_path / "nowhere")
     assert not list(tmp_path.iterdir())
 
 

@@ -11,3 +11,7 @@ from .networks import SmallCNN as SmallCNN
 from .norms import BatchNorm as BatchNorm
 from .norms import batch_norms as batch_norms
 from .norms import min_running_var as min_running_var
+from .timm_folder import RESAMPLING as RESAMPLING
+from .timm_folder import read_timm_folder as read_timm_folder
+from .timm_folder import timm_config as timm_config
+from .timm_folder import timm_transform as timm_transform

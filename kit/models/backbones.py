@@ -31,6 +31,10 @@ def create_backbone(recipe: Recipe) -> nn.Module:
         model = _build(recipe, options)
     if recipe.pretrained:
         model = _fetch(recipe, options)
+    if "img_size" in options:
+        # For timm to build it again.
+        source: Any = model.pretrained_cfg
+        source["input_size"] = (competition.CHANNELS, recipe.size, recipe.size)
     for part in classifier_layers(model).values():
         part.apply(_start_near_zero)
     if recipe.weights is not None:

@@ -1,5 +1,4 @@
 from . import ensemble as ensemble
-from . import export as export
 from .checks import check_run as check_run
 from .checks import check_trainable as check_trainable
 from .checks import find_differences as find_differences
@@ -11,6 +10,10 @@ from .ensemble import judge_gain as judge_gain
 from .ensemble import read_ensemble as read_ensemble
 from .ensemble import read_predictions as read_predictions
 from .ensemble import write_ensemble as write_ensemble
+from .export_onnx import write_onnx as write_onnx
+from .export_tensorboard import write_tensorboard as write_tensorboard
+from .export_timm import EXACT as EXACT
+from .export_timm import write_timm as write_timm
 from .folder import read_config as read_config
 from .folder import read_history as read_history
 from .folder import resume_command as resume_command

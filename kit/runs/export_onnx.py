@@ -1,16 +1,11 @@
-"""A finished run in other tools' formats: ONNX, timm's model folder, TensorBoard's event files."""
+"""A finished run as one ONNX file, checked against PyTorch."""
 
-import importlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
-from typing import Any, cast
 
 import numpy as np
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from kit.base import (
@@ -20,22 +15,18 @@ from kit.base import (
     KitError,
     Pixels,
     Recipe,
-    atomic_folder,
     atomic_path,
     competition,
     output_file,
     temporary_folder,
 )
 from kit.data import EVAL_BATCH_SIZE, Resize, TileDataset, recipe_dataset
-from kit.runs.folder import read_config, read_history
+from kit.runs.extras import import_extra
 from kit.runs.trained import TrainedModel, load
 from kit.training import Normalize
 
 TOLERANCE = 1e-4
 """How far a logit may lie from PyTorch's."""
-
-# timm names resampling as Pillow does; a box is OpenCV's area.
-_TIMM_INTERPOLATIONS = {"area": "box"}
 
 
 class TileNetwork(nn.Module):
@@ -48,7 +39,7 @@ class TileNetwork(nn.Module):
     Parameters
     ----------
     trained
-        In float32 on the processor.
+        In float32 on the CPU.
 
     Attributes
     ----------
@@ -104,11 +95,11 @@ def write_onnx(path: Path, folder: Path, tiles: Pixels) -> float:
         If the difference is larger, and nothing is written; or if the extra is not installed.
     """
     place = output_file(path)
-    onnx = _require("onnx")
+    onnx = import_extra("onnx")
     trained = load(folder, device="cpu")
     network = TileNetwork(trained).eval()
     inputs = torch.zeros(2, competition.CHANNELS, network.side, network.side, dtype=torch.uint8)
-    _require("onnxscript")
+    import_extra("onnxscript")
     # Where there is none, the exporter's own message speaks of something else.
     temporary_folder()
     program = torch.onnx.export(
@@ -136,65 +127,6 @@ def write_onnx(path: Path, folder: Path, tiles: Pixels) -> float:
                 f"{difference:.2g}, more than {TOLERANCE:g}"
             )
     return difference
-
-
-def write_timm(path: Path, folder: Path) -> None:
-    """Write model.safetensors and config.json as timm reads them from a folder or a hub.
-
-    `timm.create_model("local-dir:PATH", pretrained=True)` rebuilds the model, and
-    `timm.data.resolve_model_data_config` tells its preprocessing.
-
-    Raises
-    ------
-    KitError
-        If the run's network is not timm's, or the folder exists.
-    """
-    trained = load(folder, device="cpu")
-    if not trained.recipe.is_backbone:
-        raise KitError(f"{folder} holds the small CNN, which is none of timm's: export it to ONNX")
-    if path.exists():
-        raise KitError(f"{path} exists: name another folder with --timm")
-    state = {name: tensor.contiguous() for name, tensor in trained.model.state_dict().items()}
-    weights = save(state, metadata={"format": "pt"})
-    text = json.dumps(_timm_config(trained), indent=2) + "\n"
-    with atomic_folder(path) as partial:
-        (partial / "model.safetensors").write_bytes(weights)
-        (partial / "config.json").write_text(text, encoding="utf-8")
-
-
-def write_tensorboard(path: Path, folder: Path) -> None:
-    """Write a run's history as TensorBoard scalars, one step an epoch, into `path`/RUN.
-
-    Raises
-    ------
-    KitError
-        If the folder holds no run, or the scalars are there already, which TensorBoard would
-        mix with these.
-    """
-    _require("tensorboard")
-    from torch.utils.tensorboard import SummaryWriter
-
-    read_config(folder)
-    target = path / folder.resolve().name
-    if target.exists():
-        raise KitError(f"{target} exists: name another folder with --tensorboard")
-    with atomic_folder(target) as partial, SummaryWriter(str(partial)) as writer:
-        for result in read_history(folder):
-            for name, value in asdict(result).items():
-                if name != "epoch" and value is not None:
-                    side, _, figure = name.partition("_")
-                    # train/loss and valid/loss; the others as they are.
-                    tag = f"{side}/{figure}" if side in ("train", "valid") else name
-                    writer.add_scalar(tag, value, result.epoch)
-
-
-def _require(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise KitError(
-            f"{error.name} is not installed: pip install 'histopathologic-cancer-kit[export]'"
-        ) from error
 
 
 def _source_pixels(recipe: Recipe) -> tuple[Indices, Indices]:
@@ -231,7 +163,7 @@ def _metadata(trained: TrainedModel, network: TileNetwork) -> dict[str, str]:
 
 def _difference(path: Path, trained: TrainedModel, network: TileNetwork, tiles: Pixels) -> float:
     """Return the largest difference between ONNX Runtime and the kit's own way to a logit."""
-    session = _require("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = import_extra("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
     own = recipe_dataset(tiles, trained.recipe)
     given = TileDataset(tiles) if network.resizes else own
     differences = []
@@ -249,30 +181,3 @@ def _batches(count: int) -> Iterator[list[int]]:
     yield [0]
     for start in range(1, count, EVAL_BATCH_SIZE):
         yield list(range(start, min(start + EVAL_BATCH_SIZE, count)))
-
-
-def _timm_config(trained: TrainedModel) -> dict[str, Any]:
-    """Return config.json in timm's form."""
-    recipe, model = trained.recipe, cast(Any, trained.model)
-    mean, std = recipe.channel_statistics
-    known = {
-        key: model.pretrained_cfg.get(key) for key in ("pool_size", "first_conv", "classifier")
-    }
-    return {
-        "architecture": recipe.model.partition(".")[0],
-        "num_classes": 1,
-        "num_features": model.num_features,
-        "label_names": [CLASS_NAMES[1]],
-        "pretrained_cfg": {
-            "input_size": [competition.CHANNELS, recipe.size, recipe.size],
-            "fixed_input_size": model.pretrained_cfg.get("fixed_input_size", False),
-            "interpolation": _TIMM_INTERPOLATIONS.get(recipe.interpolation, recipe.interpolation),
-            # timm resizes the whole tile, then cuts out the centre.
-            "crop_pct": recipe.crop / TILE_SIZE,
-            "crop_mode": "center",
-            "mean": mean,
-            "std": std,
-            "num_classes": 1,
-            **known,
-        },
-    }
