@@ -54,7 +54,7 @@ def test_a_missing_table_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (f"id,slide\n{'c' * 40},A\n", "names none of the 2 tiles"),
+        (f"id,slide\n{'c' * 40},A\n", "names none of the 2 tiles: give the table of these"),
         (f"id,slide\n{IDS[0]},A\n{IDS[0]},B\n", "line 3: id 'a+' is there twice"),
         (f"id,scan\n{IDS[0]},A\n", "line 1: the header is 'id,scan', not 'id,slide'"),
         ("", "line 1: the header is '', not 'id,slide'"),

@@ -19,11 +19,11 @@ TABLES = (competition.LABELS_FILE, competition.SAMPLE_FILE)
 
 
 class CorruptArchiveError(KitError):
-    """The archive's bytes are not what they were when it was made: fetch it again."""
+    """An archive that has changed since it was made: fetch it again."""
 
 
 class CorruptMemberError(TileError):
-    """A member of an archive whose bytes are not what they were when it was put there."""
+    """A member of an archive that has changed since the archive was made."""
 
 
 class Archive:

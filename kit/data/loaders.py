@@ -20,7 +20,7 @@ DEVICE_EVAL_BATCH_SIZE = 1024
 class EpochSampler(Sampler[Draws]):
     """Batches of `(epoch, indices)`, in an order that follows from the seed and the epoch.
 
-    The last tiles of an epoch that fill no batch are left out, other ones each epoch. Several
+    Each epoch leaves out the last tiles, which fill no batch: other ones each time. Several
     processes take their shares of the same batches.
 
     Parameters
@@ -37,7 +37,7 @@ class EpochSampler(Sampler[Draws]):
     epoch
         Of the next pass; it counts from 1, and a pass that it is not set for takes the next one.
     first
-        The step to begin at, for an epoch that was cut short.
+        The step to begin at, in an epoch that was interrupted.
     steps
         Batches in a whole epoch.
     """
@@ -163,7 +163,7 @@ def eval_loader(dataset: TileDataset, *, rank: int = 0, world_size: int = 1) -> 
 def _loader(
     dataset: TileDataset, batches: Iterable[Draws], workers: int = 0, *, pin_memory: bool = False
 ) -> DataLoader[Batch]:
-    """Return a loader whose items are batches already, so that nothing is collated again."""
+    """Return a loader whose items are batches already, which are not collated again."""
     return DataLoader(
         dataset,
         sampler=batches,

@@ -1,4 +1,4 @@
-"""Packing: the tiles of an archive or a folder, each proved, into one array a split."""
+"""Packing: the tiles of an archive or a folder, each proved, into one array per split."""
 
 import hashlib
 import os
@@ -140,7 +140,7 @@ def _member(split: Split, tile: str) -> str:
 
 
 def _is_tile(name: str) -> bool:
-    """Whether a name may be meant for a tile; `.DS_Store`, `Thumbs.db`, `._x.tif` are not."""
+    """Whether a name can be that of a tile; `.DS_Store`, `Thumbs.db`, `._x.tif` cannot."""
     last = name.rpartition("/")[2]
     return last.lower().endswith((".tif", ".tiff")) and not last.startswith(".")
 

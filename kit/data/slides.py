@@ -18,7 +18,7 @@ UNKNOWN = ""
 def read_slides(path: Path, ids: Strings) -> Strings:
     """Read the slide of each tile from a CSV of id,slide, or of id,wsi as the community has it.
 
-    Other tiles may stand there, too.
+    The table may name other tiles, too.
 
     Returns
     -------
@@ -40,7 +40,7 @@ def read_slides(path: Path, ids: Strings) -> Strings:
     known = require_ids(table["id"], source=str(path))
     wanted = known.isin(ids)
     if not wanted.any():
-        raise KitError(f"{path} names none of the {len(ids):,} tiles: is it the table of others?")
+        raise KitError(f"{path} names none of the {len(ids):,} tiles: give the table of these")
     require_values(table["slide"][wanted], source=str(path))
     slides = table["slide"].set_axis(known)[wanted.to_numpy()].reindex(ids)
     return slides.fillna(UNKNOWN).to_numpy(str)

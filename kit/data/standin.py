@@ -148,7 +148,7 @@ def _table(column: str, values: dict[str, str]) -> str:
 
 
 def _tiff_header() -> bytes:
-    """Return all of a tile's file that stands before its pixels, as in the competition.
+    """Return what precedes the pixels in a tile's file, as in the competition.
 
     TIFF 6.0, section 2: little-endian, one directory of 12-byte entries (tag, type, number of
     values, value or its offset), then the values longer than 4 bytes.

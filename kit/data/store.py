@@ -1,4 +1,4 @@
-"""The packed tiles: one uint8 array a split, memory-mapped, with its index and a manifest.
+"""The packed tiles: one uint8 array per split, memory-mapped, with its index and a manifest.
 
 store/train.npy      (tiles, 96, 96, 3) uint8      store/train.csv   id,label
 store/test.npy       (tiles, 96, 96, 3) uint8      store/test.csv    id
@@ -56,7 +56,7 @@ class TileSet:
     ids
         40 hex digits each, in the order of `tiles`: that of the competition's own table.
     labels
-        0 or 1 a tile; None for the test split.
+        (tiles,), 0 or 1; None for the test split.
     """
 
     tiles: Pixels
@@ -74,7 +74,7 @@ class Store:
     Attributes
     ----------
     data
-        The folder of the competition's data, beside whose files a table of slides may lie.
+        The folder of the competition's data; a table of slides may lie there.
     folder
         Where the packed tiles lie.
     fingerprint
@@ -248,7 +248,7 @@ def _damaged(folder: Path, what: object) -> KitError:
 
 
 def _load(data: Path, folder: Path) -> Store:
-    """Map a finished store whose tables are still those that were packed."""
+    """Map a finished store, if its tables are those that were packed."""
     manifest = _read_manifest(folder)
     try:
         index = b"".join((folder / f"{split}.csv").read_bytes() for split in SPLITS)
@@ -279,7 +279,7 @@ def _load_split(folder: Path, split: Split) -> TileSet:
 def _map(path: Path, count: int) -> Pixels:
     """Map an array of tiles whose header is the one that packing writes.
 
-    So no header of a stranger's is parsed, and no object in it unpickled.
+    So no header that a stranger wrote is parsed, and no object in it is unpickled.
     """
     header = io.BytesIO()
     layout = {"descr": "|u1", "fortran_order": False, "shape": tiles_shape(count)}

@@ -32,7 +32,7 @@ EDGE = (TILE_SIZE - CENTRE_SIZE) // 2
 CENTRE = slice(EDGE, TILE_SIZE - EDGE)
 ROWS, COLUMNS = np.indices((TILE_SIZE, TILE_SIZE), dtype=np.float32)
 FAR = 1000.0
-"""Pixels; farther than anything in a tile."""
+"""More pixels than there are in a tile."""
 TEXTURE = 256
 """Height and width of the noise that tiles are cut from, in pixels."""
 LATTICE = 32
@@ -137,7 +137,7 @@ def draw_tiles(split: Split, *, count: int, seed: int) -> Iterator[Tile]:
     ----------
     split
         The training tiles include one black and one white tile. The test tiles come from other
-        slides, whose stain is shifted.
+        slides, stained differently.
     count
         Number of tiles.
     seed

@@ -21,7 +21,7 @@ from kit.data.stains import jitter_stains, stain_draws
 
 Pipeline: TypeAlias = A.Compose
 Keys = npt.NDArray[np.uint64]
-"""A tile's draw each: a hash of seed, epoch and index."""
+"""(tiles,): what the draws for each tile follow from, a hash of seed, epoch and index."""
 
 _INTERPOLATIONS: dict[Interpolation, int] = {
     # Pixel centres, as Pillow and so Keras do it; INTER_NEAREST takes the corners.
@@ -301,7 +301,7 @@ def augmentation(kind: Augmentation, strength: float = 1.0) -> TileAugmentation 
 
     d4 is one of the eight symmetries of the square, each equally likely; stain is d4 and a
     jitter of the haematoxylin and eosin densities, see `StainJitter`; colour is stain, a gain of
-    up to 15 % a channel, and any share of grey; full is stain, gains of up to 10 %, up to 30 %
+    up to 15 % per channel, and any share of grey; full is stain, gains of up to 10 %, up to 30 %
     of grey, any angle, a zoom of up to 22 %, and a blur of every second tile.
     """
     options: dict[Augmentation, dict[str, Any]] = {

@@ -51,7 +51,7 @@ def _end_unsent(*_: object) -> None:
 
 
 def share(batch: Any) -> Any:
-    """Move a worker's batch to shared memory; a later move is in a thread whose errors are lost."""
+    """Move a worker's batch to shared memory here: later a thread does, and its errors are lost."""
     if get_worker_info() is not None:
         try:
             for tensor in batch:
@@ -147,7 +147,7 @@ def _obituary(worker: BaseProcess, loader: DataLoader[Batch]) -> str:
         return f"{who} was killed, as the kernel does when memory is short: choose fewer --workers"
     if code == -signal.SIGBUS:
         return (
-            f"{who} found no memory behind an address: a disk failed, or shared memory is full: "
+            f"{who} could not read its memory: a disk failed, or shared memory is full: "
             f"{_advice(loader)}"
         )
     if code == _UNSENT:
