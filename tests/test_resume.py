@@ -222,15 +222,30 @@ def test_a_checkpoint_of_another_arm_is_refused(tiles: Store, run: Path, tmp_pat
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("model", [1]), ("progress", {"epoch": 1, "stop": 2}), ("history", 3), ("optimizer", {})],
+    [
+        ("model", [1]),
+        ("progress", {"epoch": 1, "stop": 2}),
+        ("history", 3),
+        ("optimizer", {}),
+        ("run", 3),
+        ("run", {"recipe": {"lr": "fast"}}),
+    ],
 )
 def test_a_checkpoint_of_other_content_is_refused(
     tiles: Store, run: Path, key: str, value: object
 ) -> None:
     state = torch.load(run / "last.pt", weights_only=True)
     torch.save(state | {key: value}, run / "last.pt")
-    with pytest.raises(KitError, match=r"last\.pt does not fit the run's options"):
+    with pytest.raises(KitError, match=r"last\.pt(: lr = 'fast'| does not fit the run's options)"):
         Run(RECIPE, tiles, run, resume=True)
+
+
+def test_a_run_whose_checkpoint_is_gone_does_not_start_again(tiles: Store, run: Path) -> None:
+    (run / "last.pt").unlink()
+    before = snapshot(run)
+    with pytest.raises(KitError, match=r"last\.pt, which the run would go on from, is gone"):
+        Run(RECIPE, tiles, run, resume=True)
+    assert snapshot(run) == before
 
 
 def test_damaged_checkpoint_is_refused(tiles: Store, run: Path) -> None:

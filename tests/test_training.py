@@ -150,6 +150,18 @@ def test_resumed_is_uninterrupted_bit_for_bit(bn: str, dtype: torch.dtype) -> No
         assert torch.equal(one, other)
 
 
+def test_a_training_goes_on_in_a_precision_that_scales_its_loss() -> None:
+    first = new_state(torch.float32, epochs=2)
+    run(first)
+    second = new_state(torch.float16, epochs=2)
+    second.load_state_dict(first.state_dict())
+    assert second.scaler.is_enabled()
+    assert second.epoch == 2
+    third = new_state(torch.float32, epochs=2)
+    third.load_state_dict(second.state_dict())
+    assert not third.scaler.is_enabled()
+
+
 def test_dropout_is_drawn_anew_each_epoch_and_again_when_resumed() -> None:
     def state() -> TrainingState:
         model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(3072, 1))

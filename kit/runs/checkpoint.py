@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from kit.base import EpochResult, KitError, atomic_path
+from kit.base import EpochResult, KitError, atomic_path, parse_recipe
 from kit.runs.identity import compare
 from kit.training import TrainingState
 
@@ -60,10 +60,12 @@ def load_checkpoint(
         If the file is damaged, or of another run.
     """
     content = _read(path)
-    # The kit's version 0.4.0 did not write down which run a checkpoint is of.
-    if "run" in content and (fixed := compare(content["run"], identity).fixed):
-        raise KitError(f"{path} is of another run: {'; '.join(fixed)}")
     try:
+        # The kit's version 0.4.0 did not write down which run a checkpoint is of.
+        if (run := content.get("run")) is not None:
+            parse_recipe(run["recipe"], source=str(path))
+            if fixed := compare(run, identity).fixed:
+                raise KitError(f"{path} is of another run: {'; '.join(fixed)}")
         state.load_state_dict(content)
         return [EpochResult(**result) for result in content["history"]]
     except _DOES_NOT_FIT as error:

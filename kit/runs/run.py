@@ -152,6 +152,11 @@ class Run:
         """Return the state of the last checkpoint, or of the start where there is none."""
         path = inside(self.folder, "last.pt")
         if not path.is_file():
+            if (self.folder / "history.jsonl").exists():
+                raise KitError(
+                    f"{path}, which the run would go on from, is gone: train it again with "
+                    "another --out"
+                )
             return self._new_state(self.recipe)
         # The weights that the run began with are not needed any more.
         state = self._new_state(replace(self.recipe, pretrained=False, weights=None))

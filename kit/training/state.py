@@ -235,7 +235,9 @@ class TrainingState:
         # Checkpoints of version 0.4.0 have none.
         self.best = BestModel(**state["best"]) if state.get("best") else None
         for name, part in self._parts().items():
-            part.load_state_dict(state[name])
+            # A scaler that was not needed, in another precision, left nothing.
+            if name != "scaler" or state[name]:
+                part.load_state_dict(state[name])
         if distributed.rank() > 0:
             # The state is rank 0's, whose draws these would repeat.
             self.seed_draws(self.epoch + 1, distributed.rank(), self.progress.step)
