@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -98,24 +99,7 @@ def write_onnx(path: Path, folder: Path, tiles: Pixels) -> float:
     onnx = import_extra("onnx")
     trained = load(folder, device="cpu")
     network = TileNetwork(trained).eval()
-    inputs = torch.zeros(2, competition.CHANNELS, network.side, network.side, dtype=torch.uint8)
-    import_extra("onnxscript")
-    # Where there is none, the exporter's own message speaks of something else.
-    temporary_folder()
-    program = torch.onnx.export(
-        network,
-        (inputs,),
-        input_names=["tiles"],
-        output_names=["logits"],
-        dynamic_shapes={"tiles": {0: "batch"}},
-        dynamo=True,
-        verbose=False,
-    )
-    assert program is not None
-    model = program.model_proto
-    for node in model.graph.node:
-        # Where the code lies on this machine is nobody's business.
-        node.ClearField("metadata_props")
+    model = _graph(network)
     onnx.helper.set_model_props(model, _metadata(trained, network))
     onnx.checker.check_model(model, full_check=True)
     with atomic_path(place) as partial:
@@ -127,6 +111,27 @@ def write_onnx(path: Path, folder: Path, tiles: Pixels) -> float:
                 f"{difference:.2g}, more than {TOLERANCE:g}"
             )
     return difference
+
+
+def _graph(network: TileNetwork) -> Any:
+    """Return the network as an ONNX model, without where its code lies on this machine."""
+    import_extra("onnxscript")
+    # Where there is none, the exporter's own message speaks of something else.
+    temporary_folder()
+    inputs = torch.zeros(2, competition.CHANNELS, network.side, network.side, dtype=torch.uint8)
+    program = torch.onnx.export(
+        network,
+        (inputs,),
+        input_names=["tiles"],
+        output_names=["logits"],
+        dynamic_shapes={"tiles": {0: "batch"}},
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    for node in program.model_proto.graph.node:
+        node.ClearField("metadata_props")
+    return program.model_proto
 
 
 def _source_pixels(recipe: Recipe) -> tuple[Indices, Indices]:

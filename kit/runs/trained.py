@@ -92,12 +92,7 @@ class TrainedModel:
         KitError
             If the run recorded no temperature to calibrate with.
         """
-        temperature = self.temperature if calibrate else 1.0
-        if temperature is None:
-            raise KitError(
-                f"{self.name} recorded no temperature: predict without --calibrate, or train it "
-                "again"
-            )
+        temperature = self._require_temperature() if calibrate else 1.0
         held = self.device if fits_on_device(self.recipe, len(tiles), self.device) else None
         loader = eval_loader(recipe_dataset(tiles.tiles, self.recipe, device=held))
         normalize = Normalize(*self.recipe.channel_statistics).to(self.device)
@@ -113,6 +108,14 @@ class TrainedModel:
             description=f"predicting with {self.name}" if progress else None,
         )
         return logits / temperature
+
+    def _require_temperature(self) -> float:
+        if self.temperature is None:
+            raise KitError(
+                f"{self.name} recorded no temperature: predict without --calibrate, or train it "
+                "again"
+            )
+        return self.temperature
 
 
 def load(folder: Path, *, device: str = "auto") -> TrainedModel:

@@ -95,14 +95,18 @@ def paired_difference(
     if note:
         unknown = Interval(mean, None, None, note, 1 - level)
         return PairedDifference(n, sd, unknown, unknown, None)
+    means = _subset_means(differences)
+    interval = _sign_flip_interval(mean, means, level)
+    p_value = min(1.0, comparisons * _sign_flip_p_value(means))
+    return PairedDifference(n, sd, interval, _bca_interval(differences, level), p_value)
+
+
+def _bca_interval(differences: Floats, level: float) -> Interval:
     bootstrap = stats.bootstrap(
         (differences,), np.mean, confidence_level=1 - level, method="BCa", rng=0
     )
     low, high = map(float, bootstrap.confidence_interval)
-    bca = Interval(mean, low, high, confidence=1 - level)
-    means = _subset_means(differences)
-    p_value = min(1.0, comparisons * _sign_flip_p_value(means))
-    return PairedDifference(n, sd, _sign_flip_interval(mean, means, level), bca, p_value)
+    return Interval(float(differences.mean()), low, high, confidence=1 - level)
 
 
 def min_seeds(comparisons: int = 1) -> int:

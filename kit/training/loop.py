@@ -115,19 +115,30 @@ def fit(
         bar.skip(_share_done(state, train))
         while state.epoch < state.recipe.epochs:
             start = time.perf_counter() - state.progress.seconds
-            try:
-                for _ in _steps(state, train, bar):
-                    state.progress.seconds = time.perf_counter() - start
-                    if after_step is not None:
-                        after_step()
-                state.settle()
-            except NonFiniteLossError as error:
-                error.indices = _sampler(train).batch(error.step)
-                raise
+            _train_epoch(state, train, bar, after_step)
             distributed.broadcast_buffers(state.model)
             figures = _train_figures(state.progress, train) | evaluate(state, valid)
             state.begin_epoch(Progress(epoch=state.epoch + 1))
             yield EpochResult(epoch=state.epoch, seconds=time.perf_counter() - start, **figures)
+
+
+def _train_epoch(
+    state: TrainingState,
+    train: DataLoader[Batch],
+    bar: TrainingBar,
+    after_step: Callable[[], None] | None,
+) -> None:
+    """Take the steps that the epoch still lacks; name the batch of a loss that is not finite."""
+    start = time.perf_counter() - state.progress.seconds
+    try:
+        for _ in _steps(state, train, bar):
+            state.progress.seconds = time.perf_counter() - start
+            if after_step is not None:
+                after_step()
+        state.settle()
+    except NonFiniteLossError as error:
+        error.indices = _sampler(train).batch(error.step)
+        raise
 
 
 def _steps(state: TrainingState, loader: DataLoader[Batch], bar: TrainingBar) -> Iterator[None]:
