@@ -35,11 +35,13 @@ class ExportOptions:
     """How many test tiles to check it on, spread over all of them."""
 
 
-def main(options: ExportOptions) -> None:
+def main(options: ExportOptions, argv: list[str]) -> None:
     """Write what is asked for."""
     run, out, timm, tensorboard = options.run, options.out, options.timm, options.tensorboard
     if out is None and timm is None and tensorboard is None:
         raise KitError("say what to write: --out model.onnx, --timm FOLDER or --tensorboard FOLDER")
+    if out is None:
+        base.refuse_unused(base.given_options(argv), ["tiles", "data"], "without --out")
     standins = runs.trained_on_standin(runs.average([run]))
     if standins:
         print(runs.standin_notice(standins), file=sys.stderr)
@@ -70,4 +72,4 @@ def main(options: ExportOptions) -> None:
 
 if __name__ == "__main__":
     with exit_on_error():
-        main(base.parse_options(ExportOptions, __doc__, sys.argv[1:]))
+        main(base.parse_options(ExportOptions, __doc__, sys.argv[1:]), sys.argv[1:])

@@ -56,12 +56,20 @@ def parse(argv: list[str]) -> TrainOptions:
     peek.add_argument("--recipe")
     seen = peek.parse_known_args(argv)[0]
     if not seen.resume:
-        return base.parse_options(TrainOptions, __doc__, argv)
+        options = base.parse_options(TrainOptions, __doc__, argv)
+        refuse_unused(options, base.given_options(argv))
+        return options
     folder = seen.out or default_folder(base.parse_options(TrainOptions, __doc__, argv))
     begun = begun_options(folder)
     if seen.recipe is not None:
         begun = replace(begun, recipe=base.read_recipe(seen.recipe), recipe_name=seen.recipe)
     return base.parse_options(TrainOptions, __doc__, argv, default=begun)
+
+
+def refuse_unused(options: TrainOptions, given: set[str]) -> None:
+    """Refuse what a new training makes nothing of."""
+    base.refuse_unused(given, ["force"], "without --resume")
+    options.recipe.reject_unused(given)
 
 
 def begun_options(folder: Path) -> TrainOptions:

@@ -411,6 +411,15 @@ def test_compact_recipe_runs_as_it_is(tiles: Store, tmp_path: Path) -> None:
     assert isinstance(run.state.model, models.CompactCNN)
 
 
+def test_statistics_that_a_model_does_not_have_are_not_adapted(
+    tiles: Store, tmp_path: Path
+) -> None:
+    recipe = replace(RECIPE, model="test_efficientnet_gn", size=32, epochs=1)
+    model = runs.load(train(recipe, tiles, tmp_path / "run").folder, device="cpu")
+    with pytest.raises(KitError, match="run has no BatchNorm to adapt"):
+        model.predict(tiles.test, adapt_bn=True, progress=False)
+
+
 def test_adapted_statistics_are_those_of_the_tiles_that_are_predicted(
     tiles: Store, tmp_path: Path
 ) -> None:

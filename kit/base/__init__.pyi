@@ -53,6 +53,7 @@ from .recipe import parse_recipe as parse_recipe
 from .recipe import read_recipe as read_recipe
 from .recipe import recipe_names as recipe_names
 from .recipe import recipe_values as recipe_values
+from .recipe import refuse_unused as refuse_unused
 from .results import EpochResult as EpochResult
 from .signals import going_on as going_on
 from .signals import handle_signals as handle_signals

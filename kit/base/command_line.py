@@ -13,8 +13,6 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from kit.base.errors import KitError
 from kit.base.recipe import (
-    BACKBONE_ONLY,
-    OWN_ONLY,
     Recipe,
     read_recipe,
     recipe_names,
@@ -81,7 +79,8 @@ def parse_options(
     except ValidationError as error:
         raise KitError(describe_errors(error)) from error
     if isinstance(options, RunOptions):
-        options.recipe.reject_unused(given_options(argv))
+        # A search varies the augmentation, and with it whether stains are jittered.
+        options.recipe.reject_unused(given_options(argv) - {"stain_strength"})
     return options
 
 
@@ -94,7 +93,7 @@ def recipe_words(recipe: Recipe) -> list[str]:
     """Return the words of a command line that give a recipe.
 
     They name the nearest of the kit's own recipes, and the options that differ from it. Options
-    that the model does not use are left out.
+    that the recipe does not use are left out.
     """
     return min((_words_from(name, recipe) for name in recipe_names()), key=len)
 
@@ -128,7 +127,7 @@ def _check_repeated(argv: Sequence[str]) -> None:
 def _words_from(name: str, recipe: Recipe) -> list[str]:
     """Return the words that make a recipe of one that comes with the kit."""
     near, words = read_recipe(name), ["--recipe", name]
-    unused = OWN_ONLY if recipe.is_backbone else BACKBONE_ONLY
+    unused = recipe.unused_options()
     for field in dataclasses.fields(Recipe):
         value = getattr(recipe, field.name)
         if value == getattr(near, field.name) or field.name in unused:

@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 from itertools import takewhile
@@ -160,18 +161,41 @@ class Recipe:
             "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         }[self.normalize]
 
+    def unused_options(self) -> dict[str, str]:
+        """Return the options that this recipe makes nothing of, and for each one why."""
+        names = OWN_ONLY if self.is_backbone else BACKBONE_ONLY
+        unused = dict.fromkeys(names, f"for --model {self.model}")
+        if self.folds or self.validate_on:
+            unused["holdout"] = f"beside {'--folds' if self.folds else '--validate-on'}"
+        if self.augment in ("none", "d4"):
+            unused["stain_strength"] = f"for --augment {self.augment}"
+        return unused
+
     def reject_unused(self, given: set[str]) -> None:
-        """Refuse options that were given by name and that the model does not use.
+        """Refuse options that were given by name and that the recipe does not use.
 
         Raises
         ------
         KitError
-            Naming the options and the model.
+            Naming the options, and what makes nothing of them.
         """
-        unused = given.intersection(OWN_ONLY if self.is_backbone else BACKBONE_ONLY)
-        if unused:
-            options = ", ".join("--" + name.replace("_", "-") for name in sorted(unused))
-            raise KitError(f"{options} has no meaning for --model {self.model}: leave it out")
+        unused = self.unused_options()
+        for why in dict.fromkeys(unused.values()):
+            refuse_unused(given, [name for name in unused if unused[name] == why], why)
+
+
+def refuse_unused(given: set[str], names: Iterable[str], why: str) -> None:
+    """Refuse options that were given by name and mean nothing where they stand.
+
+    Raises
+    ------
+    KitError
+        Naming those of `names` that were given.
+    """
+    unused = sorted(given.intersection(names))
+    if unused:
+        options = ", ".join("--" + name.replace("_", "-") for name in unused)
+        raise KitError(f"{options} has no meaning {why}: leave it out")
 
 
 _RECIPE: TypeAdapter[Recipe] = TypeAdapter(Recipe)

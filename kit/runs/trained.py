@@ -24,7 +24,6 @@ from kit.training import (
     move_model,
     predict_logits,
     recalibrate,
-    reuse_memory,
 )
 
 
@@ -90,12 +89,14 @@ class TrainedModel:
         Raises
         ------
         KitError
-            If the run recorded no temperature to calibrate with.
+            If the run recorded no temperature to calibrate with, or there is no BatchNorm to adapt.
         """
         temperature = self._require_temperature() if calibrate else 1.0
         held = self.device if fits_on_device(self.recipe, len(tiles), self.device) else None
         loader = eval_loader(recipe_dataset(tiles.tiles, self.recipe, device=held))
         normalize = Normalize(*self.recipe.channel_statistics).to(self.device)
+        if adapt_bn and not models.batch_norms(self.model):
+            raise KitError(f"{self.name} has no BatchNorm to adapt: predict without --adapt-bn")
         if adapt_bn:
             recalibrate(self.model, loader, normalize, device=self.device, dtype=self.dtype)
         logits = predict_logits(
@@ -130,7 +131,6 @@ def load(folder: Path, *, device: str = "auto") -> TrainedModel:
     recipe = parse_recipe(values["recipe"], source=f"{folder}/config.json")
     _check_preprocessing(folder, values, recipe)
     weights = _read_weights(folder, figures)
-    reuse_memory()
     chosen = choose_device(device)
     # The run's own weights follow: nothing is to be fetched for the ones it began with.
     model = models.create_model(dataclasses.replace(recipe, pretrained=False, weights=None))
