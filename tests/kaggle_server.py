@@ -84,7 +84,7 @@ class KaggleServer:
     loses_submissions
         Whether it says that it takes a submission, and does not.
     answers_submission
-        Whether it says anything when it has taken one.
+        Whether it says anything when it has taken one; None cuts the connection.
     client_version
         The newest client there is, as Kaggle's answers tell in a header; empty for none.
     team_mate_submits
@@ -122,7 +122,7 @@ class KaggleServer:
         }
     )
     loses_submissions: bool = False
-    answers_submission: bool = True
+    answers_submission: bool | None = True
     client_version: str = ""
     team_mate_submits: bool = False
     pushed: dict[str, Any] = field(default_factory=dict)
@@ -277,7 +277,8 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             answer = getattr(self.kaggle, method)(request)
             if method == "CreateSubmission" and not self.kaggle.answers_submission:
-                self._hang()
+                if self.kaggle.answers_submission is False:
+                    self._hang()
                 return
             done = isinstance(answer, Answer)
             self._answer(answer if done else Answer(200, json.dumps(answer).encode()))

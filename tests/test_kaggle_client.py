@@ -700,6 +700,27 @@ class TestSubmit:
         server.answers_submission = False
         assert kaggle.submit(submission_file, "a model").description == "a model"
 
+    def test_a_submission_whose_answer_was_cut_off_is_found(
+        self, server: KaggleServer, submission_file: Path
+    ) -> None:
+        server.answers_submission = None
+        assert kaggle.submit(submission_file, "a model").description == "a model"
+
+    def test_ctrl_c_says_that_it_may_be_submitted(
+        self, server: KaggleServer, packed: Path, submission_file: Path
+    ) -> None:
+        server.answers_submission = False
+        command = [sys.executable, KERNELS / "submit.py", "--data", packed]
+        command += ["--file", submission_file]
+        with Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+            until(lambda: server.submissions)
+            os.killpg(process.pid, signal.SIGINT)
+            _, stderr = process.communicate()
+        assert process.returncode == 130
+        last = stderr.splitlines()[-1]
+        assert last.startswith("error: interrupted: it may be submitted: type `make scores` before")
+        assert_discreet(stderr)
+
     def test_tells_its_own_submission_from_a_team_mates(
         self, server: KaggleServer, submission_file: Path
     ) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from kit.base import SLUG, KitError, printable
+from kit.base import SLUG, KitError, going_on, printable
 from kit.kaggle.client import (
     SilenceError,
     attempts,
@@ -62,21 +62,22 @@ def submit(file: Path, message: str, *, patience: float = 120) -> Submission:
         If the upload fails, or Kaggle does not know the submission.
     """
     before = {row.ref for row in list_submissions()}
-    said = _upload(file, message)
-    ref = _told_ref(said)
-    new: list[Submission] = []
-    for _ in attempts(patience):
-        # Sent is sent, whatever becomes of this question.
-        with suppress(KitError):
-            new = [row for row in list_submissions() if row.ref not in before]
-        # A team mate may have submitted in the same seconds.
-        for row in new:
-            if row.ref == ref or (ref is None and _same_text(row.description, message)):
+    with going_on(lambda: "it may be submitted: type `make scores` before you submit again"):
+        try:
+            said = _upload(file, message)
+        except KitError:
+            # A cut connection is no proof that Kaggle has not taken it.
+            row = _find_new(before, None, message)
+            if row is None:
+                raise
+            return row
+        ref = _told_ref(said)
+        for _ in attempts(patience):
+            row = _find_new(before, ref, message)
+            if row is not None:
                 return row
     if ref is not None and _is_known(ref):
         return Submission(ref, "", file.name, message, "PENDING", "", "")
-    if ref is None and new:
-        return new[0]
     raise KitError(
         f"the client says {' '.join(said.split())!r}, but Kaggle lists no new submission.\n"
         f"Look at {SUBMISSIONS_PAGE} before you submit again: each try may count for the limit"
@@ -152,6 +153,20 @@ def _upload(file: Path, message: str) -> str:
     return said
 
 
+def _find_new(before: set[int], ref: int | None, message: str) -> Submission | None:
+    """Return a submission that Kaggle lists now and did not before: a team mate may have sent one.
+
+    It is known by its number, or else by its description. None if Kaggle cannot be asked: sent is
+    sent, whatever becomes of this question.
+    """
+    with suppress(KitError):
+        for row in list_submissions():
+            is_it = row.ref == ref if ref is not None else _same_text(row.description, message)
+            if is_it and row.ref not in before:
+                return row
+    return None
+
+
 def _told_ref(said: str) -> int | None:
     """Return the number of a new submission, which clients tell from 2.2.5 on."""
     told = re.search(r"^Submission ref: (\d+)$", said, re.M)
@@ -166,8 +181,10 @@ def _is_known(ref: int) -> bool:
     return False
 
 
-def _same_text(one: str, other: str) -> bool:
-    return one.split() == printable(other).split()
+def _same_text(listed: str, sent: str) -> bool:
+    """Whether a description is the one that was sent, cut or spaced in another way perhaps."""
+    one, other = (" ".join(text.split()) for text in (listed, printable(sent)))
+    return bool(one) and other.startswith(one)
 
 
 def _submission(row: dict[str, Any]) -> Submission:
