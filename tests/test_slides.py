@@ -18,6 +18,7 @@ from kit.data import (
     recipe_holdout,
     slides_fingerprint,
 )
+from kit.study.checks import check_recipes
 
 IDS = np.array(["a" * 40, "b" * 40])
 
@@ -102,6 +103,16 @@ def test_a_partial_table_leaves_tiles_out_and_says_how_many(
     said = capsys.readouterr().err
     assert said.count(f"note: {path} has no slide for 6 of 24 training tiles") == 1
     assert "they are left out; patch_id_wsi_full.csv names more" in said
+
+
+def test_a_study_says_that_a_table_does_not_choose_its_holdouts(
+    tiles: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_table(tiles.data / "slides.csv", tiles, known=24)
+    seeds = [Recipe(seed=seed, batch_size=4) for seed in range(2)]
+    check_recipes(seeds, tiles, device="cpu")
+    said = capsys.readouterr().err
+    assert said.count(f"note: {path} does not choose the holdout, which is one of single") == 1
 
 
 def test_a_table_is_known_by_what_it_says_of_the_training_tiles(tiles: Store) -> None:

@@ -1,12 +1,21 @@
 """The slide that each tile is from, as the community's tables say it."""
 
 import hashlib
+import shlex
 import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from kit.base import SLIDES_FILE, KitError, Strings, read_table, require_ids, require_values
+from kit.base import (
+    SLIDES_FILE,
+    KitError,
+    Recipe,
+    Strings,
+    read_table,
+    require_ids,
+    require_values,
+)
 from kit.data.store import Store
 
 TABLES = (SLIDES_FILE, "patch_id_wsi_full.csv")
@@ -67,6 +76,16 @@ def read_recipe_slides(path: Path, store: Store) -> Strings:
 def find_slides_table(store: Store) -> Path | None:
     """Return the table of slides that lies in a store's data folder, if one does."""
     return next((path for name in TABLES if (path := store.data / name).is_file()), None)
+
+
+def note_unused_slides(store: Store, recipe: Recipe) -> None:
+    """Say so where a table of slides lies in the data folder and does not choose the holdout."""
+    table = find_slides_table(store)
+    if table is not None and recipe.slides is None:
+        _note(
+            f"{table} does not choose the holdout, which is one of single tiles: "
+            f"--slides {shlex.quote(str(table))} keeps slides apart"
+        )
 
 
 @dataclass(frozen=True)

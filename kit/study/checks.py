@@ -5,7 +5,7 @@ from pathlib import Path
 
 from kit import runs
 from kit.base import KitError, Recipe
-from kit.data import Holdout, Store
+from kit.data import Holdout, Store, note_unused_slides
 
 
 def check_recipes(
@@ -36,6 +36,7 @@ def check_recipes(
         for recipe in recipes:
             _require_one_run(recipe)
             _require_last_epoch(recipe)
+            note_unused_slides(store, recipe)
         return runs.check_trainable(recipes, store, device=device)
     except KitError as error:
         if arm is None:
