@@ -187,7 +187,7 @@ def describe(run: runs.Run) -> str:
     lines.append(
         f"{len(run.holdout.train):,} tiles to train on, {len(run.holdout.valid):,} held out; "
         f"{str(run.dtype).removeprefix('torch.')} on {run.device}"
-        f"{', which holds the tiles' if run.holds_tiles else ''}; into {run.folder}"
+        f"{', which holds the tiles' if run.loaders.holds_tiles else ''}; into {run.folder}"
     )
     if recipe.slides is None:
         table = data.find_slides_table(run.store) or "TABLE"

@@ -176,7 +176,7 @@ def test_weights_that_are_no_numbers_are_not_evaluated(tmp_path: Path) -> None:
     with torch.no_grad():
         next(run.state.model.parameters()).fill_(torch.nan)
     with pytest.raises(KitError, match=r"prediction nan at position 0 is not a finite number"):
-        evaluate(run.state, run.valid_loader)
+        evaluate(run.state, run.loaders.valid)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

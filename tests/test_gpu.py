@@ -83,7 +83,7 @@ def test_a_run_is_that_of_the_cpu_within_rounding(store: Store, tmp_path: Path, 
         run = runs.Run(recipe, store, tmp_path / "cuda", device="cuda")
         (found,) = run.train(progress=False)
         probabilities = runs.load(tmp_path / "cuda", device="cuda").predict(store.test, views=8)
-    assert run.holds_tiles
+    assert run.loaders.holds_tiles
     assert found.train_loss == pytest.approx(expected[0].train_loss, rel=1e-4)
     there = runs.load(tmp_path / "cpu", device="cpu").predict(store.test, views=8)
     np.testing.assert_allclose(probabilities, there, atol=2e-3)

@@ -470,11 +470,11 @@ def test_held_tiles_give_the_same_run(
     recipe = replace(RECIPE, augment="d4")
     plain = train(recipe, tiles, tmp_path / "plain")
     # As on a GPU with room; symmetries alone are not rounded.
-    monkeypatch.setattr("kit.runs.run.fits_on_device", lambda *_: True)
+    monkeypatch.setattr("kit.runs.loaders.fits_on_device", lambda *_: True)
     held = train(recipe, tiles, tmp_path / "held")
     assert contents(held.folder) == contents(plain.folder)
     with_workers = Run(recipe, tiles, tmp_path / "workers", device="cpu", workers=1)
-    flags = [run.holds_tiles for run in (plain, held, with_workers)]
+    flags = [run.loaders.holds_tiles for run in (plain, held, with_workers)]
     assert flags == [False, True, False]
     assert runs.read_config(held.folder)["holds_tiles"]
 
@@ -493,4 +493,4 @@ def test_full_memory_is_an_error_that_says_what_to_do(
         run.state.model.register_forward_pre_hook(fail)
         with pytest.raises(KitError, match=remedy):
             next(run.train(progress=False))
-        monkeypatch.setattr("kit.runs.run.fits_on_device", lambda *_: True)
+        monkeypatch.setattr("kit.runs.loaders.fits_on_device", lambda *_: True)

@@ -482,7 +482,7 @@ def test_recalibrated_statistics_are_those_of_all_inputs(
     run = Run(recipe, tiles, tmp_path / "run", device="cpu")
     list(run.train(progress=False))
     run.recalibrate(batches)
-    loaded = [images for images, _ in run.plain_train_loader]
+    loaded = [images for images, _ in run.loaders.plain_train]
     assert len(loaded) > 2
     images = torch.cat(loaded[:batches])
     model = run.state.model

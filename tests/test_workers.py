@@ -154,7 +154,7 @@ def test_a_training_whose_worker_is_killed_says_how_to_go_on(tmp_path: Path) -> 
     said = (tmp_path / "log" / "stderr").read_text()
     assert "Traceback" not in said
     assert said.splitlines()[-1].startswith("error: a loader worker (process ")
-    assert said.endswith(f"Go on with --resume --out {tmp_path / 'run'}\n")
+    assert said.endswith(f"--resume --out {tmp_path / 'run'}\n")
 
 
 def pixels_in(dataset: TileDataset, method: str) -> list[bytes]:

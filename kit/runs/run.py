@@ -1,27 +1,22 @@
 """A run that is being trained into its folder."""
 
-import copy
 import hashlib
 import json
-import os
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, replace
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save
-from torch.utils.data import DataLoader
 
 from kit import models
 from kit.base import (
     EpochResult,
     FolderLock,
-    Indices,
     KitError,
     Recipe,
     StoppedError,
@@ -32,23 +27,19 @@ from kit.base import (
     write_text,
 )
 from kit.data import (
-    Batch,
     LostWorkerError,
     Store,
-    TileDataset,
     check_batch,
-    eval_loader,
-    fits_on_device,
-    recipe_dataset,
     recipe_holdout,
-    train_loader,
     write_split,
 )
 from kit.runs.checkpoint import load_checkpoint, write_checkpoint
-from kit.runs.folder import inside, read_config, require_free
+from kit.runs.folder import inside, read_config, require_free, resume_command
 from kit.runs.holdout import holdout_fingerprint, resumed_holdout
 from kit.runs.identity import compare, describe, require_same
+from kit.runs.loaders import RunLoaders
 from kit.runs.predictions import write_predictions
+from kit.runs.stopping import StopRequest
 from kit.training import (
     Evaluate,
     NonFiniteLossError,
@@ -115,7 +106,6 @@ class Run:
         self.folder = folder
         self.device = choose_device(device)
         self.dtype = choose_precision(recipe.precision, self.device)
-        self.workers = workers
         self.checkpoint_steps = checkpoint_steps
         self.rank = distributed.rank()
         self.history: list[EpochResult] = []
@@ -128,7 +118,7 @@ class Run:
             else recipe_holdout(store, recipe)
         )
         check_batch(len(self.holdout.train), recipe.batch_size)
-        self.holds_tiles = not workers and fits_on_device(recipe, len(store.train), self.device)
+        self.loaders = RunLoaders(recipe, store, self.holdout, device=self.device, workers=workers)
         self.state = self._restore() if resume else self._new_state(recipe)
         if self.rank == 0:
             self._claim(begun, record or {})
@@ -207,9 +197,9 @@ class Run:
             If the loss stops being a number, when the batch's tiles and the checkpoint are named;
             or if a memory is full.
         """
-        stop = _StopRequest()
+        stop = StopRequest()
         with explain_full_memory(self.device, "loading tiles"):
-            tiles = self._train_loader(), self._valid_share()
+            tiles = self.loaders.train_share(), self.loaders.valid_share()
         results = fit(
             self.state,
             *tiles,
@@ -225,15 +215,13 @@ class Run:
         except NonFiniteLossError as error:
             raise self._explain(error) from error
         except LostWorkerError as error:
-            raise KitError(f"{error}. Go on with --resume --out {self.folder}") from error
+            raise KitError(f"{error}. Go on with: {resume_command(self.folder)}") from error
         # What is left is rank 0's, which needs no one for it.
         distributed.leave_group()
         if self.rank == 0:
             self._finish()
 
-    def _train_epoch(
-        self, results: Iterator[EpochResult], stop: "_StopRequest"
-    ) -> EpochResult | None:
+    def _train_epoch(self, results: Iterator[EpochResult], stop: StopRequest) -> EpochResult | None:
         """Train the next epoch and keep its end; None where there is none left."""
         # Not while a result is looked at: others may train between two of this run's epochs.
         with handle_signals(stop, signal.SIGTERM, signal.SIGINT):
@@ -241,7 +229,7 @@ class Run:
             if result is not None:
                 self.history.append(result)
                 if self.recipe.keep == "best":
-                    judge_epoch(self.state, result, self.plain_train_loader, self.valid_loader)
+                    judge_epoch(self.state, result, self.loaders.plain_train, self.loaders.valid)
                 self._checkpoint()
         if stop.number and distributed.world_size() == 1:
             raise StoppedError(
@@ -259,55 +247,13 @@ class Run:
         """
         recalibrate(
             self.state.model,
-            islice(self.plain_train_loader, batches),
+            islice(self.loaders.plain_train, batches),
             self.state.normalize,
             device=self.device,
             dtype=self.dtype,
         )
 
-    @cached_property
-    def valid_loader(self) -> DataLoader[Batch]:
-        """The held-out tiles, in the order of split.csv."""
-        return eval_loader(self._dataset(self.holdout.valid))
-
-    @cached_property
-    def plain_train_loader(self) -> DataLoader[Batch]:
-        """The training tiles, each once, without augmentation."""
-        plain = copy.copy(self._train_dataset)
-        plain.augment = None
-        return eval_loader(plain)
-
-    @cached_property
-    def _train_dataset(self) -> TileDataset:
-        return self._dataset(self.holdout.train, train=True)
-
-    def _dataset(self, rows: Indices, *, train: bool = False) -> TileDataset:
-        return recipe_dataset(
-            self.store.train.tiles,
-            self.recipe,
-            labels=self.store.labels,
-            rows=rows,
-            train=train,
-            device=self.device if self.holds_tiles else None,
-        )
-
-    def _train_loader(self) -> DataLoader[Batch]:
-        return train_loader(
-            self._train_dataset,
-            batch_size=self.recipe.batch_size,
-            workers=self.workers,
-            pin_memory=self.device.type == "cuda",
-            rank=self.rank,
-            world_size=distributed.world_size(),
-        )
-
-    def _valid_share(self) -> DataLoader[Batch]:
-        """Return the held-out tiles that this process evaluates."""
-        valid = self.valid_loader.dataset
-        assert isinstance(valid, TileDataset)
-        return eval_loader(valid, rank=self.rank, world_size=distributed.world_size())
-
-    def _after_step(self, stop: "_StopRequest") -> None:
+    def _after_step(self, stop: StopRequest) -> None:
         """Keep a checkpoint when it is time, or when the process was asked to stop."""
         progress = self.state.progress
         # All processes stop at the same step, or those that go on would wait for the others.
@@ -342,8 +288,8 @@ class Run:
         }
         return {
             **identity,
-            "workers": self.workers,
-            "holds_tiles": self.holds_tiles,
+            "workers": self.loaders.workers,
+            "holds_tiles": self.loaders.holds_tiles,
             "processes": distributed.world_size(),
             # Sums are rounded in another order by another number of threads.
             "threads": torch.get_num_threads(),
@@ -364,14 +310,14 @@ class Run:
 
     def _finish(self) -> None:
         """Write what a finished run is used for; metrics.json comes last and says so."""
-        kept_epoch = settle_on_kept(self.state, self.plain_train_loader)
+        kept_epoch = settle_on_kept(self.state, self.loaders.plain_train)
         state = self.state.model.state_dict()
         weights = save({name: tensor.contiguous() for name, tensor in state.items()})
         with atomic_path(self.folder / "model.safetensors") as partial:
             partial.write_bytes(weights)
         logits = predict_logits(
             self.state.model,
-            self.valid_loader,
+            self.loaders.valid,
             self.state.normalize,
             views=self.recipe.views,
             device=self.device,
@@ -385,17 +331,3 @@ class Run:
             kept_epoch=kept_epoch,
             sha256={"model.safetensors": hashlib.sha256(weights).hexdigest()},
         )
-
-
-class _StopRequest:
-    """SIGTERM or Ctrl-C, which ask for an end after the next step."""
-
-    number = 0
-
-    def __call__(self, number: int) -> None:
-        if number == signal.SIGINT and distributed.world_size() == 1:
-            if self.number == number:
-                raise KeyboardInterrupt
-            # Not by print, which the signal may have interrupted.
-            os.write(2, b"\nstopping after this step; Ctrl-C once more stops at once\n")
-        self.number = number

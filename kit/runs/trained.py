@@ -69,7 +69,7 @@ class TrainedModel:
         calibrate: bool = False,
         progress: bool = True,
     ) -> Floats:
-        """Return the logit of the probability of tumour for each tile of the store's split.
+        """Return the logit of the probability of tumour, (tiles,), of the store's split.
 
         Parameters
         ----------
@@ -80,11 +80,6 @@ class TrainedModel:
             (Li et al., arXiv:1603.04779). The model keeps them.
         calibrate
             Divide logits by the holdout's temperature. The order of the tiles stays.
-
-        Returns
-        -------
-        ndarray
-            (tiles,).
 
         Raises
         ------

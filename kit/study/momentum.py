@@ -210,7 +210,7 @@ def _kept_figures(run: Run, candidates: Iterable[nn.Module]) -> list[dict[str, f
     """Return what a finished run's metrics.json would say of each of several models."""
     logits = training.predict_logits_each(
         [models.fuse_norms(model.eval()) for model in candidates],
-        run.valid_loader,
+        run.loaders.valid,
         run.state.normalize,
         views=run.recipe.views,
         device=run.device,
