@@ -368,6 +368,15 @@ def lines(folder: Path) -> int:
     return len(history.read_text().splitlines()) if history.exists() else 0
 
 
+def test_a_checkpoint_without_its_results_is_damaged(tiles: Store, tmp_path: Path) -> None:
+    run = train(RECIPE, tiles, tmp_path / "run")
+    path = run.folder / "last.pt"
+    torch.save(torch.load(path, weights_only=True) | {"history": []}, path)
+    del run
+    with pytest.raises(KitError, match=r"last\.pt is damaged: .* the results of 0 of 2 epochs"):
+        Run(RECIPE, tiles, tmp_path / "run", device="cpu", resume=True)
+
+
 def test_a_checkpoint_holds_nothing_but_tensors_and_plain_values(
     tiles: Store, tmp_path: Path
 ) -> None:

@@ -67,10 +67,16 @@ def load_checkpoint(
             if fixed := compare(run, identity).fixed:
                 raise KitError(f"{path} is of another run: {'; '.join(fixed)}")
         state.load_state_dict(content)
-        return [EpochResult(**result) for result in content["history"]]
+        history = [EpochResult(**result) for result in content["history"]]
     except _DOES_NOT_FIT as error:
         reason = " ".join(str(error).split())[:200]
         raise KitError(f"{path} does not fit the run's options: {reason}") from error
+    if [result.epoch for result in history] != [*range(1, state.epoch + 1)]:
+        raise KitError(
+            f"{path} is damaged: train the run again (it has the results of {len(history)} of "
+            f"{state.epoch} epochs)"
+        )
+    return history
 
 
 def _read(path: Path) -> dict[str, Any]:
