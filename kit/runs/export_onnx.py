@@ -129,9 +129,11 @@ def _graph(network: TileNetwork) -> Any:
         verbose=False,
     )
     assert program is not None
-    for node in program.model_proto.graph.node:
+    # It is made again each time that it is asked for.
+    model = program.model_proto
+    for node in model.graph.node:
         node.ClearField("metadata_props")
-    return program.model_proto
+    return model
 
 
 def _source_pixels(recipe: Recipe) -> tuple[Indices, Indices]:
