@@ -28,8 +28,8 @@ class SubmitOptions:
     file: Path | None = None
     """Submission: one row per test tile, id,label; submission.csv if nothing is named."""
     run: Path | None = None
-    """In place of a file: a run, a cross-validation, or an ensemble.json. Its submission.csv is
-    sent, or the one here if it made that; if there is neither it predicts as its recipe says."""
+    """A run, a cross-validation or an ensemble.json, in place of a file (which it may be, too). Its
+    submission.csv is sent, or the one here if it made that; it predicts if there is neither."""
     data: Path = Path("data")
     """Folder of the competition's data, for the test tiles."""
     message: str = ""
@@ -64,6 +64,8 @@ def main(options: SubmitOptions) -> None:
 
 def choose(run: Path, tiles: data.Store) -> Path:
     """Return the submission that a run has made, or have it made."""
+    if is_submission(run):
+        return run
     chosen = runs.read_source(run)
     found = runs.find_submissions(run, chosen, tiles)
     if len(found) > 1:
@@ -79,6 +81,11 @@ def choose(run: Path, tiles: data.Store) -> Path:
     place = runs.submission_place(run)
     runs.predict_submission(place, chosen, tiles, runs.Manner())
     return place
+
+
+def is_submission(path: Path) -> bool:
+    """Whether what is named as a run is a submission already."""
+    return path.is_file() and path.suffix != ".json"
 
 
 def validate(file: Path, tiles: data.Store) -> None:
@@ -111,7 +118,8 @@ def made_how(file: Path) -> str:
 def describe(file: Path, run: Path | None) -> str:
     """Return the description on Kaggle: the run's name or the file's, and which file it is."""
     made = runs.read_submission(file)
-    name = run.resolve().name if run else file.name
+    by_run = run is not None and not is_submission(run)
+    name = runs.submission_place(run).resolve().parent.name if run and by_run else file.name
     how = "" if made is None else f", {made.manner}"
     return f"{name}{how}, sha256 {hashlib.sha256(file.read_bytes()).hexdigest()[:12]}"
 

@@ -105,7 +105,7 @@ def test_a_submission_of_other_weights_is_predicted_again(
 ) -> None:
     assert type_in("predict --run runs/one --out runs/one/submission.csv")[0] == 0
     before = Path("runs/one/submission.csv").read_bytes()
-    shutil.copy("runs/two/model.safetensors", "runs/one/model.safetensors")
+    shutil.copytree("runs/two", "runs/one", dirs_exist_ok=True)
     assert type_in("submit --run runs/one")[0] == 0
     assert server.uploaded == Path("runs/one/submission.csv").read_bytes() != before
 
@@ -192,14 +192,28 @@ def test_hard_labels_of_a_mean_of_ranks_go_by_the_probabilities(tmp_path: Path) 
     assert made.manner == "1 view, hard labels"
 
 
-def test_a_file_is_not_a_run(server: KaggleServer, type_in: Type) -> None:
-    Path("mine.csv").write_text("id,label\n")
-    for line, message in (
-        ("submit --run mine.csv", "mine.csv is a file, not a run: submit it with FILE=mine.csv"),
-        ("submit --run data/nothing", "data/nothing holds no run"),
-        ("submit --run runs/one --file a.csv", "--file and --run exclude each other"),
-        ("submit --file runs/one", "cannot read runs/one: Is a directory"),
-    ):
-        status, said = type_in(line)
-        assert (status, message in said) == (1, True), said
+def test_a_run_may_be_a_submission(server: KaggleServer, type_in: Type) -> None:
+    """As in `make submit RUN=submission.csv`."""
+    assert type_in("predict --run runs/one --out mine.csv")[0] == 0
+    status, said = type_in("submit --run mine.csv")
+    assert status == 0, said
+    assert server.uploaded == Path("mine.csv").read_bytes()
+    assert server.submissions[0]["description"].startswith("mine.csv, 1 view, sha256 ")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--run data/nothing", "data/nothing holds no run"),
+        ("--run mine.json", "mine.json is not an ensemble"),
+        ("--run runs/one --file a.csv", "--file and --run exclude each other"),
+        ("--file runs/one", "cannot read runs/one: Is a directory"),
+    ],
+)
+def test_what_is_no_submission_is_not_sent(
+    server: KaggleServer, type_in: Type, words: str, message: str
+) -> None:
+    Path("mine.json").write_text("[]")
+    status, said = type_in(f"submit {words}")
+    assert (status, message in said) == (1, True), said
     assert not server.requests

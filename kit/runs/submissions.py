@@ -5,7 +5,6 @@ FILE.json    which models made it, how, and the SHA-256 of the file that they ma
 """
 
 import hashlib
-import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -85,9 +84,6 @@ def read_source(path: Path) -> Ensemble:
     if path.is_dir():
         file = path / "ensemble.json"
         return read_ensemble(file) if file.is_file() else average([path])
-    if path.is_file() and path.suffix == ".csv":
-        name = shlex.quote(str(path))
-        raise KitError(f"{path} is a file, not a run: submit it with FILE={name}, or --file {name}")
     chosen = read_ensemble(path) if path.is_file() else average([path])
     require_distinct([Path(run) for run in chosen.weights])
     return chosen
