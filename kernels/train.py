@@ -114,11 +114,15 @@ def train_folds(options: TrainOptions, tiles: data.Store, folder: Path) -> None:
 
     All are checked before the first is trained.
     """
-    recipes = dict(runs.fold_recipes(options.recipe, folder))
-    runs.check_trainable(recipes.values(), tiles, device=options.device)
-    finished = [part for part in recipes if options.resume and (part / "metrics.json").exists()]
-    for part in finished:
-        runs.check_run(part, recipes[part], tiles, device=options.device, force=options.force)
+    recipes = runs.check_folds(
+        options.recipe,
+        tiles,
+        folder,
+        device=options.device,
+        resume=options.resume,
+        force=options.force,
+    )
+    finished = [part for part in recipes if (part / "metrics.json").exists()]
     with training.TrainingBar(len(recipes)) as bar:
         bar.skip(len(finished))
         for fold, (part, recipe) in enumerate(recipes.items()):

@@ -55,6 +55,19 @@ def test_a_fold_that_cannot_be_is_told_before_the_first_is_trained(
     assert not (tmp_path / "cv").exists()
 
 
+def test_folds_that_are_there_are_not_trained_again(tiles: Store, cv: Path) -> None:
+    before = snapshot(cv)
+    options = ("--epochs", "1", "--batch-size", "8", "--data", tiles.folder.parent, "--out", cv)
+    done = kernel("train", *options, "--folds", "3")
+    assert done.returncode == 1
+    assert "fold-0 exists: choose another --out, or go on with: python" in done.stderr
+    assert done.stderr.rstrip().endswith(f"--out {cv}")
+    shutil.rmtree(cv / "fold-0")
+    done = kernel("train", *options, "--folds", "2", "--resume")
+    assert "fold-2 is none of the 2 folds" in done.stderr
+    assert {name: before[name] for name in snapshot(cv)} == snapshot(cv)
+
+
 def test_resume_alone_goes_on_with_the_folds_that_are_missing(cv: Path, trained: Path) -> None:
     shutil.rmtree(cv / "fold-2")
     (cv / "metrics.json").unlink()

@@ -256,9 +256,12 @@ def test_damaged_checkpoint_is_refused(tiles: Store, run: Path) -> None:
 
 def test_existing_folder_is_never_overwritten(tiles: Store, run: Path) -> None:
     before = snapshot(run)
-    with pytest.raises(KitError, match="exists: choose another --out"):
+    with pytest.raises(KitError, match=r"exists: choose another --out, or go on with: python"):
         Run(RECIPE, tiles, run)
     assert snapshot(run) == before
+    (run / "config.json").unlink()
+    with pytest.raises(KitError, match=r"exists: choose another --out$"):
+        Run(RECIPE, tiles, run)
 
 
 def test_a_start_that_was_killed_at_once_leaves_a_folder_to_start_in(

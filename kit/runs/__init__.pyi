@@ -1,4 +1,5 @@
 from . import ensemble as ensemble
+from .checks import check_folds as check_folds
 from .checks import check_run as check_run
 from .checks import check_trainable as check_trainable
 from .checks import find_differences as find_differences

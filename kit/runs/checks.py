@@ -5,9 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from kit import models
-from kit.base import Recipe, temporary_folder
+from kit.base import KitError, Recipe, temporary_folder
 from kit.data import Holdout, Store, check_holdouts
-from kit.runs.folder import read_config
+from kit.runs.folder import read_config, require_free
+from kit.runs.folds import fold_recipes
 from kit.runs.holdout import resumed_holdout
 from kit.runs.identity import compare, describe, require_same
 from kit.training import check_schedule, choose_device, choose_precision
@@ -93,3 +94,37 @@ def check_run(
     now = describe(recipe, store, chosen, dtype)
     require_same(folder, compare(read_config(folder), now), force=force)
     resumed_holdout(folder, recipe, store, force=force)
+
+
+def check_folds(
+    recipe: Recipe,
+    store: Store,
+    folder: Path,
+    *,
+    device: str = "auto",
+    resume: bool = False,
+    force: bool = False,
+) -> dict[Path, Recipe]:
+    """Return the recipe of each run of a cross-validation by its folder, when all can be trained.
+
+    Parameters
+    ----------
+    resume, force
+        Go on with runs that were begun, see `Run`.
+
+    Raises
+    ------
+    KitError
+        If a fold cannot be trained, its folder holds something, or a run of other options, or
+        there is a fold too many.
+    """
+    recipes = dict(fold_recipes(recipe, folder))
+    check_trainable(recipes.values(), store, device=device)
+    if surplus := set(folder.glob("fold-*")) - recipes.keys():
+        raise KitError(f"{min(surplus)} is none of the {len(recipes)} folds: move it away")
+    for part, own in recipes.items():
+        if not resume or not (part / "config.json").exists():
+            require_free(part, whole=folder)
+        else:
+            check_run(part, own, store, device=device, force=force)
+    return recipes

@@ -30,6 +30,9 @@ from kit.base import (
     read_json,
 )
 
+# What a training that was stopped before its first checkpoint has written.
+_LEFT_BY_A_START = {LOCK_NAME, "config.json", "split.csv", "layers.txt"}
+
 
 @dataclass(frozen=True)
 class _Data:
@@ -167,11 +170,16 @@ def resume_command(folder: Path) -> str:
     return command("train", "--resume", "--out", folder)
 
 
-def require_free(folder: Path) -> None:
+def require_free(folder: Path, *, whole: Path | None = None) -> None:
     """Refuse a folder that a new run cannot be begun in.
 
     One that holds no more than what a start leaves that was stopped before its first checkpoint
     is free.
+
+    Parameters
+    ----------
+    whole
+        Of the cross-validation that the run is part of.
 
     Raises
     ------
@@ -188,8 +196,10 @@ def require_free(folder: Path) -> None:
         raise KitError(f"{name} is not a name in UTF-8: choose another --out") from error
     except OSError as error:
         raise KitError(f"cannot train into {folder}: {error.strerror}") from error
-    if names - {LOCK_NAME, "config.json", "split.csv"}:
-        raise KitError(f"{folder} exists: choose another --out, or go on with it by --resume")
+    if names - _LEFT_BY_A_START:
+        is_run = "config.json" in names
+        or_resume = f", or go on with: {resume_command(whole or folder)}" if is_run else ""
+        raise KitError(f"{folder} exists: choose another --out{or_resume}")
     if "config.json" in names:
         # Nobody else's is written over.
         read_config(folder)
