@@ -90,8 +90,12 @@ def main(options: TrainOptions) -> None:
         with training.distributed.rank_zero_first():
             tiles = data.open_store(options.data)
         if options.recipe.folds is None or options.recipe.fold is not None:
+            # Asked now: the processes part when the last epoch is over.
+            rank = training.distributed.rank()
             with training.TrainingBar() as bar:
                 train(options, tiles, folder, bar)
+            if rank == 0:
+                print(next_command(folder, options))
         elif training.distributed.world_size() > 1:
             raise KitError(
                 "--folds under torchrun: start one fold at a time, with --fold 0, 1, ..."
@@ -163,7 +167,7 @@ def train(
         return
     bar.say(f"{conclude(folder)}\n{kept_note(run)}".rstrip())
     write_page(folder, tiles)
-    bar.say(f"the whole run: {folder / PAGE}\n{next_command(folder, options)}")
+    bar.say(f"the whole run: {folder / PAGE}")
 
 
 def write_page(folder: Path, tiles: data.Store) -> None:

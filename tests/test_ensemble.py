@@ -161,6 +161,7 @@ def test_cross_validation_ensemble_and_prediction(tiles: Store, tmp_path: Path) 
     said = run_kernel(*train, "--out", one)
     assert "fold 2, 3 of 3" in said
     assert "out-of-fold AUC" in said
+    assert said.count("next: ") == 1
     run_kernel(*train, "--out", two, "--bn", "after")
     table = runs.read_valid(Path(one))
     assert sorted(table["id"]) == sorted(tiles.train.ids)
