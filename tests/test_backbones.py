@@ -1,6 +1,11 @@
 """timm's models with one logit: every family trains, or says before it starts why not."""
 
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
 import pytest
+import timm
 import torch
 from torch.nn import functional
 
@@ -34,6 +39,35 @@ def test_pretrained_without_a_network_names_the_file_and_the_option(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(KitError, match=r"cannot fetch .*timm/resnet18\.a1_in1k.*--weights FILE"):
         models.create_model(Recipe(model="resnet18", pretrained=True))
+
+
+class CutShort(BaseHTTPRequestHandler):
+    """A hub whose answers end before their end."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        for name, value in {"ETag": "a", "X-Repo-Commit": "0" * 40, "Content-Length": 9}.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+        self.wfile.write(b"cut")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_download_that_breaks_off_is_a_message(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), CutShort) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/{{repo_id}}/{{revision}}/{{filename}}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", address)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+        with pytest.raises(KitError, match=r"cannot fetch .*closed connection.*--weights FILE"):
+            models.create_model(Recipe(model=TINY, pretrained=True))
 
 
 def test_a_tag_that_is_not_there_names_those_that_are() -> None:
@@ -93,3 +127,35 @@ def check_trains(name: str, size: int) -> None:
 @pytest.mark.parametrize("name", FEW)
 def test_a_backbone_of_every_kind_trains(name: str) -> None:
     check_trains(name, 32)
+
+
+# The smallest model of each class in each of timm's modules, as of timm 1.0.31.
+FAMILIES = (Path(__file__).parent / "timm_families.txt").read_text().split()
+# Some take few sizes.
+SIZES = {"halonet_h1": 256, "efficientformer_l1": 224, "deepseek_vit_412m": 98}
+ENCODERS = [
+    "deepseek_vit_412m_enc",
+    "gemma4_vit_167m_enc",
+    "mobilenetv5_300m_enc",
+    "qwen3_vit_88m_enc",
+]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", [*FAMILIES, *SIZES])
+def test_the_smallest_model_of_every_family_trains(name: str) -> None:
+    check_trains(name, SIZES.get(name, 96))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_encoder_without_a_classifier_is_refused(name: str) -> None:
+    with pytest.raises(KitError, match="gives no single logit"):
+        models.create_model(Recipe(model=name, size=98 if "deepseek" in name else 96))
+
+
+@pytest.mark.soak
+def test_no_family_is_left_out() -> None:
+    entrypoint = timm.models.model_entrypoint
+    tried = {entrypoint(name).__module__.rpartition(".")[2] for name in [*FAMILIES, *SIZES]}
+    assert tried == set(timm.list_modules())

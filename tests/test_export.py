@@ -188,7 +188,7 @@ def test_timm_loads_the_folder_and_the_readme_tells_the_rest(
             np.testing.assert_allclose(exact, own[len(found) : len(found) + 1], rtol=0, atol=1e-4)
             found.append(model(transform(Image.fromarray(tile))[None]).item())
     assert np.abs(expit(found) - expit(own[:, 0])).max() == pytest.approx(difference, abs=1e-6)
-    told = f"lie within {difference:.1g} of those of the run. Where that matters, resize"
+    told = f"lie within {difference:.1g} of those of\nthe run. Where that matters, resize"
     assert told in (card / "README.md").read_text("utf-8")
     with pytest.raises(KitError, match="card exists: name another folder"):
         runs.write_timm(card, backbone, tiles.test.tiles)

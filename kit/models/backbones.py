@@ -95,7 +95,10 @@ def _build(recipe: Recipe, options: dict[str, Any]) -> nn.Module:
     except (RuntimeError, ValueError, AssertionError, LookupError, TypeError) as error:
         raise _SizeError(recipe, error) from error
     if not isinstance(logits, Tensor) or logits.shape != (1, 1) or not classifier_layers(model):
-        raise KitError(f"{recipe.model} gives no single logit: choose another --model")
+        raise KitError(
+            f"{recipe.model} gives no single logit, as a model without a classifier does not: "
+            "choose another --model"
+        )
     return model.train()
 
 
@@ -124,6 +127,10 @@ def _is_made_for_a_size(name: str) -> bool:
 def _fetch(recipe: Recipe, options: dict[str, Any]) -> nn.Module:
     """Build a model with its published weights."""
     import timm
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # Its parents are those of all that goes wrong on the way, in whatever HTTP library it uses.
+    broken: Any = (*HfHubHTTPError.__bases__, OSError, RuntimeError, SafetensorError)
 
     source = timm.get_pretrained_cfg(recipe.model)
     if source is not None and not source.has_weights:
@@ -133,7 +140,7 @@ def _fetch(recipe: Recipe, options: dict[str, Any]) -> nn.Module:
         )
     try:
         model: nn.Module = timm.create_model(recipe.model, pretrained=True, **options)
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except broken as error:
         repository = getattr(source, "hf_hub_id", None)
         origin = f"model.safetensors of {repository}" if repository else getattr(source, "url", "")
         raise KitError(

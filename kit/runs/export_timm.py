@@ -31,7 +31,8 @@ _README = Template("""\
     options = timm.data.resolve_model_data_config(model)
     transform = timm.data.create_transform(**options, is_training=False)
 
-On $tiles tiles the probabilities that follow lie within $difference of those of the run. $verdict
+On $tiles tiles the probabilities that follow, each of one view, lie within $difference of those of
+the run. $verdict
 The run's own way from `tile`, uint8 of shape (96, 96, 3) in RGB, to the network's inputs:
 
     import cv2
