@@ -139,7 +139,7 @@ def _graph(network: TileNetwork) -> Any:
 def _source_pixels(recipe: Recipe) -> tuple[Indices, Indices]:
     """Return which rows and columns of a tile the run's crop and nearest pixels are.
 
-    A tile whose pixels hold their own row and column tells.
+    A tile in which each pixel holds its own row and column tells.
     """
     rows, columns = np.indices((TILE_SIZE, TILE_SIZE), dtype=np.uint8)
     ramp = np.stack([rows, columns, rows], axis=2)

@@ -90,7 +90,7 @@ def write_timm(path: Path, folder: Path, tiles: Pixels) -> float:
 
 
 def _nearest_resampling(trained: TrainedModel, tiles: Pixels) -> str:
-    """Return the way of Pillow to resize whose pixels are the nearest to the run's, on average."""
+    """Return the resampling of Pillow that gives the pixels nearest to the run's, on average."""
     recipe, model = trained.recipe, trained.model
     own = _inputs(recipe, tiles[:_SAMPLE])
 
