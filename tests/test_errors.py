@@ -113,13 +113,14 @@ INTERRUPTED = [
     # Where Python drops exceptions.
     "class Slow:\n"
     "    def __del__(self): time.sleep(10)\n"
-    "Slow()\n"
+    "ready(); Slow()\n"
     "time.sleep(60)",
     # A library's error in its place.
-    "try: time.sleep(60)\n"
+    "try: ready(); time.sleep(60)\n"
     "except KeyboardInterrupt: raise RuntimeError('the module failed to load')",
     # Within imports.
     "import importlib, json.decoder, email.message, asyncio\n"
+    "ready()\n"
     "while True:\n"
     "    for name in ('json.decoder', 'email.message', 'asyncio'):\n"
     "        importlib.reload(sys.modules[name])",
@@ -128,16 +129,16 @@ INTERRUPTED = [
     "child = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,))\n"
     "child.daemon = True\n"
     "child.start()\n"
-    "time.sleep(60)",
+    "ready(); time.sleep(60)",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("body", INTERRUPTED)
 def test_ctrl_c_is_never_a_traceback(body: str) -> None:
     for pause in (0, 0.011, 0.05):
-        ready = "import time; print('ready', flush=True)\n"
+        begin = "import time\ndef ready(): print('ready', flush=True)\n"
         process = subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, ready + body],
+            [sys.executable, "-c", SCRIPT, begin + body],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
