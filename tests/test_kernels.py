@@ -181,10 +181,19 @@ def test_help_says_what_the_command_does(place: Path, name: str) -> None:
         assert "notebook  The study's own protocol and network" in shown.stdout
 
 
+@pytest.fixture(scope="module")
+def run(place: Path) -> str:
+    """A finished run in `place`, whichever tests came before."""
+    options = ("--epochs", 1, "--batch-size", 8, "--out", "runs/finished")
+    trained = kernel("train", *options, cwd=place)
+    assert trained.returncode == 0, trained.stderr
+    return "runs/finished"
+
+
 @pytest.mark.parametrize("name", ["predict", "export"])
-def test_a_device_is_not_replaced_by_a_file(place: Path, name: str) -> None:
-    """It is refused before anything is read, let alone predicted."""
-    options = ["--run", "runs/notebook-after-0", "--out", "/dev/null"]
+def test_a_device_is_not_replaced_by_a_file(place: Path, run: str, name: str) -> None:
+    """It is refused before anything is computed."""
+    options = ["--run", run, "--out", "/dev/null"]
     ended = kernel(name, *options, cwd=place)
     assert ended.returncode == 1
     assert ended.stderr == (
@@ -193,9 +202,9 @@ def test_a_device_is_not_replaced_by_a_file(place: Path, name: str) -> None:
     assert Path("/dev/null").is_char_device()
 
 
-def test_a_submission_goes_through_a_link_to_its_place(place: Path) -> None:
+def test_a_submission_goes_through_a_link_to_its_place(place: Path, run: str) -> None:
     (place / "link.csv").symlink_to("there.csv")
-    predicted = kernel("predict", "--run", "runs/notebook-after-0", "--out", "link.csv", cwd=place)
+    predicted = kernel("predict", "--run", run, "--out", "link.csv", cwd=place)
     assert predicted.returncode == 0, predicted.stderr
     assert (place / "link.csv").is_symlink()
     assert len(pd.read_csv(place / "there.csv")) == 9

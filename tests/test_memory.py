@@ -17,7 +17,7 @@ OPTIONS = ["--size", "256", "--widths", "64", "2", "--batch-size", "2", "--epoch
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    write_zip(folder, competition_files(train=12, test=12))
+    write_zip(folder, competition_files(train=40, test=12))
     return folder
 
 
@@ -47,8 +47,9 @@ def _run_starved(room: int, argv: list[str], log: Path) -> None:
 
 
 def test_training_without_memory_names_the_batch_size(data: Path, tmp_path: Path) -> None:
-    options = [*OPTIONS, "--batch-size", "8", "--data", data, "--out", tmp_path / "run"]
-    status, said = starved(100 * 2**20, "train", *options, log=tmp_path / "log")
+    # Room for what comes before, which looks at one tile, and not for the maps of sixteen.
+    options = [*OPTIONS, "--batch-size", "16", "--data", data, "--out", tmp_path / "run"]
+    status, said = starved(200 * 2**20, "train", *options, log=tmp_path / "log")
     assert status == 1
     assert "error: the memory of cpu is full while training: choose a smaller --batch-size" in said
     assert "Traceback" not in said
