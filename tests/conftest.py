@@ -34,11 +34,11 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Whatever tests, and what they start, put into the temporary folder goes with them: see the hook.
-WORKER = "PYTEST_XDIST_WORKER" in os.environ
-if not WORKER:
+# Workers and other children, which import this as well, share the folder of the first.
+FIRST = "KIT_TESTS_FOLDER" not in os.environ
+if FIRST:
     os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix="kit-tests-")
-    # A database that root starts runs as another user, who passes through to its own folder.
-    Path(tempfile.tempdir).chmod(0o711)
+    os.environ["KIT_TESTS_FOLDER"] = os.environ["TMPDIR"]
 
 ROOT = Path(__file__).parents[1]
 FORKSERVER = multiprocessing.get_context("forkserver")
@@ -138,7 +138,7 @@ def _run_script(argv: list[str], cwd: Path, log: Path, gpu: bool) -> None:
 def pytest_sessionfinish(exitstatus: int) -> Iterator[None]:
     """Leave nothing behind, unless there is a failure to look into."""
     yield
-    if exitstatus == 0 and not WORKER:
+    if exitstatus == 0 and FIRST:
         # After those of multiprocessing (-100), which remove its own folders in there.
         Finalize(None, shutil.rmtree, (tempfile.gettempdir(), True), exitpriority=-200)
 
