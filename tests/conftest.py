@@ -39,6 +39,8 @@ FIRST = "KIT_TESTS_FOLDER" not in os.environ
 if FIRST:
     os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix="kit-tests-")
     os.environ["KIT_TESTS_FOLDER"] = os.environ["TMPDIR"]
+    # A database that root starts runs as another user, who passes through to its own folder.
+    Path(tempfile.tempdir).chmod(0o711)
 
 ROOT = Path(__file__).parents[1]
 FORKSERVER = multiprocessing.get_context("forkserver")
