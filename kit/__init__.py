@@ -18,6 +18,6 @@ os.environ |= {
 # PyTorch's threads spin while they wait for each other, by default for some milliseconds. On cores
 # that other programs use, too, they keep away the very thread that they wait for, and a step takes
 # several times as long. OpenMP reads this when PyTorch is first imported.
-SPIN_COUNT = "1000"
+SPIN_COUNT = "10000"
 if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
     os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT

@@ -10,7 +10,7 @@ import pytest
 @pytest.mark.parametrize(
     ("given", "spins"),
     [
-        ({}, "1000"),
+        ({}, "10000"),
         ({"GOMP_SPINCOUNT": "7"}, "7"),
         ({"OMP_WAIT_POLICY": "PASSIVE"}, "0"),
     ],
