@@ -103,11 +103,9 @@ def fit(
     Raises
     ------
     NonFiniteLossError
-        If the loss stops being a finite number.
-    FullMemoryError
-        If the memory does not suffice.
-    LostWorkerError
-        If a process that loads tiles ends before its time.
+        If the loss stops being a finite number; noticed within `CHECK_STEPS` steps.
+    FullMemoryError, LostWorkerError
+        If the memory does not suffice, or a process that loads tiles ends before its time.
     """
     bar = TrainingBar(shown=progress) if isinstance(progress, bool) else progress
     # Whoever made a bar closes it.
