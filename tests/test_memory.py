@@ -1,5 +1,6 @@
 """Commands whose memory runs full: one message, and what helps."""
 
+import ctypes
 import os
 import resource
 import runpy
@@ -9,6 +10,10 @@ from pathlib import Path
 import pytest
 from conftest import FORKSERVER, ROOT, competition_files, run_kernel, write_zip
 
+from kit.data import open_store
+
+# Of glibc's malloc.h.
+M_ARENA_MAX = -8
 PAGE = os.sysconf("SC_PAGE_SIZE")
 # A network of one wide convolution: its first map alone takes 254 * 254 * 64 * 4 bytes a tile.
 OPTIONS = ["--size", "256", "--widths", "64", "2", "--batch-size", "2", "--epochs", "1"]
@@ -18,6 +23,8 @@ OPTIONS = ["--size", "256", "--widths", "64", "2", "--batch-size", "2", "--epoch
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     write_zip(folder, competition_files(train=40, test=12))
+    # Here, as the threads that pack take addresses, too.
+    open_store(folder)
     return folder
 
 
@@ -40,6 +47,8 @@ def _run_starved(room: int, argv: list[str], log: Path) -> None:
     with log.open("w") as said:
         os.dup2(said.fileno(), 1)
         os.dup2(said.fileno(), 2)
+    # One arena: each further one that a thread begins takes 64 MB of addresses, now or never.
+    ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
     size = int(Path("/proc/self/statm").read_text().split()[0]) * PAGE
     resource.setrlimit(resource.RLIMIT_AS, (size + room, size + room))
     sys.argv = argv

@@ -311,7 +311,8 @@ def test_a_request_to_stop_keeps_a_checkpoint_and_says_how_to_go_on(
     process.join()
     said = (log / "stderr").read_text()
     assert process.exitcode == status
-    assert "error: stopped " in said
+    # Between two epochs Ctrl-C finds the checkpoint written already.
+    assert "error: stopped " in said or "error: interrupted: " in said
     assert "Traceback" not in said
     trained = torch.load(folder / "last.pt", weights_only=True)["progress"]["epoch"]
     assert trained >= 2
