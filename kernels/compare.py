@@ -49,7 +49,7 @@ def read_options(argv: list[str]) -> CompareOptions:
 
 def main(options: CompareOptions, argv: list[str]) -> None:
     """Train what is missing, then compare."""
-    training.reuse_memory()
+    training.prepare_process(deterministic=options.deterministic)
     recipe = options.recipe
     comparison = study.Study(
         options.out,

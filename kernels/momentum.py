@@ -42,7 +42,7 @@ def main(options: MomentumOptions, argv: list[str]) -> None:
     """Train what is missing, then compare the momenta."""
     if "bn_momentum" in base.given_options(argv):
         raise base.KitError("the momenta are those of --values: leave --bn-momentum out")
-    training.reuse_memory()
+    training.prepare_process(deterministic=options.deterministic)
     tiles = data.open_store(options.data)
     recipe = options.recipe
     seeds = tuple(range(recipe.seed, recipe.seed + options.seeds))

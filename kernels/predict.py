@@ -46,7 +46,7 @@ def main(options: PredictOptions) -> None:
     """Predict and write."""
     if bool(options.run) == (options.ensemble is not None):
         raise KitError("name runs (--run runs/NAME, several times) or one --ensemble FILE")
-    training.reuse_memory()
+    training.prepare_process(deterministic=True)
     if options.ensemble is not None:
         chosen = runs.read_source(options.ensemble)
     else:

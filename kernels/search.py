@@ -34,7 +34,7 @@ class SearchOptions(RunOptions):
 
 def main(options: SearchOptions, argv: list[str]) -> None:
     """Search until enough trials are finished, then tell what was found."""
-    training.reuse_memory()
+    training.prepare_process(deterministic=options.deterministic)
     tiles = data.open_store(options.data)
     search = study.Search(
         folder=options.out,

@@ -77,7 +77,7 @@ def choose(run: Path, tiles: data.Store) -> Path:
         )
     if found:
         return found[0]
-    training.reuse_memory()
+    training.prepare_process(deterministic=True)
     place = runs.submission_place(run)
     runs.predict_submission(place, chosen, tiles, runs.Manner())
     return place

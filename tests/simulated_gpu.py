@@ -5,14 +5,16 @@ it with a tensor of the host raises, as on a GPU, and whatever makes the host wa
 or copies between both is counted. To PyTorch's C++ core the tensors are the CPU's, so autograd
 needs no driver; to Python they are on `cuda:0`.
 
-Not simulated: CUDA graphs, streams, memory, time, and kernels that round otherwise than the CPU's.
+A CUDA graph holds the calls of its recording, and refuses what would wait in it.
+
+Not simulated: streams, memory, time, and kernels that round otherwise than the CPU's.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, ClassVar
 from unittest import mock
 
@@ -99,6 +101,9 @@ class DeviceTensor(Tensor):
     def cpu(self, *_: Any, **__: Any) -> Tensor:
         return _download(self)
 
+    def record_stream(self, _: Any) -> None:
+        pass
+
     def cuda(self, *_: Any, **__: Any) -> Tensor:
         return self
 
@@ -129,6 +134,46 @@ class DeviceTensor(Tensor):
             copied = torch.nn.Parameter(copied, self.requires_grad)
         memo[id(self)] = copied
         return copied
+
+
+class SimulatedGraph:
+    """The calls of a recording, with the tensors that they read and write.
+
+    They are computed while they are recorded, as autograd needs their results, and so the first
+    replay, which has the same inputs, does nothing.
+    """
+
+    recording: ClassVar[SimulatedGraph | None] = None
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.replays = 0
+
+    @classmethod
+    @contextmanager
+    def record(cls, graph: SimulatedGraph, **_: Any) -> Iterator[None]:
+        before = _COUNTS.waits.total()
+        cls.recording = graph
+        try:
+            yield
+        finally:
+            cls.recording = None
+        if _COUNTS.waits.total() > before:
+            raise RuntimeError(f"not permitted when stream is capturing: {_COUNTS.waits}")
+
+    @classmethod
+    def keep(cls, kernel: Any, args: Any, kwargs: Any, result: Any) -> None:
+        if cls.recording is not None:
+            cls.recording.calls.append((kernel, args, kwargs, result))
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        self.replays += 1
+        for kernel, args, kwargs, result in self.calls if self.replays > 1 else ():
+            again = kernel(*args, **kwargs)
+            for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
+                if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
 
 
 class _Download(torch.autograd.Function):
@@ -190,6 +235,7 @@ class _Functions(TorchFunctionMode):
             made = func(*args, **kwargs | {"device": CPU})
             if func in (torch.tensor, torch.as_tensor):
                 return _Upload.apply(made)
+            SimulatedGraph.keep(func, args, kwargs | {"device": CPU}, made)
             return tree_map(_device, made)
         return func(*args, **kwargs)
 
@@ -242,7 +288,9 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return func(*args, **kwargs)
     _count(name, args, on_device, on_host, to_device)
     host_args, host_kwargs = tree_map(_host, (args, kwargs))
-    result = _KERNELS.get(name, func)(*host_args, **host_kwargs)
+    kernel = _KERNELS.get(name, func)
+    result = kernel(*host_args, **host_kwargs)
+    SimulatedGraph.keep(kernel, host_args, host_kwargs, result)
     if name in TO_HOST:
         return result
     result = tree_map(_device, result)
@@ -333,6 +381,11 @@ def simulated_gpu(*, memory: int = 16 * 2**30) -> Iterator[Counts]:
         "torch.cuda.get_rng_state": lambda *_: torch.zeros(16, dtype=torch.uint8),
         "torch.cuda.set_rng_state": lambda *_: None,
         "torch.cuda.synchronize": lambda *_: None,
+        "torch.cuda.Stream": lambda *_: mock.Mock(),
+        "torch.cuda.stream": lambda _: nullcontext(),
+        "torch.cuda.current_stream": mock.Mock(),
+        "torch.cuda.CUDAGraph": SimulatedGraph,
+        "torch.cuda.graph": SimulatedGraph.record,
         "torch.cuda.empty_cache": lambda: None,
         "torch.cuda.is_current_stream_capturing": lambda: False,
         "torch.accelerator.current_stream": lambda *_: mock.Mock(is_capturing=lambda: False),

@@ -39,6 +39,9 @@ class RunOptions:
     workers: Annotated[int, Field(ge=0, le=64)] = 0
     """Processes that load and augment tiles; 0 does it in this one, or in a GPU's memory where the
     tiles fit."""
+    deterministic: bool = False
+    """On a GPU: take only kernels that give the same bits each time, which costs time. A CPU always
+    gives them."""
 
 
 Options = TypeVar("Options")

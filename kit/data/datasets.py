@@ -175,14 +175,15 @@ class DeviceDataset(TileDataset):
     def __getitem__(self, draw: int | Draw | list[int] | list[Draw] | Draws) -> Batch:
         """Return what `TileDataset` does, on the device."""
         if isinstance(draw, tuple) and isinstance(draw[1], Tensor):
-            return self._device_batch(draw[0], draw[1])
+            return self.batch(draw[0], draw[1])
         return super().__getitem__(draw)
 
     def _batch(self, epochs: Indices, indices: Indices) -> Batch:
         both = torch.from_numpy(np.stack([epochs, indices])).to(self.device)
-        return self._device_batch(*both)
+        return self.batch(*both)
 
-    def _device_batch(self, epoch: int | Tensor, indices: Tensor) -> Batch:
+    def batch(self, epoch: int | Tensor, indices: Tensor) -> Batch:
+        """Return the batch of an epoch, or of one per tile, and of indices on the device."""
         images = self.device_tiles[indices]
         if self.resize is not None:
             images = tensor_transforms.enlarge(images, self.resize)

@@ -138,10 +138,17 @@ def train_loader(
     return _loader(dataset, sampler, workers, pin_memory=pin_memory and dataset.device is None)
 
 
-def eval_loader(dataset: TileDataset, *, rank: int = 0, world_size: int = 1) -> DataLoader[Batch]:
+def eval_loader(
+    dataset: TileDataset, *, rank: int = 0, world_size: int = 1, pin_memory: bool = False
+) -> DataLoader[Batch]:
     """Return a loader of the tiles in their order, each once, in batches of about one size.
 
     Of several processes the first gets the first tiles, and so on.
+
+    Parameters
+    ----------
+    pin_memory
+        See `train_loader`.
 
     Raises
     ------
@@ -157,7 +164,8 @@ def eval_loader(dataset: TileDataset, *, rank: int = 0, world_size: int = 1) -> 
         batches: Sequence[Indices | Tensor] = np.array_split(own, count)
     else:
         batches = torch.tensor_split(torch.from_numpy(own).to(dataset.device), count)
-    return _loader(dataset, [(0, batch) for batch in batches])
+    pin_memory = pin_memory and dataset.device is None
+    return _loader(dataset, [(0, batch) for batch in batches], pin_memory=pin_memory)
 
 
 def _loader(

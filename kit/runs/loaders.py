@@ -54,14 +54,14 @@ class RunLoaders:
     @cached_property
     def valid(self) -> DataLoader[Batch]:
         """The held-out tiles, in the order of split.csv."""
-        return eval_loader(self._dataset(self.holdout.valid))
+        return eval_loader(self._dataset(self.holdout.valid), pin_memory=self._pins)
 
     @cached_property
     def plain_train(self) -> DataLoader[Batch]:
         """The training tiles, each once, without augmentation."""
         plain = copy.copy(self._train_dataset)
         plain.augment = None
-        return eval_loader(plain)
+        return eval_loader(plain, pin_memory=self._pins)
 
     def train_share(self) -> DataLoader[Batch]:
         """Return the training tiles that this process trains on."""
@@ -69,7 +69,7 @@ class RunLoaders:
             self._train_dataset,
             batch_size=self.recipe.batch_size,
             workers=self.workers,
-            pin_memory=self.device.type == "cuda",
+            pin_memory=self._pins,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
         )
@@ -78,7 +78,16 @@ class RunLoaders:
         """Return the held-out tiles that this process evaluates."""
         valid = self.valid.dataset
         assert isinstance(valid, TileDataset)
-        return eval_loader(valid, rank=distributed.rank(), world_size=distributed.world_size())
+        return eval_loader(
+            valid,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            pin_memory=self._pins,
+        )
+
+    @property
+    def _pins(self) -> bool:
+        return self.device.type == "cuda"
 
     @cached_property
     def _train_dataset(self) -> TileDataset:

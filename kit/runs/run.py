@@ -293,6 +293,8 @@ class Run:
             "processes": distributed.world_size(),
             # Sums are rounded in another order by another number of threads.
             "threads": torch.get_num_threads(),
+            "deterministic": self.device.type == "cpu"
+            or torch.are_deterministic_algorithms_enabled(),
             **record,
         }
 

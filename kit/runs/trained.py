@@ -88,7 +88,8 @@ class TrainedModel:
         """
         temperature = self._require_temperature() if calibrate else 1.0
         held = self.device if fits_on_device(self.recipe, len(tiles), self.device) else None
-        loader = eval_loader(recipe_dataset(tiles.tiles, self.recipe, device=held))
+        dataset = recipe_dataset(tiles.tiles, self.recipe, device=held)
+        loader = eval_loader(dataset, pin_memory=self.device.type == "cuda")
         normalize = Normalize(*self.recipe.channel_statistics).to(self.device)
         if adapt_bn and not models.batch_norms(self.model):
             raise KitError(f"{self.name} has no BatchNorm to adapt: predict without --adapt-bn")

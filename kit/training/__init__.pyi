@@ -3,10 +3,15 @@ from .bar import TrainingBar as TrainingBar
 from .device import FullMemoryError as FullMemoryError
 from .device import autocast as autocast
 from .device import choose_device as choose_device
+from .device import choose_kernels as choose_kernels
 from .device import choose_precision as choose_precision
 from .device import explain_full_memory as explain_full_memory
 from .device import move_model as move_model
+from .device import prepare_process as prepare_process
 from .device import reuse_memory as reuse_memory
+from .gradients import Gradients as Gradients
+from .gradients import GraphedCall as GraphedCall
+from .gradients import compute_gradients as compute_gradients
 from .inference import Normalize as Normalize
 from .inference import predict as predict
 from .inference import predict_logits as predict_logits

@@ -2,13 +2,15 @@
 
 import ctypes
 import functools
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
 
 from kit.base import KitError, Precision
+from kit.data import Batch
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
@@ -92,6 +94,62 @@ def move_model(model: nn.Module, device: torch.device) -> nn.Module:
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
     """Return a context in which convolutions and products compute in `dtype`."""
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+
+def prepare_process(*, deterministic: bool = False) -> None:
+    """Let the rest of this process compute fast: see `reuse_memory` and `choose_kernels`."""
+    reuse_memory()
+    choose_kernels(deterministic=deterministic)
+
+
+def choose_kernels(*, deterministic: bool) -> None:
+    """Choose a GPU's kernels for the rest of this process; on a CPU there is nothing to choose.
+
+    fp32 is that of IEEE 754, not TF32, which has a tenth of its digits.
+
+    Parameters
+    ----------
+    deterministic
+        Take kernels that give the same bits each time; else the fastest, which cuDNN finds by
+        trying them out for each shape.
+    """
+    if not torch.cuda.is_available():
+        return
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        # Read when cuBLAS begins.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # Warned of, not refused: max pooling, whose windows here do not overlap, counts as if it
+    # added up in any order.
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+
+
+def prefetch(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    """Yield batches on a device; a GPU copies each while it computes with the one before.
+
+    Batches in pinned memory are copied without waiting.
+    """
+    if device.type != "cuda":
+        yield from ((images.to(device), labels.to(device)) for images, labels in batches)
+        return
+    copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    computing = torch.cuda.current_stream(device)
+    ready: Batch | None = None
+    for images, labels in batches:
+        with torch.cuda.stream(copying):
+            copied = (
+                images.to(device, non_blocking=True),
+                labels.to(device, non_blocking=True),
+            )
+        if ready is not None:
+            yield ready
+        computing.wait_stream(copying)
+        for part in copied:
+            part.record_stream(computing)
+        ready = copied
+    if ready is not None:
+        yield ready
 
 
 @contextmanager

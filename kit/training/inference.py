@@ -12,7 +12,7 @@ from kit import stats
 from kit.base import Floats, Views
 from kit.data import Batch, eight_views
 from kit.models import fuse_norms, share_stem
-from kit.training.device import autocast, explain_full_memory
+from kit.training.device import autocast, explain_full_memory, prefetch
 
 # Tiles evaluated at once on a CPU: their activations fit its caches.
 CPU_CHUNK = 128
@@ -121,9 +121,8 @@ def predict_logits_each(
     share_stem(fused)
     seen: list[Tensor] = []
     with explain_full_memory(device, "predicting"):
-        for images, _ in loader:
-            for chunk in torch.split(images, CPU_CHUNK if device.type == "cpu" else len(images)):
-                inputs = chunk.to(device, non_blocking=True)
+        for images, _ in prefetch(loader, device):
+            for inputs in torch.split(images, CPU_CHUNK if device.type == "cpu" else len(images)):
                 by_view = [
                     torch.stack([forward_logits(model, normalized, dtype) for model in fused])
                     for view in (eight_views(inputs) if views == 8 else [inputs])

@@ -6,10 +6,8 @@ from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.special import expit
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 from torch.utils.data import DataLoader
 
 from kit import models, stats
@@ -17,12 +15,10 @@ from kit.base import EpochResult, Floats, Labels
 from kit.data import Batch, DeviceDataset, EpochSampler, TileDataset, watched_workers
 from kit.training import distributed
 from kit.training.bar import TrainingBar
-from kit.training.device import autocast, explain_full_memory
+from kit.training.device import explain_full_memory
+from kit.training.gradients import Gradients
 from kit.training.inference import predict_logits_each
-from kit.training.state import NonFiniteLossError, Progress, TrainingState
-
-# Steps until a loss that is not a finite number is noticed; each look waits for the device.
-CHECK_STEPS = 100
+from kit.training.state import CHECK_STEPS, NonFiniteLossError, Progress, TrainingState
 
 
 def evaluate(state: TrainingState, valid: DataLoader[Batch]) -> dict[str, Any]:
@@ -110,48 +106,47 @@ def fit(
     bar = TrainingBar(shown=progress) if isinstance(progress, bool) else progress
     # Whoever made a bar closes it.
     with bar if isinstance(progress, bool) else nullcontext(), watched_workers(train):
-        bar.skip(_share_done(state, train))
+        gradients = Gradients(state, train)
+        bar.skip(_share_done(state, gradients.sampler))
         while state.epoch < state.recipe.epochs:
             start = time.perf_counter() - state.progress.seconds
-            _train_epoch(state, train, bar, after_step)
+            _train_epoch(state, gradients, bar, after_step)
             distributed.broadcast_buffers(state.model)
-            figures = _train_figures(state.progress, train) | evaluate(state, valid)
+            figures = _train_figures(state.progress, gradients.sampler) | evaluate(state, valid)
             state.begin_epoch(Progress(epoch=state.epoch + 1))
             yield EpochResult(epoch=state.epoch, seconds=time.perf_counter() - start, **figures)
 
 
 def _train_epoch(
     state: TrainingState,
-    train: DataLoader[Batch],
+    gradients: Gradients,
     bar: TrainingBar,
     after_step: Callable[[], None] | None,
 ) -> None:
     """Take the steps that the epoch still lacks; name the batch of a loss that is not finite."""
     start = time.perf_counter() - state.progress.seconds
     try:
-        for _ in _steps(state, train, bar):
+        for _ in _steps(state, gradients, bar):
             state.progress.seconds = time.perf_counter() - start
             if after_step is not None:
                 after_step()
         state.settle()
     except NonFiniteLossError as error:
-        error.indices = _sampler(train).batch(error.step)
+        error.indices = gradients.sampler.batch(error.step)
         raise
 
 
-def _steps(state: TrainingState, loader: DataLoader[Batch], bar: TrainingBar) -> Iterator[None]:
+def _steps(state: TrainingState, gradients: Gradients, bar: TrainingBar) -> Iterator[None]:
     """Take the steps that the epoch still lacks, one at a time."""
-    sampler = _sampler(loader)
+    sampler = gradients.sampler
     sampler.epoch, sampler.first = state.epoch + 1, state.progress.step
     if state.progress.step == 0:
         state.seed_draws(sampler.epoch, distributed.rank())
     models.freeze_backbone(state.model, frozen=sampler.epoch <= state.recipe.frozen_epochs)
-    # New for each epoch: it holds on to the parameters that learn.
-    parallel = distributed.data_parallel(state.model).train()
-    with explain_full_memory(state.device, "training", _remedy(loader)):
-        for images, labels in loader:
-            loss, hits = _step(state, parallel, images, labels)
-            state.sums.add(state.progress.step, loss, hits)
+    with explain_full_memory(state.device, "training", _remedy(gradients)):
+        for figures in gradients.of_epoch():
+            state.update_weights()
+            state.figures.add(figures)
             state.progress.step += 1
             if state.progress.step % CHECK_STEPS == 0:
                 state.settle()
@@ -162,42 +157,15 @@ def _steps(state: TrainingState, loader: DataLoader[Batch], bar: TrainingBar) ->
             yield
 
 
-def _step(
-    state: TrainingState, parallel: nn.Module, images: Tensor, labels: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Take one step of the optimizer; return the batch's mean loss and its hits."""
-    images = images.to(state.device, non_blocking=True)
-    labels = labels.to(state.device, non_blocking=True)
-    with autocast(state.device, state.dtype):
-        logits = parallel(state.normalize(images)).squeeze(1)
-    loss = functional.binary_cross_entropy_with_logits(
-        logits.float(), _smooth(labels, state.recipe.label_smoothing)
-    )
-    state.optimizer.zero_grad()
-    state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
-    if state.schedule is not None:
-        state.schedule.step()
-    if state.averaged is not None:
-        state.averaged.update_parameters(state.model)
-    return loss.detach(), ((logits.detach() > 0) == (labels > 0.5)).sum()
-
-
-def _smooth(labels: Tensor, share: float) -> Tensor:
-    """Return labels drawn towards 1/2 by a share (Szegedy et al., arXiv:1512.00567)."""
-    return labels.lerp(torch.full_like(labels, 0.5), share) if share else labels
-
-
-def _share_done(state: TrainingState, loader: DataLoader[Batch]) -> float:
+def _share_done(state: TrainingState, sampler: EpochSampler) -> float:
     """Return the share of the whole training's steps that are done."""
-    steps = _sampler(loader).steps
+    steps = sampler.steps
     return (state.epoch * steps + state.progress.step) / (state.recipe.epochs * steps)
 
 
-def _train_figures(progress: Progress, loader: DataLoader[Batch]) -> dict[str, float]:
+def _train_figures(progress: Progress, sampler: EpochSampler) -> dict[str, float]:
     """Return the training figures of an epoch's result."""
-    tiles = progress.step * _sampler(loader).batch_size
+    tiles = progress.step * sampler.batch_size
     return {
         "train_loss": progress.loss / progress.step,
         "train_accuracy": progress.correct / tiles,
@@ -205,13 +173,8 @@ def _train_figures(progress: Progress, loader: DataLoader[Batch]) -> dict[str, f
     }
 
 
-def _sampler(loader: DataLoader[Batch]) -> EpochSampler:
-    assert isinstance(loader.sampler, EpochSampler)
-    return loader.sampler
-
-
-def _remedy(loader: DataLoader[Batch]) -> str:
+def _remedy(gradients: Gradients) -> str:
     """Return what helps against a full memory."""
     smaller = "choose a smaller --batch-size"
-    holds = isinstance(loader.dataset, DeviceDataset)
+    holds = isinstance(gradients.loader.dataset, DeviceDataset)
     return f"{smaller}, or --workers 1, which holds no tiles in it" if holds else smaller

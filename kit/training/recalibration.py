@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from kit.base import KitError
 from kit.data import Batch
 from kit.models import BatchNorm, batch_norms
-from kit.training.device import autocast, explain_full_memory
+from kit.training.device import autocast, explain_full_memory, prefetch
 from kit.training.inference import Normalize
 
 
@@ -41,11 +41,11 @@ def recalibrate(
     device = device or torch.device("cpu")
     model.eval()
     with _measuring(model) as sums, explain_full_memory(device, "recalibrating"):
-        for images, _ in loader if sums else ():
+        for images, _ in prefetch(loader, device) if sums else ():
             if len(images) < 2:
                 raise KitError("BatchNorm has no statistics of a batch of a single tile")
             with autocast(device, dtype):
-                model(normalize(images.to(device)))
+                model(normalize(images))
     for norm, own in sums.items():
         own.write(norm)
 

@@ -18,6 +18,11 @@ from kit.training.inference import Normalize
 
 # Keras' Adam adds this to the root of the second moment; PyTorch's default is 1e-8.
 ADAM_EPS = 1e-7
+# Steps until a loss that is not a finite number is noticed; each look waits for the device.
+CHECK_STEPS = 100
+# A scale of fp16's gradients below which they come to nothing. It begins at 65,536, and is halved
+# where they overflow.
+SMALLEST_SCALE = 2.0**-14
 # The rate rises for a quarter of the steps, and from its first step to another one.
 SHORTEST_CYCLE = 5
 
@@ -50,8 +55,8 @@ class MovingAverage(AveragedModel):
         count = int(self.n_averaged)
         memory = min(self.decay, (1 + count) / (10 + count)) if count else 0.0
         torch._foreach_lerp_([*self.module.parameters()], [*model.parameters()], 1 - memory)
-        for average, buffer in zip(self.module.buffers(), model.buffers(), strict=True):
-            average.copy_(buffer)
+        if buffers := [*model.buffers()]:
+            torch._foreach_copy_([*self.module.buffers()], buffers)
         self.n_averaged += 1
 
 
@@ -72,33 +77,26 @@ class NonFiniteLossError(KitError):
         self.indices: list[int] = []
 
 
-class Sums:
-    """The loss and the hits of an epoch's steps, added up where they are computed.
+class StepFigures:
+    """The figures of the last steps, kept where they are computed: no step waits for the device.
 
-    So no step waits for the device; `read` does. Of several processes each adds its own.
+    Of several processes each keeps its own.
     """
 
-    def __init__(self, device: torch.device, progress: Progress) -> None:
-        # Apple's GPU has no float64.
-        dtype = torch.float32 if device.type == "mps" else torch.float64
-        begun = (progress.loss, progress.correct) if distributed.rank() == 0 else (0.0, 0)
-        self._values = torch.tensor([*begun, math.inf], dtype=dtype).to(device)
+    def __init__(self, device: torch.device) -> None:
+        self._kept = torch.zeros(CHECK_STEPS, 2, device=device)
+        self._count = 0
 
-    def add(self, step: int, loss: Tensor, hits: Tensor) -> None:
-        """Add a step's mean loss and its hits; steps count from 0."""
-        self._values[:2] += torch.stack([loss / distributed.world_size(), hits])
-        # Of the steps whose loss was not finite the first one.
-        bad = torch.where(loss.isfinite(), math.inf, step)
-        self._values[2:] = torch.minimum(self._values[2:], bad)
+    def add(self, figures: Tensor) -> None:
+        """Keep a step's mean loss and its hits, of shape (2,)."""
+        self._kept[self._count] = figures
+        self._count += 1
 
-    def read(self) -> tuple[float, int, float]:
-        """Return the loss, the hits and the first step with a bad loss, of all processes.
-
-        Without one the step is infinite.
-        """
-        *own, bad = self._values.tolist()
-        loss, hits = distributed.all_reduce(*own)
-        return loss, int(hits), distributed.all_reduce(bad, operation="min")[0]
+    def read(self) -> list[list[float]]:
+        """Return the mean loss and the hits of each step since the last reading."""
+        count, self._count = self._count, 0
+        figures: list[list[float]] = self._kept[:count].tolist()
+        return figures
 
 
 @dataclass(frozen=True)
@@ -185,7 +183,22 @@ class TrainingState:
     def begin_epoch(self, progress: Progress) -> None:
         """Go to the beginning of an epoch, or into it."""
         self.progress = progress
-        self.sums = Sums(self.device, progress)
+        self.figures = StepFigures(self.device)
+
+    @property
+    def can_be_graphed(self) -> bool:
+        """Whether a step can be recorded as a CUDA graph: of the kit's own networks, alone."""
+        is_alone = distributed.world_size() == 1
+        return self.device.type == "cuda" and is_alone and not self.recipe.is_backbone
+
+    def update_weights(self) -> None:
+        """Take one step of the optimizer, and of what follows it."""
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.schedule is not None:
+            self.schedule.step()
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.model)
 
     def settle(self) -> None:
         """Wait for the device, and bring the progress up to date.
@@ -193,14 +206,36 @@ class TrainingState:
         Raises
         ------
         NonFiniteLossError
-            If a loss since the beginning of the epoch was not a finite number.
+            If the loss of a step since the last time was not a finite number, or fp16 cannot
+            hold the gradients.
         """
-        self.progress.loss, self.progress.correct, bad = self.sums.read()
+        figures = self.figures.read()
+        self._add_up(figures)
+        bad = next((n for n, (loss, _) in enumerate(figures) if not math.isfinite(loss)), math.inf)
+        first = self.progress.step - len(figures)
+        (bad,) = distributed.all_reduce(first + bad, operation="min")
         if math.isfinite(bad):
             raise NonFiniteLossError(
                 f"the loss of epoch {self.epoch + 1}, step {int(bad) + 1} is not a finite number",
                 int(bad),
             )
+        if self.scaler.is_enabled() and self.scaler.get_scale() < SMALLEST_SCALE:
+            raise NonFiniteLossError(
+                f"the gradients of epoch {self.epoch + 1}, step {self.progress.step} are larger "
+                "than fp16 holds, or no finite numbers",
+                self.progress.step - 1,
+            )
+
+    def _add_up(self, figures: list[list[float]]) -> None:
+        """Add figures of steps to the progress: one by one, so that it does not matter when."""
+        processes = distributed.world_size()
+        loss, hits = 0.0, 0.0
+        if distributed.rank() == 0:
+            loss, hits = self.progress.loss * processes, float(self.progress.correct)
+        for step_loss, step_hits in figures:
+            loss, hits = loss + step_loss, hits + step_hits
+        self.progress.loss, hits = distributed.all_reduce(loss / processes, hits)
+        self.progress.correct = int(hits)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state after the last step; several processes call `settle` before.

@@ -1,0 +1,143 @@
+"""The gradients of a batch, computed kernel by kernel or replayed as a CUDA graph."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+from kit.data import Batch, DeviceDataset, EpochSampler
+from kit.training import distributed
+from kit.training.device import autocast, prefetch
+from kit.training.state import TrainingState
+
+# Calls before the recording: in them cuDNN chooses its kernels, and caches fill.
+WARM_UP_CALLS = 3
+
+
+def compute_gradients(
+    state: TrainingState, network: nn.Module, images: Tensor, labels: Tensor
+) -> Tensor:
+    """Leave the gradient of a batch's mean loss in the weights.
+
+    Parameters
+    ----------
+    network
+        The state's model, or what wraps it.
+    images, labels
+        (batch, 3, height, width) uint8, and (batch,), on the state's device.
+
+    Returns
+    -------
+    Tensor
+        (2,): the mean loss, and the number of tiles on the right side of 0.5.
+    """
+    with autocast(state.device, state.dtype):
+        logits = network(state.normalize(images)).squeeze(1)
+    loss = functional.binary_cross_entropy_with_logits(
+        logits.float(), _smooth(labels, state.recipe.label_smoothing)
+    )
+    state.optimizer.zero_grad()
+    state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    hits = ((logits.detach() > 0) == (labels > 0.5)).sum()
+    return torch.stack([loss.detach(), hits.to(loss.dtype)])
+
+
+def _smooth(labels: Tensor, share: float) -> Tensor:
+    """Return labels drawn towards 1/2 by a share (Szegedy et al., arXiv:1512.00567)."""
+    return labels.lerp(torch.full_like(labels, 0.5), share) if share else labels
+
+
+class Gradients:
+    """The gradients of a training's batches, one epoch after another.
+
+    The kit's own networks are recorded as a CUDA graph where a GPU holds the tiles: from a batch's
+    indices to its gradients the host then has one thing to do.
+
+    Parameters
+    ----------
+    loader
+        From `data.train_loader`.
+    """
+
+    def __init__(self, state: TrainingState, loader: DataLoader[Batch]) -> None:
+        assert isinstance(loader.sampler, EpochSampler)
+        self.state = state
+        self.loader = loader
+        self.sampler = loader.sampler
+        holds_tiles = isinstance(loader.dataset, DeviceDataset)
+        is_graphed = holds_tiles and state.can_be_graphed
+        self._graphed = GraphedCall(self._from_indices, state.device) if is_graphed else None
+
+    def of_epoch(self) -> Iterator[Tensor]:
+        """Compute those of each batch of the sampler's epoch in turn, and yield their figures."""
+        state = self.state
+        # New for each epoch: it holds on to the parameters that learn.
+        network = distributed.data_parallel(state.model).train()
+        if self._graphed is None:
+            for images, labels in prefetch(self.loader, state.device):
+                yield compute_gradients(state, network, images, labels)
+            return
+        epoch = torch.tensor(self.sampler.epoch, device=state.device)
+        for _, indices in self.sampler:
+            assert isinstance(indices, Tensor)
+            yield self._graphed(epoch, indices)
+
+    def _from_indices(self, epoch: Tensor, indices: Tensor) -> Tensor:
+        dataset = self.loader.dataset
+        assert isinstance(dataset, DeviceDataset)
+        return compute_gradients(self.state, self.state.model, *dataset.batch(epoch, indices))
+
+
+class GraphedCall:
+    """A function of a GPU's tensors that is recorded as a CUDA graph and then replayed.
+
+    A small network's kernels end sooner than a host can launch the next ones one by one; a graph
+    launches all of them at once. The function is called as it is at first, then it is recorded.
+    What it does beside its kernels happens in these calls alone; inputs keep their shapes, and
+    what else it reads and writes keeps its place in memory.
+
+    Parameters
+    ----------
+    function
+        It takes tensors and returns one, which the next call overwrites. It waits for nothing.
+    device
+        A CUDA GPU.
+
+    References
+    ----------
+    PyTorch's documentation, "CUDA semantics", section "CUDA Graphs".
+    """
+
+    def __init__(self, function: Callable[..., Tensor], device: torch.device) -> None:
+        self._function = function
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._calls = 0
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """Call the function, or replay what it did."""
+        self._calls += 1
+        if self._calls <= WARM_UP_CALLS:
+            return self._warm_up(inputs)
+        if self._calls == WARM_UP_CALLS + 1:
+            self._record(inputs)
+        torch._foreach_copy_(self._inputs, list(inputs))
+        self._graph.replay()
+        return self._output
+
+    def _warm_up(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        """Call the function where it will be recorded: not on the default stream."""
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            output = self._function(*inputs)
+        current.wait_stream(self._stream)
+        return output
+
+    def _record(self, inputs: tuple[Tensor, ...]) -> None:
+        self._inputs = [tensor.clone() for tensor in inputs]
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, stream=self._stream):
+            self._output = self._function(*self._inputs)
