@@ -1,17 +1,20 @@
 """Bring back what a pushed kernel has left: a run into runs/NAME, a study into studies/NAME.
 
-Every file is checked against the sum that the kernel wrote, and nothing is overwritten.
+Every file is checked against the sum that the kernel wrote, and nothing is overwritten. What has
+come is kept when the connection is not, and the same command goes on. Of a kernel that failed or
+was stopped the log's end is shown, and what it left whole is brought back.
 """
 
 from __future__ import annotations
 
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from kit import base, kaggle
 from kit.base import KitError, exit_on_error
+
+LOG_LINES = 15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,17 +33,43 @@ def main(options: PullOptions) -> None:
     kaggle.require_free(out, name)
     kernel = f"{kaggle.username()}/{name}"
     status = kaggle.kernel_status(kernel)
-    if status not in ("COMPLETE", "ERROR", "CANCEL_ACKNOWLEDGED"):
+    if not status.has_ended:
         raise KitError(
-            f"{kernel} is {status}: wait for its end, see https://www.kaggle.com/code/{kernel}"
+            f"{kernel} is {status.name}: wait for its end, see https://www.kaggle.com/code/{kernel}"
         )
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out, prefix=".pull-") as temporary:
-        kaggle.pull_kernel(kernel, Path(temporary))
-        folder = kaggle.bring_back(Path(temporary), out, name)
-    print(f"{folder}: checked, of a kernel that ended as {status}")
-    if not (folder / "metrics.json").exists() and folder.parent.name == "runs":
+    ended_well = status.name == "COMPLETE"
+    with base.going_on(lambda: "what has come is kept, and the same command goes on"):
+        output = kaggle.bring_back(kernel, out, ended_well=ended_well)
+    if not ended_well:
+        print(f"the kernel ended as {status.name} {status.failure}".rstrip(), file=sys.stderr)
+        tell_log(output.log)
+    if output.folder is None:
+        raise KitError(
+            f"{kernel} has left no run and no study"
+            f"{f': its log is {output.log}' if output.log else ''}"
+        )
+    report(output, status)
+
+
+def tell_log(log: Path | None) -> None:
+    """Show the end of a kernel's log, which says why it failed."""
+    if log is not None:
+        lines = [f"  {line}" for line in kaggle.log_lines(log)[-LOG_LINES:]]
+        print(*lines, f"the whole log: {log}", sep="\n", file=sys.stderr)
+
+
+def report(output: kaggle.Output, status: kaggle.KernelStatus) -> None:
+    """Say what has come, and how to go on."""
+    folder = output.folder
+    assert folder is not None
+    print(f"{folder}: checked, of a kernel that ended as {status.name}")
+    if output.damaged:
+        print(f"not whole, and left out: {', '.join(output.damaged)}")
+    if folder.parent.name == "runs" and not (folder / "metrics.json").exists():
         print("it has not come to its last epoch: push it again with --resume to go on")
+    elif (folder / "submission.csv").is_file():
+        print(f"next: {base.command('submit', '--run', folder)}")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,9 @@ class PushOptions:
 def main(options: PushOptions, arguments: list[str]) -> None:
     """Build and push."""
     name = options.name or f"histopathologic-{options.command}"
-    job = kaggle.Job(options.command, tuple(arguments), name, options.resume, options.hours)
+    job = kaggle.Job(
+        options.command, tuple(arguments), name, options.resume, options.hours, options.gpu
+    )
     owner = kaggle.username()
     with tempfile.TemporaryDirectory() as temporary:
         kaggle.build_kernel(
@@ -48,7 +50,6 @@ def main(options: PushOptions, arguments: list[str]) -> None:
             owner=owner,
             repository=REPOSITORY,
             datasets=options.dataset,
-            gpu=options.gpu,
         )
         print(f"pushing {owner}/{name} with {kaggle.credential()}", file=sys.stderr)
         print(f"pushed {kaggle.push_kernel(Path(temporary))}")

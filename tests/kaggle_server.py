@@ -13,7 +13,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -68,6 +68,16 @@ class Stall:
 
 
 @dataclass
+class Trickle:
+    """A transfer that takes so many seconds, a little at a time."""
+
+    seconds: float
+
+
+Fault = Answer | Cut | Stall | Trickle
+
+
+@dataclass
 class KaggleServer:
     """The state of the server: what it holds, what it will do, and what it was asked.
 
@@ -95,8 +105,14 @@ class KaggleServer:
         What it says to that, instead of that all is well.
     kernel_status
         Of the latest version.
+    failure
+        What Kaggle says of that version's failure.
+    log
+        What it has printed.
     output
         What that version has left, by name.
+    output_faults
+        What becomes of the coming requests for one of these files, one each.
     compresses
         Whether a proxy on the way compresses the archive, and tells the compressed size.
     requests
@@ -128,7 +144,10 @@ class KaggleServer:
     pushed: dict[str, Any] = field(default_factory=dict)
     push_answer: dict[str, Any] = field(default_factory=dict)
     kernel_status: str = "COMPLETE"
+    failure: str = ""
+    log: str = "what the kernel printed\n"
     output: dict[str, bytes] = field(default_factory=dict)
+    output_faults: dict[str, list[Fault]] = field(default_factory=dict)
     requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     compresses: bool = False
 
@@ -216,7 +235,7 @@ class KaggleServer:
         return {"url": address, "versionNumber": 3} | self.push_answer
 
     def GetKernelSessionStatus(self, _: dict[str, Any]) -> dict[str, Any]:
-        return {"status": self.kernel_status}
+        return {"status": self.kernel_status, "failureMessage": self.failure}
 
     def ListKernelSessionOutput(self, request: dict[str, Any]) -> dict[str, Any]:
         """List the output by the page."""
@@ -230,7 +249,7 @@ class KaggleServer:
             for name in list(self.output)[start:end]
         ]
         more = {"nextPageToken": str(end)} if end < len(self.output) else {}
-        return {"files": files, "log": "what the kernel printed\n", **more}
+        return {"files": files, "log": self.log, **more}
 
 
 @contextmanager
@@ -286,15 +305,17 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = urlsplit(self.path).path
         if path.startswith("/output/"):
-            body = self.kaggle.output[path.removeprefix("/output/")]
-            self._answer(Answer(200, body, "application/octet-stream"))
-            return
-        self._note("archive")
-        fault = self.kaggle.transfers.pop(0) if self.kaggle.transfers else None
+            name = path.removeprefix("/output/")
+            self._note(name)
+            whole, faults = self.kaggle.output[name], self.kaggle.output_faults.get(name, [])
+        else:
+            self._note("archive")
+            whole, faults = self.kaggle.archive, self.kaggle.transfers
+        fault = faults.pop(0) if faults else None
         if isinstance(fault, Answer):
             self._answer(fault)
         else:
-            self._transfer(fault)
+            self._transfer(whole, fault)
 
     def do_PUT(self) -> None:
         self._note("upload")
@@ -321,9 +342,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(answer.body)
 
-    def _transfer(self, fault: Cut | Stall | None) -> None:
-        """Send the archive, or what is missing of it: RFC 9110, sections 13.1.5 and 14."""
-        whole = self.kaggle.archive
+    def _transfer(self, whole: bytes, fault: Cut | Stall | Trickle | None) -> None:
+        """Send a file, or what is missing of it: RFC 9110, sections 13.1.5 and 14."""
         start = 0
         if "Range" in self.headers and self.headers["If-Range"] == ETAG:
             start = int(self.headers["Range"].removeprefix("bytes=").rstrip("-"))
@@ -336,7 +356,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("ETag", ETAG)
         self.send_header("Accept-Ranges", "bytes")
         self.end_headers()
-        self.wfile.write(whole[start : start + fault.after] if fault else whole[start:])
+        content = whole[start:]
+        if isinstance(fault, Trickle):
+            while content:
+                self.wfile.write(content[: len(whole) // 20 + 1])
+                self.wfile.flush()
+                content = content[len(whole) // 20 + 1 :]
+                time.sleep(fault.seconds / 20)
+        else:
+            self.wfile.write(content[: fault.after] if fault else content)
         if isinstance(fault, Stall):
             self._hang()
 
@@ -344,7 +372,8 @@ class _Handler(BaseHTTPRequestHandler):
         """Say no more until the client goes away."""
         self.wfile.flush()
         self.connection.settimeout(60)
-        self.connection.recv(1)
+        with suppress(ConnectionResetError):
+            self.connection.recv(1)
         self.close_connection = True
 
 

@@ -25,7 +25,7 @@ from kit import kaggle, runs
 from kit.base import LOCK_NAME, KitError, RunOptions, parse_options
 from kit.data import open_store
 from kit.kaggle import Job, bundle
-from kit.kaggle.on_kaggle import CHECKSUMS
+from kit.kaggle.sums import CHECKSUMS
 
 ROOT = Path(__file__).parents[1]
 NAME = "hcd-before"
@@ -139,7 +139,7 @@ def test_script_trains_alone_from_either_mount(
 def test_script_stops_at_its_limit_and_says_how_to_go_on(tmp_path: Path, python: Path) -> None:
     done = Container(tmp_path, MOUNTS[0]).run(python, job(hours=0.0))
     assert done.returncode == 0
-    assert "stopped after 0 h: push it again with --resume" in done.stdout
+    assert "stopped after 0.0 h: push it again with --resume" in done.stdout
     assert listing(tmp_path / "kaggle" / "working") == {CHECKSUMS}
 
 
@@ -156,19 +156,6 @@ def test_script_says_what_is_wrong(
     done = Container(tmp_path, mount).run(python, job(**changes))
     assert done.returncode == 1
     assert message in done.stderr
-
-
-def test_a_command_that_fails_ends_the_job_and_what_it_left_is_summed(tmp_path: Path) -> None:
-    container = Container(tmp_path, MOUNTS[0])
-    (tmp_path / "home" / "kernels").mkdir(parents=True)
-    leaves = (
-        f"import pathlib, sys; p = pathlib.Path('{RUN}', 'last.pt'); p.parent.mkdir(parents=True)"
-    )
-    (tmp_path / "home" / "kernels" / "train.py").write_text(f"{leaves}; p.touch(); sys.exit(3)")
-    with pytest.raises(KitError, match="train ended with status 3"):
-        kaggle.run_job(job(), tmp_path / "home", tmp_path / "kaggle")
-    sums = json.loads((container.working / CHECKSUMS).read_text())
-    assert sums == {f"{RUN}/last.pt": hashlib.sha256(b"").hexdigest()}
 
 
 def test_same_sources_give_the_same_script_with_the_files_that_arguments_name(
@@ -251,7 +238,7 @@ def built(tmp_path: Path) -> Path:
     """A folder to push; what it holds matters to Kaggle only."""
     (tmp_path / "built").mkdir()
     (tmp_path / "built" / bundle.SCRIPT_FILE).write_text("print('hello')\n")
-    values = bundle.metadata(job(), owner="nobody", datasets=[], gpu=True)
+    values = bundle.metadata(job(gpu=True), owner="nobody", datasets=[])
     (tmp_path / "built" / bundle.METADATA_FILE).write_text(json.dumps(values))
     return tmp_path / "built"
 
@@ -329,75 +316,3 @@ class TestPush:
         with pytest.raises(KitError, match="client does not start: pip install"):
             kaggle.push_kernel(built)
         assert not server.requests
-
-
-def output(run: Path) -> dict[str, bytes]:
-    """Return what a kernel leaves that has made a run."""
-    kept = [path for path in run.iterdir() if path.name != LOCK_NAME]
-    files = {f"{RUN}/{path.name}": path.read_bytes() for path in kept}
-    files["submission.csv"] = b"id,label\n"
-    sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    # More than a page of the client's listing.
-    others = {f"other-{number}.txt": b"" for number in range(20)}
-    return others | files | {CHECKSUMS: json.dumps(sums).encode()}
-
-
-class TestPull:
-    def test_brings_back_a_run_and_overwrites_nothing(
-        self, server: KaggleServer, reference: dict[int, Path]
-    ) -> None:
-        server.output = output(reference[0])
-        done = kernel("pull", "--name", NAME)
-        assert done.returncode == 0, done.stderr
-        assert f"{RUN}: checked, of a kernel that ended as COMPLETE" in done.stdout
-        run = Path(RUN)
-        assert listing(run) == listing(reference[0]) | {"submission.csv", "kaggle.log"}
-        assert runs.load(run).name == NAME
-        assert not list(Path().glob(".pull-*"))
-        server.requests.clear()
-        again = kernel("pull", "--name", NAME)
-        assert again.returncode == 1
-        assert f"{RUN} exists: move it away" in again.stderr
-        assert not server.requests
-
-    @pytest.mark.parametrize(
-        ("name", "content", "message"),
-        [
-            (f"{RUN}/last.pt", b"<html>the link has expired</html>", f"first {RUN}/last.pt"),
-            (f"{RUN}/last.pt", None, "1 of 8 files came damaged or not at all"),
-            (CHECKSUMS, b"<html>the link has expired</html>", f"{CHECKSUMS} came damaged"),
-            (CHECKSUMS, b"[1]", f"{CHECKSUMS} came damaged"),
-            (CHECKSUMS, None, "Kaggle ended it before it could save anything"),
-        ],
-    )
-    def test_takes_nothing_that_came_damaged(
-        self,
-        tmp_path: Path,
-        reference: dict[int, Path],
-        name: str,
-        content: bytes | None,
-        message: str,
-    ) -> None:
-        files = output(reference[0])
-        files |= {name: content} if content else {}
-        write_folder(tmp_path / "fetched", {k: v for k, v in files.items() if content or k != name})
-        with pytest.raises(KitError, match=message):
-            kaggle.bring_back(tmp_path / "fetched", tmp_path, NAME)
-        assert not (tmp_path / RUN).exists()
-
-    def test_takes_no_name_that_is_none(self, tmp_path: Path) -> None:
-        with pytest.raises(KitError, match=r"--name \.\./escape: give 5 to 50 lower-case letters"):
-            kaggle.require_free(tmp_path, "../escape")
-
-    def test_waits_for_the_kernel_to_end(self, server: KaggleServer) -> None:
-        server.kernel_status = "RUNNING"
-        done = kernel("pull", "--name", NAME)
-        assert done.returncode == 1
-        assert f"nobody/{NAME} is RUNNING: wait for its end" in done.stderr
-
-    def test_tells_of_a_kernel_that_is_not_there(self, server: KaggleServer) -> None:
-        server.refusals = {
-            "GetKernelSessionStatus": refusal(403, "Permission 'kernels.get' denied")
-        }
-        with pytest.raises(KitError, match="has no kernel of that name on Kaggle"):
-            kaggle.kernel_status(f"nobody/{NAME}")

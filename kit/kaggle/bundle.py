@@ -5,12 +5,14 @@ import io
 import re
 import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from kit.base import SLUG, KitError, Recipe, read_json, recipe_names, write_json, write_text
-from kit.kaggle.on_kaggle import CHECKSUMS, FOLDERS, RECORD, SUBMISSION, Job, checksums
+from kit.base import SLUG, KitError, Recipe, recipe_names, write_json, write_text
+from kit.kaggle.on_kaggle import Job
+from kit.kaggle.output import require_name
 
 SCRIPT_FILE = "script.py"
 METADATA_FILE = "kernel-metadata.json"
@@ -56,7 +58,6 @@ def build_kernel(
     owner: str,
     repository: Path,
     datasets: Sequence[str] = (),
-    gpu: bool = True,
 ) -> None:
     """Write the script and the metadata that `kaggle kernels push` takes.
 
@@ -75,7 +76,7 @@ def build_kernel(
         If the name is not one that Kaggle takes, an argument is the script's own, or the
         script becomes too large.
     """
-    _require_name(job.name)
+    require_name(job.name)
     for dataset in datasets:
         if not re.fullmatch("[A-Za-z0-9_-]+/[A-Za-z0-9_-]+", dataset):
             raise KitError(f"--dataset {dataset}: give OWNER/NAME, as in its address on Kaggle")
@@ -86,7 +87,7 @@ def build_kernel(
             "the arguments name into a Kaggle dataset, and mount it with --dataset"
         )
     write_text(folder / SCRIPT_FILE, text)
-    values = metadata(job, owner=owner, datasets=datasets, gpu=gpu)
+    values = metadata(job, owner=owner, datasets=datasets)
     write_json(folder / METADATA_FILE, values)
 
 
@@ -105,11 +106,11 @@ def script(job: Job, repository: Path) -> str:
         name=job.name,
         version=version[1],
         bundle=base64.b85encode(buffer.getvalue()).decode(),
-        job=Job(job.command, arguments, job.name, job.resume, job.hours),
+        job=replace(job, arguments=arguments),
     )
 
 
-def metadata(job: Job, *, owner: str, datasets: Sequence[str], gpu: bool) -> dict[str, Any]:
+def metadata(job: Job, *, owner: str, datasets: Sequence[str]) -> dict[str, Any]:
     """Return what kernel-metadata.json says."""
     kernel = f"{owner}/{job.name}"
     values = {
@@ -120,7 +121,7 @@ def metadata(job: Job, *, owner: str, datasets: Sequence[str], gpu: bool) -> dic
         "language": "python",
         "kernel_type": "script",
         "is_private": True,
-        "enable_gpu": gpu,
+        "enable_gpu": job.gpu,
         "enable_internet": False,
         "competition_sources": [SLUG],
         "dataset_sources": list(datasets),
@@ -128,86 +129,7 @@ def metadata(job: Job, *, owner: str, datasets: Sequence[str], gpu: bool) -> dic
         # A run can only be resumed with the torch that began it.
         "docker_image_pinning_type": "original",
     }
-    return values | ({"machine_shape": "NvidiaTeslaT4"} if gpu else {})
-
-
-def require_free(folder: Path, name: str) -> None:
-    """Refuse to bring back what is there already.
-
-    Raises
-    ------
-    KitError
-        Naming the folder; or if the name is not one that Kaggle takes.
-    """
-    _require_name(name)
-    for place in _places(folder, name):
-        if place.exists():
-            raise KitError(f"{place} exists: move it away, or name another folder with --out")
-
-
-def bring_back(output: Path, folder: Path, name: str) -> Path:
-    """Move a run or a study from a kernel's output to where the commands expect it.
-
-    Parameters
-    ----------
-    output
-        What Kaggle's client has fetched, on the same disk as `folder`.
-    folder
-        That of runs/ and studies/.
-
-    Returns
-    -------
-    Path
-        The run's or the study's folder.
-
-    Raises
-    ------
-    KitError
-        If the output is not what the kernel wrote, or holds no results, or they are there
-        already.
-    """
-    require_free(folder, name)
-    _check(output)
-    found = next((place for place in _places(output, name) if place.is_dir()), None)
-    if found is None:
-        raise KitError(f"the kernel has left no {' or '.join(map(str, _places(Path(), name)))}")
-    extras = {SUBMISSION: SUBMISSION, RECORD: RECORD, f"{name}.log": "kaggle.log"}
-    for extra, place in extras.items():
-        if (output / extra).is_file():
-            (output / extra).replace(found / place)
-    target = folder / found.relative_to(output)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return found.rename(target)
-
-
-def _require_name(name: str) -> None:
-    if not re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", name) or not 5 <= len(name) <= 50:
-        raise KitError(f"--name {name}: give 5 to 50 lower-case letters, digits and single hyphens")
-
-
-def _places(folder: Path, name: str) -> list[Path]:
-    return [folder / kind / name for kind in FOLDERS.values()]
-
-
-def _check(output: Path) -> None:
-    """Compare what has come with the checksums that the kernel wrote last."""
-    path = output / CHECKSUMS
-    if not path.is_file():
-        raise KitError(
-            f"the kernel's output holds no {CHECKSUMS}: Kaggle ended it before it could save "
-            "anything. Push again with fewer --hours"
-        )
-    try:
-        expected = read_json(path, dict[str, str], what="a list of checksums")
-    except KitError as error:
-        raise KitError(f"{CHECKSUMS} came damaged: type `make pull` again") from error
-    found = checksums(output, expected)
-    damaged = [name for name in expected if found.get(name) != expected[name]]
-    if damaged:
-        raise KitError(
-            f"{len(damaged)} of {len(expected)} files came damaged or not at all, first "
-            f"{damaged[0]}: type `make pull` again"
-        )
+    return values | ({"machine_shape": "NvidiaTeslaT4"} if job.gpu else {})
 
 
 def _embed(arguments: Sequence[str]) -> tuple[tuple[str, ...], dict[str, bytes]]:

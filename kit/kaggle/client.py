@@ -11,8 +11,9 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from kit.base import KitError
@@ -21,14 +22,29 @@ from kit.kaggle.faults import SILENCE, explain
 
 PATIENCE = 300.0
 """Seconds without a word or a byte after which the client is stopped: it would wait forever."""
+_TICK = 0.5
 
 
 class SilenceError(KitError):
     """Nothing came for `PATIENCE` seconds."""
 
 
-def run_client(*arguments: str, group: str = "competitions") -> str:
+def run_client(
+    *arguments: str,
+    group: str = "competitions",
+    watch: Callable[[], object] = lambda: None,
+    lock: int | None = None,
+) -> str:
     """Run one of a group of the client's commands and return what it prints.
+
+    It may take as long as it likes while anything comes or goes.
+
+    Parameters
+    ----------
+    watch
+        Called now and then while the client runs, to show how far it is.
+    lock
+        Of a folder that the client writes into; it inherits it, and may outlive this process.
 
     Raises
     ------
@@ -36,21 +52,60 @@ def run_client(*arguments: str, group: str = "competitions") -> str:
         If it fails, with the reason and the next step.
     """
     credential()
-    try:
-        done = subprocess.run(
-            client_command(*arguments, group=group),
-            env=client_environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=PATIENCE,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise SilenceError(explain(SILENCE.format(PATIENCE))) from error
-    if done.returncode:
-        raise KitError(explain(f"{done.stderr}\n{done.stdout}"))
-    return masked(done.stdout)
+    with subprocess.Popen(
+        client_command(*arguments, group=group),
+        env=client_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
+        pass_fds=() if lock is None else (lock,),
+    ) as process:
+        try:
+            output, errors = _communicate(process, watch)
+        except SilenceError as error:
+            process.kill()
+            raise SilenceError(explain(str(error))) from error
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode:
+        raise KitError(explain(f"{errors}\n{output}"))
+    return masked(output)
+
+
+def _communicate(process: "subprocess.Popen[str]", watch: Callable[[], object]) -> tuple[str, str]:
+    """Return what a process says on stdout and stderr.
+
+    Raises
+    ------
+    SilenceError
+        When it has slept for `PATIENCE` seconds.
+    """
+    woken, since = None, time.monotonic()
+    while True:
+        try:
+            return process.communicate(timeout=_TICK)
+        except subprocess.TimeoutExpired:
+            watch()
+        now = _wakings(process.pid)
+        if now != woken:
+            woken, since = now, time.monotonic()
+        elif time.monotonic() - since > PATIENCE:
+            raise SilenceError(SILENCE.format(PATIENCE))
+
+
+def _wakings(process: int) -> str:
+    """Return how often a process has woken from waiting, as it does for each packet that comes.
+
+    kaggle 2.2.4 fetches a file of any size without a word, and writes it when it is there.
+    """
+    # Linux, Documentation/filesystems/proc.rst. Nothing where the process has just ended.
+    with suppress(OSError):
+        status = Path(f"/proc/{process}/status").read_text("utf-8")
+        return "".join(re.findall(r"^voluntary_ctxt_switches:.*", status, re.M))
+    return ""
 
 
 def client_command(*arguments: str, group: str = "competitions") -> list[str]:

@@ -1,9 +1,10 @@
-"""Kernels: push a script that runs on Kaggle, look how far it is, fetch what it has left."""
+"""Kernels: push a script that runs on Kaggle, look how far it is."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
-from kit.base import RULES_PAGE, KitError
+from kit.base import RULES_PAGE, KitError, printable
 from kit.kaggle.client import run_client
 from kit.kaggle.credentials import SETTINGS_PAGE, credential, without_secrets
 from kit.kaggle.faults import explain
@@ -62,8 +63,29 @@ def push_kernel(folder: Path) -> str:
     return f"version {pushed[1]}, {pushed[2]}"
 
 
-def kernel_status(kernel: str) -> str:
-    """Return how far a kernel's latest version is: QUEUED, RUNNING, COMPLETE, ERROR, ...
+@dataclass(frozen=True)
+class KernelStatus:
+    """How far a kernel's latest version is.
+
+    Attributes
+    ----------
+    name
+        QUEUED, RUNNING, COMPLETE, ERROR, CANCEL_REQUESTED, CANCEL_ACKNOWLEDGED.
+    failure
+        Why it failed, as Kaggle words it; often empty.
+    """
+
+    name: str
+    failure: str
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has, in one way or the other."""
+        return self.name in ("COMPLETE", "ERROR", "CANCEL_ACKNOWLEDGED")
+
+
+def kernel_status(kernel: str) -> KernelStatus:
+    """Return how far a kernel's latest version is.
 
     Parameters
     ----------
@@ -74,17 +96,5 @@ def kernel_status(kernel: str) -> str:
     found = re.search(r'has status "(?:\w+\.)?(\w+)"', said)
     if not found:
         raise KitError(explain(said))
-    return found[1]
-
-
-def pull_kernel(kernel: str, folder: Path) -> None:
-    """Fetch what a kernel's latest version has left, and its log.
-
-    The client checks nothing that it fetches: not even whether it is an error page.
-
-    Parameters
-    ----------
-    kernel
-        OWNER/NAME.
-    """
-    run_client("output", kernel, f"--path={folder}", "--force", "--quiet", group="kernels")
+    failure = re.search(r'^Failure message: "(.*)"$', said, re.M | re.S)
+    return KernelStatus(found[1].upper(), printable(failure[1]) if failure else "")

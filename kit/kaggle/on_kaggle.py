@@ -4,20 +4,19 @@
 /kaggle/working  what is kept: runs/NAME or studies/NAME, submission.csv, checksums.json
 """
 
-import hashlib
-import json
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from kit.base import LOCK_NAME, KitError, atomic_path, competition, write_text
+from kit.base import LOCK_NAME, KitError, atomic_path, competition
+from kit.kaggle.credentials import SETTINGS_PAGE
+from kit.kaggle.sums import Checksums, is_unfinished
+from kit.kaggle.supervise import Supervisor
 
 Command = Literal["train", "compare", "momentum", "search", "tune"]
 """The commands that are worth a GPU."""
@@ -28,7 +27,16 @@ FOLDERS: dict[Command, str] = {
 SUBMISSION = "submission.csv"
 # How the submission was made, see `kit.runs.submissions`.
 RECORD = f"{SUBMISSION}.json"
-CHECKSUMS = "checksums.json"
+
+PREDICTING = 0.4
+"""Hours that predicting may take beyond those of the job: Kaggle's own end comes after 12."""
+
+_NAME_GPUS = """
+import torch
+for number in range(torch.cuda.device_count()):
+    torch.ones(8, device=number).square().sum().item()
+    print(torch.cuda.get_device_name(number))
+"""
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,8 @@ class Job:
         Whether to go on with what an earlier version of the kernel has left.
     hours
         When to stop, so that there is time to save what has been done.
+    gpu
+        Whether it asks for one, and must not begin without.
     """
 
     command: Command
@@ -53,6 +63,7 @@ class Job:
     name: str
     resume: bool
     hours: float
+    gpu: bool = False
 
     @property
     def folder(self) -> Path:
@@ -61,7 +72,7 @@ class Job:
 
 
 def run_job(job: Job, home: Path, root: Path) -> None:
-    """Do the job, and leave checksums over all that is kept, whatever happens.
+    """Do the job, keeping checksums of all that it leaves, whatever happens.
 
     Parameters
     ----------
@@ -73,21 +84,57 @@ def run_job(job: Job, home: Path, root: Path) -> None:
     Raises
     ------
     KitError
-        If there is no data, or nothing to resume, or the command fails.
+        If there is no GPU or no data, or nothing to resume, or the command fails.
     """
-    deadline = time.monotonic() + 3600 * job.hours
+    started = time.monotonic()
+    if job.gpu:
+        print("\n".join(require_gpus()), flush=True)
     working = root / "working"
+    data = link_data(root, scratch(root))
+    if job.resume:
+        restore(job, root)
+    sums = Checksums(working, [job.folder.as_posix(), SUBMISSION, RECORD])
+    sums.update()
+    supervisor = Supervisor(home, working, sums)
     try:
-        data = link_data(root, scratch(root))
-        if job.resume:
-            restore(job, root)
-        if not _train(job, home, data, working, deadline):
-            print(f"stopped after {job.hours:g} h: push it again with --resume to go on")
+        until = started + 3600 * job.hours
+        if not supervisor.run(job.command, _options(job, home, data), until=until):
+            print(f"stopped after {_hours(started)}: push it again with --resume to go on")
         elif job.command == "train":
             options = ["--run", str(job.folder), "--data", str(data), "--out", SUBMISSION]
-            _run_command("predict", options, home, working, timeout=None)
+            if not supervisor.run("predict", options, until=until + 3600 * PREDICTING):
+                print("the training is finished, and predicting was not in time: push it again")
+                print("with --resume, or predict where you pull it to")
     finally:
-        write_checksums(job, working)
+        sums.update()
+
+
+def _hours(started: float) -> str:
+    return f"{(time.monotonic() - started) / 3600:.1f} h"
+
+
+def require_gpus() -> list[str]:
+    """Return the names of the GPUs, each of which has computed something.
+
+    In a process of its own: this one is to hold none of their memory.
+
+    Raises
+    ------
+    KitError
+        If there is none that PyTorch can use.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", _NAME_GPUS], capture_output=True, text=True, errors="replace"
+    )
+    names = done.stdout.splitlines()
+    if done.returncode or not names:
+        reason = f" ({done.stderr.strip().splitlines()[-1]})" if done.returncode else ""
+        raise KitError(
+            f"no GPU that PyTorch can use has come{reason}, and a CPU would need days. Kaggle "
+            "gives none without a verified phone number, or when the week's GPU hours are used up: "
+            f"see {SETTINGS_PAGE}, then push again; or push with --no-gpu"
+        )
+    return names
 
 
 def scratch(root: Path) -> Path:
@@ -137,57 +184,15 @@ def restore(job: Job, root: Path) -> None:
             "ended, and to have left it"
         )
     for path in found.rglob("*"):
-        if path.is_file():
+        if path.is_file() and path.name != LOCK_NAME and not is_unfinished(path):
             copy = root / "working" / job.folder / path.relative_to(found)
             # The content alone: what comes from a read-only mount would stay read-only.
             with atomic_path(copy) as partial:
                 shutil.copyfile(path, partial)
 
 
-def checksums(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """Return the SHA-256 of the files of a folder, those that are not there left out."""
-    sums = {}
-    for name in names:
-        if (folder / name).is_file():
-            with (folder / name).open("rb") as file:
-                sums[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return sums
-
-
-def write_checksums(job: Job, working: Path) -> None:
-    """Write the checksums of what a job leaves: Kaggle's client checks nothing that it fetches."""
-    paths = [*(working / job.folder).rglob("*"), working / SUBMISSION, working / RECORD]
-    names = [
-        path.relative_to(working).as_posix() for path in sorted(paths) if path.name != LOCK_NAME
-    ]
-    write_text(working / CHECKSUMS, json.dumps(checksums(working, names), indent=2) + "\n")
-
-
-def _train(job: Job, home: Path, data: Path, working: Path, deadline: float) -> bool:
-    """Run the job's command; return whether it came to its end in time."""
+def _options(job: Job, home: Path, data: Path) -> list[str]:
+    """Return the options of the job's command."""
     arguments = [argument.replace("{home}", str(home)) for argument in job.arguments]
-    options = [*arguments, "--data", str(data), "--out", str(job.folder)]
-    if job.resume and job.command == "train":
-        options.append("--resume")
-    try:
-        _run_command(job.command, options, home, working, timeout=deadline - time.monotonic())
-    except subprocess.TimeoutExpired:
-        return False
-    return True
-
-
-def _run_command(
-    name: str, options: list[str], home: Path, folder: Path, *, timeout: float | None
-) -> None:
-    """Run one of the kit's commands in a folder, with the bundle before all else on its path."""
-    environment = os.environ | {
-        "PYTHONPATH": str(home),
-        "PYTHONUNBUFFERED": "1",
-        # A log keeps every drawing of a progress bar.
-        "TQDM_MININTERVAL": "60",
-    }
-    command = [sys.executable, str(home / "kernels" / f"{name}.py"), *options]
-    print("$", *command, flush=True)
-    done = subprocess.run(command, cwd=folder, env=environment, timeout=timeout)
-    if done.returncode:
-        raise KitError(f"{name} ended with status {done.returncode}; see its message above")
+    resume = ["--resume"] if job.resume and job.command == "train" else []
+    return [*arguments, "--data", str(data), "--out", str(job.folder), *resume]
