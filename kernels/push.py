@@ -1,8 +1,9 @@
 """Run a command of the kit on Kaggle: push.py --command train -- --bn before.
 
-One script that holds the kit is built and pushed as a private kernel, which runs at once without
-internet. Options after -- are the command's, and small files that they name go along. The
-results are runs/NAME or studies/NAME in the kernel's output; train leaves a submission.csv, too.
+One script that holds the kit is built and pushed as a private kernel, which runs at once, without
+internet unless it is asked for. Options after -- are the command's, and small files that they name
+go along. Published weights are taken from what is mounted. The results are runs/NAME or
+studies/NAME in the kernel's output; train leaves a submission.csv, too.
 """
 
 from __future__ import annotations
@@ -33,7 +34,12 @@ class PushOptions:
     gpu: bool = True
     """Ask for a T4; without one the CPU has to do."""
     dataset: base.Repeated[str] = ()
-    """OWNER/NAME of a Kaggle dataset to mount in /kaggle/input; may be given several times."""
+    """OWNER/NAME of a Kaggle dataset to mount, with weights or the packed tiles, say; may be given
+    several times."""
+    kaggle_model: base.Repeated[str] = ()
+    """OWNER/MODEL/FRAMEWORK/VARIATION/VERSION of a Kaggle model to mount."""
+    internet: bool = False
+    """Let the kernel use the network, to fetch published weights; wants a verified phone."""
 
 
 def main(options: PushOptions, arguments: list[str]) -> None:
@@ -49,7 +55,7 @@ def main(options: PushOptions, arguments: list[str]) -> None:
             job,
             owner=owner,
             repository=REPOSITORY,
-            datasets=options.dataset,
+            reach=kaggle.Reach(options.dataset, options.kaggle_model, options.internet),
         )
         print(f"pushing {owner}/{name} with {kaggle.credential()}", file=sys.stderr)
         print(f"pushed {kaggle.push_kernel(Path(temporary))}")

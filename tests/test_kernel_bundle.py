@@ -238,7 +238,7 @@ def built(tmp_path: Path) -> Path:
     """A folder to push; what it holds matters to Kaggle only."""
     (tmp_path / "built").mkdir()
     (tmp_path / "built" / bundle.SCRIPT_FILE).write_text("print('hello')\n")
-    values = bundle.metadata(job(gpu=True), owner="nobody", datasets=[])
+    values = bundle.metadata(job(gpu=True), owner="nobody", reach=kaggle.Reach())
     (tmp_path / "built" / bundle.METADATA_FILE).write_text(json.dumps(values))
     return tmp_path / "built"
 

@@ -16,6 +16,8 @@ from kaggle_server import until
 from kit import kaggle
 from kit.base import KitError
 from kit.kaggle import Job, supervise
+from kit.kaggle.mounts import find_weights
+from kit.kaggle.on_kaggle import link_data
 from kit.kaggle.sums import CHECKSUMS
 
 NAME = "hcd-before"
@@ -159,3 +161,62 @@ def test_a_job_without_its_gpu_ends_before_all_else(
     with pytest.raises(KitError, match=r"no GPU that PyTorch can use has come.*--no-gpu"):
         run(job(gpu=True))
     assert not list(working.iterdir())
+
+
+SHOWS = "import sys; print(*sys.argv[1:])"
+MODEL = "timm/resnet/pyTorch/resnet50.a1_in1k/1/model.safetensors"
+
+
+@pytest.mark.usefixtures("working")
+@pytest.mark.parametrize("mount", ["datasets/somebody/weights/resnet50.pth", f"models/{MODEL}"])
+def test_weights_are_found_under_their_mount(capfd: pytest.CaptureFixture[str], mount: str) -> None:
+    """And nothing else that is mounted is taken for them."""
+    found = put_file(f"kaggle/input/{mount}")
+    put_file("kaggle/input/datasets/somebody/weights/readme.md")
+    put_file("kaggle/input/notebooks/nobody/other/runs/other/last.pt")
+    put_file("kaggle/input/histopathologic-cancer-detection/train/model.safetensors")
+    put("train", SHOWS)
+    put("predict", SHOWS)
+    run(job(weights="resnet50.a1_in1k"))
+    said = capfd.readouterr().out
+    assert f"the weights of resnet50.a1_in1k: {found}\n" in said
+    assert f"--no-pretrained --weights {found} --data" in said
+
+
+@pytest.mark.parametrize(
+    ("files", "chosen"),
+    [
+        (["w/model.safetensors", "w/pytorch_model.bin"], "w/model.safetensors"),
+        (["resnet18/model.pth", "ResNet-50/model.pth"], "ResNet-50/model.pth"),
+        (["resnet50_a1_in1k.pth", "resnet50_a2_in1k.pth"], "resnet50_a1_in1k.pth"),
+        (["a/model.pth", "b/model.pth"], None),
+        (["a/notes.txt"], None),
+    ],
+)
+def test_of_several_weights_those_of_the_model_are_taken(
+    tmp_path: Path, files: list[str], chosen: str | None
+) -> None:
+    for name in files:
+        put_file(tmp_path / "input/datasets/o" / name)
+    if chosen is not None:
+        found = find_weights(tmp_path, "resnet50.a1_in1k")
+        assert found == tmp_path / "input/datasets/o" / chosen
+        return
+    with pytest.raises(KitError, match=r"choose one with --weights|no file of weights"):
+        find_weights(tmp_path, "resnet50.a1_in1k")
+
+
+@pytest.mark.usefixtures("working")
+def test_packed_tiles_that_are_mounted_are_used() -> None:
+    for name in ("manifest.json", "train.npy", "test.npy"):
+        put_file(f"kaggle/input/datasets/nobody/tiles/{name}")
+    Path("kaggle/temp").mkdir()
+    data = link_data(Path("kaggle").absolute(), Path("kaggle/temp"))
+    assert (data / "store").resolve() == Path("kaggle/input/datasets/nobody/tiles").resolve()
+
+
+def put_file(path: str | Path) -> Path:
+    place = Path(path).absolute()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_bytes(b"")
+    return place

@@ -101,8 +101,8 @@ def test_a_partial_table_leaves_tiles_out_and_says_how_many(
         chosen = recipe_holdout(tiles, Recipe(slides=path, seed=seed))
         assert sorted([*chosen.train, *chosen.valid]) == list(range(18))
     said = capsys.readouterr().err
-    assert said.count(f"note: {path} has no slide for 6 of 24 training tiles") == 1
-    assert "they are left out; patch_id_wsi_full.csv names more" in said
+    assert said.count(f"note: {path} is partial: it has no slide for 6 of 24 training tiles") == 1
+    assert "which are left out. The community's whole table is patch_id_wsi_full.csv" in said
 
 
 def test_a_study_says_that_a_table_does_not_choose_its_holdouts(

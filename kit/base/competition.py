@@ -19,6 +19,7 @@ Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
 CLASS_NAMES = ("negative", "positive")
 
+TRAIN_TILES = 220_025
 TILE_SIZE = 96
 """Height and width of a tile in pixels."""
 CENTRE_SIZE = 32

@@ -18,7 +18,8 @@ from kit.base import (
 )
 from kit.data.store import Store
 
-TABLES = (SLIDES_FILE, "patch_id_wsi_full.csv")
+FULL_TABLE = "patch_id_wsi_full.csv"
+TABLES = (SLIDES_FILE, FULL_TABLE)
 """What a table is called that is found by itself: by the kit, and by the community."""
 UNKNOWN = ""
 """The slide of a tile that a table does not name."""
@@ -65,10 +66,10 @@ def read_recipe_slides(path: Path, store: Store) -> Strings:
     """
     slides = read_slides(path, store.train.ids)
     if missing := int((slides == UNKNOWN).sum()):
-        hint = "; patch_id_wsi_full.csv names more" if path.name == "patch_id_wsi.csv" else ""
+        hint = "" if path.name == FULL_TABLE else f". The community's whole table is {FULL_TABLE}"
         _note(
-            f"{path} has no slide for {missing:,} of {len(slides):,} training tiles: they are left "
-            f"out{hint}"
+            f"{path} is partial: it has no slide for {missing:,} of {len(slides):,} training "
+            f"tiles, which are left out{hint}"
         )
     return slides
 

@@ -13,6 +13,8 @@ from typing import Any, get_args, get_type_hints
 from kit.base import SLUG, KitError, Recipe, recipe_names, write_json, write_text
 from kit.kaggle.on_kaggle import Job
 from kit.kaggle.output import require_name
+from kit.kaggle.reach import NOTHING_ELSE, Reach, complete
+from kit.kaggle.slides_code import SUFFIX, encode_slides
 
 SCRIPT_FILE = "script.py"
 METADATA_FILE = "kernel-metadata.json"
@@ -57,7 +59,7 @@ def build_kernel(
     *,
     owner: str,
     repository: Path,
-    datasets: Sequence[str] = (),
+    reach: Reach = NOTHING_ELSE,
 ) -> None:
     """Write the script and the metadata that `kaggle kernels push` takes.
 
@@ -67,27 +69,24 @@ def build_kernel(
         The account's user name.
     repository
         Holds kit/ and kernels/.
-    datasets
-        Of Kaggle, to be mounted: OWNER/NAME.
 
     Raises
     ------
     KitError
-        If the name is not one that Kaggle takes, an argument is the script's own, or the
-        script becomes too large.
+        If the name is not one that Kaggle takes, an argument is the script's own, the command
+        would lack something there, or the script becomes too large.
     """
     require_name(job.name)
-    for dataset in datasets:
-        if not re.fullmatch("[A-Za-z0-9_-]+/[A-Za-z0-9_-]+", dataset):
-            raise KitError(f"--dataset {dataset}: give OWNER/NAME, as in its address on Kaggle")
+    job = complete(job, reach)
     text = script(job, repository)
     if len(text) > _MAX_BYTES:
         raise KitError(
             f"the script has {len(text):,} bytes, more than {_MAX_BYTES:,}: put large files that "
-            "the arguments name into a Kaggle dataset, and mount it with --dataset"
+            "the arguments name into a Kaggle dataset, mount it with --dataset, and name them by "
+            f"their path there{_hint(job)}"
         )
     write_text(folder / SCRIPT_FILE, text)
-    values = metadata(job, owner=owner, datasets=datasets)
+    values = metadata(job, owner=owner, reach=reach)
     write_json(folder / METADATA_FILE, values)
 
 
@@ -110,7 +109,7 @@ def script(job: Job, repository: Path) -> str:
     )
 
 
-def metadata(job: Job, *, owner: str, datasets: Sequence[str]) -> dict[str, Any]:
+def metadata(job: Job, *, owner: str, reach: Reach) -> dict[str, Any]:
     """Return what kernel-metadata.json says."""
     kernel = f"{owner}/{job.name}"
     values = {
@@ -122,9 +121,10 @@ def metadata(job: Job, *, owner: str, datasets: Sequence[str]) -> dict[str, Any]
         "kernel_type": "script",
         "is_private": True,
         "enable_gpu": job.gpu,
-        "enable_internet": False,
+        "enable_internet": reach.internet,
         "competition_sources": [SLUG],
-        "dataset_sources": list(datasets),
+        "dataset_sources": list(reach.datasets),
+        "model_sources": list(reach.models),
         "kernel_sources": [kernel] if job.resume else [],
         # A run can only be resumed with the torch that began it.
         "docker_image_pinning_type": "original",
@@ -144,10 +144,24 @@ def _embed(arguments: Sequence[str]) -> tuple[tuple[str, ...], dict[str, bytes]]
         file = value.partition("=")[2] if option == "--arm" else value
         if _is_given_file(option, file):
             name = f"given/{number}/{Path(file).name}"
-            files[name] = Path(file).read_bytes()
+            code = encode_slides(Path(file)) if option == "--slides" else None
+            if code is None:
+                files[name] = Path(file).read_bytes()
+            else:
+                files[name + SUFFIX] = code
             argument = f"{flag}{equals}{value.removesuffix(file)}{{home}}/{name}"
         replaced.append(argument)
     return tuple(replaced), files
+
+
+def _hint(job: Job) -> str:
+    """Say which table of slides is whole, where a large one is pushed that is not."""
+    if not any(argument.partition("=")[0] == "--slides" for argument in job.arguments):
+        return ""
+    return (
+        ". A table of slides that names each of the competition's training tiles, such as "
+        "patch_id_wsi_full.csv, travels as a number per tile; this one is partial, or names others"
+    )
 
 
 def _is_given_file(option: str, value: str) -> bool:

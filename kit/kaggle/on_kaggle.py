@@ -15,6 +15,8 @@ from typing import Literal, get_args
 
 from kit.base import LOCK_NAME, KitError, atomic_path, competition
 from kit.kaggle.credentials import SETTINGS_PAGE
+from kit.kaggle.mounts import find_store, find_weights
+from kit.kaggle.slides_code import unpack_slides
 from kit.kaggle.sums import Checksums, is_unfinished
 from kit.kaggle.supervise import Supervisor
 
@@ -56,6 +58,8 @@ class Job:
         When to stop, so that there is time to save what has been done.
     gpu
         Whether it asks for one, and must not begin without.
+    weights
+        The timm model whose published weights are mounted; empty if none are needed.
     """
 
     command: Command
@@ -64,6 +68,7 @@ class Job:
     resume: bool
     hours: float
     gpu: bool = False
+    weights: str = ""
 
     @property
     def folder(self) -> Path:
@@ -84,13 +89,15 @@ def run_job(job: Job, home: Path, root: Path) -> None:
     Raises
     ------
     KitError
-        If there is no GPU or no data, or nothing to resume, or the command fails.
+        If there is no GPU, no data or no weights, or nothing to resume, or the command fails.
     """
     started = time.monotonic()
     if job.gpu:
         print("\n".join(require_gpus()), flush=True)
     working = root / "working"
     data = link_data(root, scratch(root))
+    unpack_slides(home, data)
+    options = _options(job, home, data, root)
     if job.resume:
         restore(job, root)
     sums = Checksums(working, [job.folder.as_posix(), SUBMISSION, RECORD])
@@ -98,11 +105,11 @@ def run_job(job: Job, home: Path, root: Path) -> None:
     supervisor = Supervisor(home, working, sums)
     try:
         until = started + 3600 * job.hours
-        if not supervisor.run(job.command, _options(job, home, data), until=until):
+        if not supervisor.run(job.command, options, until=until):
             print(f"stopped after {_hours(started)}: push it again with --resume to go on")
         elif job.command == "train":
-            options = ["--run", str(job.folder), "--data", str(data), "--out", SUBMISSION]
-            if not supervisor.run("predict", options, until=until + 3600 * PREDICTING):
+            predict = ["--run", str(job.folder), "--data", str(data), "--out", SUBMISSION]
+            if not supervisor.run("predict", predict, until=until + 3600 * PREDICTING):
                 print("the training is finished, and predicting was not in time: push it again")
                 print("with --resume, or predict where you pull it to")
     finally:
@@ -164,6 +171,10 @@ def link_data(root: Path, room: Path) -> Path:
         link = data / entry.name
         link.unlink(missing_ok=True)
         link.symlink_to(entry)
+    store = find_store(root)
+    if store is not None and not (data / "store").exists():
+        print(f"the packed tiles: {store}", flush=True)
+        (data / "store").symlink_to(store)
     return data
 
 
@@ -191,8 +202,12 @@ def restore(job: Job, root: Path) -> None:
                 shutil.copyfile(path, partial)
 
 
-def _options(job: Job, home: Path, data: Path) -> list[str]:
+def _options(job: Job, home: Path, data: Path, root: Path) -> list[str]:
     """Return the options of the job's command."""
-    arguments = [argument.replace("{home}", str(home)) for argument in job.arguments]
+    options = [argument.replace("{home}", str(home)) for argument in job.arguments]
+    if job.weights:
+        weights = find_weights(root, job.weights)
+        print(f"the weights of {job.weights}: {weights}", flush=True)
+        options += ["--no-pretrained", "--weights", str(weights)]
     resume = ["--resume"] if job.resume and job.command == "train" else []
-    return [*arguments, "--data", str(data), "--out", str(job.folder), *resume]
+    return [*options, "--data", str(data), "--out", str(job.folder), *resume]
