@@ -5,26 +5,29 @@ ceiling   the same network, optimiser and precision on one batch held in memory
 eager     the ceiling of float32 as first written
 """
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 
 import numpy as np
 import plain
 import torch
-from serve import Options, Task, serve
-from torch import Tensor
-from torch.nn import functional
+from serve import Options, Task, require, serve
+from torch import Tensor, nn
 
 from kit import models
-from kit.base import Recipe
+from kit.base import Recipe, read_recipe
 from kit.data import eval_loader, fits_on_device, open_store, recipe_dataset, train_loader
 from kit.training import (
+    GraphedCall,
     TrainingState,
-    autocast,
     choose_device,
     choose_precision,
+    compute_gradients,
     fit,
-    reuse_memory,
+    prepare_process,
 )
 
 # Of training tiles to one that is evaluated, which then costs next to nothing.
@@ -32,22 +35,25 @@ TRAIN_TO_VALID = 48
 
 
 def create_recipe(options: Options) -> Recipe:
-    """Return the recipe of options model, size, batch and augment."""
-    return Recipe(
-        model=options["model"],
-        size=options["size"],
-        batch_size=options["batch"],
-        augment=options["augment"],
-        # As many as there are rounds.
-        epochs=10**6,
-    )
+    """Return the recipe named `recipe`, else that of model, size and augment, and of `batch`."""
+    # As many epochs as there are rounds.
+    common = {"batch_size": options["batch"], "epochs": 10**6}
+    if name := options.get("recipe"):
+        return replace(read_recipe(name), **common, pretrained=False, frozen_epochs=0)
+    names = ("model", "size", "augment")
+    return Recipe(**common, **{name: options[name] for name in names})
 
 
-def create_state(recipe: Recipe, device: str) -> TrainingState:
+def create_state(recipe: Recipe, options: Options) -> TrainingState:
     """Return what a run of the recipe starts from."""
-    chosen = choose_device(device)
-    dtype = choose_precision(recipe.precision, chosen)
-    return TrainingState(models.create_model(recipe), recipe, device=chosen, dtype=dtype)
+    chosen = choose_device(options["device"])
+    return TrainingState(
+        models.create_model(recipe),
+        recipe,
+        steps_per_epoch=options["tiles"] // recipe.batch_size,
+        device=chosen,
+        dtype=choose_precision(recipe.precision, chosen),
+    )
 
 
 def one_batch(options: Options) -> tuple[Tensor, Tensor]:
@@ -62,17 +68,17 @@ def one_batch(options: Options) -> tuple[Tensor, Tensor]:
 
 def prepare(options: Options) -> Task:
     """Make one of KINDS from options kind, data, device, model, size, batch, augment, tiles."""
-    plain.require(options["device"])
-    reuse_memory()
+    require(options["device"])
+    prepare_process()
     return KINDS[options["kind"]](options)
 
 
 def prepare_kit(options: Options) -> Task:
-    """Train on the first tiles of the store."""
+    """Train on the first tiles of the store; on a GPU repeated to as many as are asked for."""
     recipe = create_recipe(options)
     tiles = open_store(Path(options["data"]))
-    state = create_state(recipe, options["device"])
-    held = fits_on_device(recipe, len(tiles.train), state.device)
+    state = create_state(recipe, options)
+    held = fits_on_device(recipe, options["tiles"], state.device)
     train, valid = (
         recipe_dataset(
             tiles.train.tiles,
@@ -83,7 +89,7 @@ def prepare_kit(options: Options) -> Task:
             device=state.device if held else None,
         )
         for rows, is_train in (
-            (np.arange(options["tiles"]), True),
+            (np.resize(np.arange(len(tiles.train)), options["tiles"]), True),
             (_last_of_each_class(tiles.labels, options["tiles"] // TRAIN_TO_VALID), False),
         )
     )
@@ -105,23 +111,23 @@ def prepare_kit(options: Options) -> Task:
 def prepare_ceiling(options: Options) -> Task:
     """Train on one batch with the kit's own network, optimiser, precision and layout."""
     recipe = create_recipe(options)
-    state = create_state(recipe, options["device"])
+    state = create_state(recipe, options)
     images, labels = one_batch(options)
     images = images.to(state.device).contiguous(memory_format=torch.channels_last)
     labels = labels.to(state.device)
+    # What the network is given is ready; all else of a step is the kit's.
+    state.normalize = nn.Identity()
     state.model.train()
+    compute: Callable[[], Tensor] = partial(compute_gradients, state, state.model, images, labels)
+    if state.device.type == "cuda":
+        compute = partial(GraphedCall(compute, state.device))
 
     def run() -> int:
         steps = options["tiles"] // recipe.batch_size
         for _ in range(steps):
-            with autocast(state.device, state.dtype):
-                logits = state.model(images).squeeze(1)
-            loss = functional.binary_cross_entropy_with_logits(logits.float(), labels)
-            state.optimizer.zero_grad()
-            state.scaler.scale(loss).backward()
-            state.scaler.step(state.optimizer)
-            state.scaler.update()
-        loss.item()
+            figures = compute()
+            state.update_weights()
+        figures.tolist()
         return int(steps * recipe.batch_size)
 
     return Task(run, _settings(state), ("torch",))

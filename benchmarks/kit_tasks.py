@@ -15,10 +15,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from serve import Options, Task, serve
+from serve import Options, Task, require, serve
+
+if TYPE_CHECKING:
+    from kit.data import TileSet
 
 KERNELS = Path(__file__).resolve().parents[1] / "kernels"
+CHANGES = ("epochs", "per_class", "batch_size")
 MOMENTA = (0.99, 0.75, 0.5, 0.25)
 
 
@@ -56,18 +61,25 @@ def prepare_testzip(options: Options) -> Task:
 
 
 def prepare_predict(options: Options) -> Task:
-    """Predict with the run in `run`: the tiles of the file `tiles`, or the store's test tiles."""
+    """Predict with the run in `run`: the tiles of the file `tiles`, or the store's test tiles.
+
+    `count` repeats the latter to as many.
+    """
     import numpy as np
 
     from kit import runs
     from kit.data import TileSet, open_store
+    from kit.training import prepare_process
 
+    require(options["device"])
+    prepare_process(deterministic=True)
     model = runs.load(Path(options["run"]), device=options["device"])
-    if options["tiles"]:
+    if options.get("tiles"):
         tiles = np.load(options["tiles"], mmap_mode="r")
         test = TileSet(tiles, np.arange(len(tiles)).astype(str))
     else:
         test = open_store(Path(options["data"])).test
+        test = _repeat(test, options.get("count", len(test)))
     dtype = str(model.dtype).removeprefix("torch.")
 
     def run() -> int:
@@ -77,24 +89,48 @@ def prepare_predict(options: Options) -> Task:
 
 
 def prepare_train(options: Options) -> Task:
-    """Train `epochs` of the notebook's recipe into a new folder per round."""
+    """Train a recipe with CHANGES, by default the notebook's, into a new folder per round.
+
+    `count` repeats the store's training tiles to as many.
+    """
     from kit.base import read_recipe
     from kit.data import open_store
     from kit.runs import Run
+    from kit.training import prepare_process
 
-    recipe = replace(
-        read_recipe("notebook"), epochs=options["epochs"], per_class=options["per_class"]
-    )
+    device = options.get("device", "cpu")
+    require(device)
+    prepare_process()
+    changes = {name: options[name] for name in CHANGES if name in options}
+    recipe = replace(read_recipe(options.get("recipe", "notebook")), **changes)
     tiles = open_store(Path(options["data"]))
+    if count := options.get("count"):
+        tiles = replace(tiles, train=_repeat(tiles.train, count))
     folders = _new_folders(options)
 
     def run() -> int:
-        started = Run(recipe, tiles, next(folders))
+        started = Run(recipe, tiles, next(folders), device=device)
         list(started.train(progress=False))
         steps = len(started.holdout.train) // recipe.batch_size
         return steps * recipe.batch_size * recipe.epochs
 
     return Task(run, f"{recipe.epochs} epochs, {_threads()}", ("torch",), warm_up=False)
+
+
+def _repeat(tiles: "TileSet", count: int) -> "TileSet":
+    """Return tiles repeated in memory, with ids that differ."""
+    import numpy as np
+
+    from kit.data import TileSet
+
+    if count == len(tiles):
+        return tiles
+    rows = np.resize(np.arange(len(tiles)), count)
+    repeated = np.empty((count, *tiles.tiles.shape[1:]), np.uint8)
+    for part in np.array_split(np.arange(count), 1 + count // 4096):
+        repeated[part] = tiles.tiles[rows[part]]
+    ids = np.array([f"{number:040x}" for number in range(count)])
+    return TileSet(repeated, ids, None if tiles.labels is None else tiles.labels[rows])
 
 
 def prepare_momenta(options: Options) -> Task:

@@ -22,6 +22,18 @@ KERNELS = Path(__file__).resolve().parents[1] / "kernels"
 FULL_SIZE = (220_025, 57_458)
 SIZES = {"hundredth": 100, "tenth": 10, "full": 1}
 
+# What fills a round on a GPU, and a batch that keeps one busy.
+GPU_CASES: dict[str, dict[str, Any]] = {
+    "small, batch 64": {"recipe": "notebook", "batch": 64, "tiles": 35_000},
+    "compact, batch 32": {"recipe": "compact", "batch": 32, "tiles": 16_000},
+    "compact, batch 512": {"recipe": "compact", "batch": 512, "tiles": 51_200},
+    "resnet50, 224 px": {"recipe": "backbone", "batch": 64, "tiles": 6_400},
+}
+GPU_TASKS: dict[str, dict[str, Any]] = {
+    "notebook's protocol": {"count": 60_000, "epochs": 20},
+    "compact, full size": {"recipe": "compact", "count": 220_025, "epochs": 24, "batch_size": 512},
+}
+
 Scale = Literal["hundredth", "tenth", "full"]
 
 
@@ -116,9 +128,25 @@ def train(place: Place) -> Iterator[list[Result]]:
 
 
 def gpu(place: Place) -> Iterator[list[Result]]:
-    """Train on the GPU, if there is one."""
-    options = {"model": "small", "size": 32, "batch": 64, "augment": "none"}
-    yield train_case(place, "gpu", options, tiles=place.train_tiles, device="cuda")
+    """Train and predict on the GPU, if there is one: shares of the ceiling, then whole tasks.
+
+    Tiles are repeated to the competition's number; so figures of time mean what they say, and
+    those of quality nothing.
+    """
+    common = {"data": str(place.data), "device": "cuda"}
+    for case, options in GPU_CASES.items():
+        peers = {
+            KIT: Peer("kit_peer.py", {**common, **options, "kind": "kit"}),
+            CEILING: Peer("kit_peer.py", {**common, **options, "kind": "ceiling"}),
+        }
+        yield place.interleave("gpu", case, peers, rounds=place.long_rounds)
+    for case, options in GPU_TASKS.items():
+        work = fresh(place.work / f"gpu {case}")
+        options = {**common, **options, "kind": "train", "work": str(work)}
+        yield place.interleave("gpu", case, {"train": Peer("kit_tasks.py", options)}, rounds=1)
+    options = {"kind": "predict", "run": str(work / "train-0"), "views": 1, "warm_up": True}
+    peers = {"predict": Peer("kit_tasks.py", {**common, **options, "count": FULL_SIZE[1]})}
+    yield place.interleave("gpu", "compact, all test tiles", peers, rounds=place.long_rounds)
 
 
 def train_case(

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 
 import timm
 import torch
-from serve import UnavailableError
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -61,9 +60,3 @@ class Trainer:
             loss_sum += loss.item()
             tiles += len(labels)
         return tiles
-
-
-def require(device: str) -> None:
-    """Refuse a device that the machine lacks."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UnavailableError("no GPU")

@@ -83,8 +83,15 @@ RATIOS = [
     Ratio("predict: eight views / one", "predict", "test tiles", EIGHT, KIT, "time"),
     Ratio("sweep of four / one training", "study", "momentum", SWEEP, ONE, "time", 1.3, 1.1),
     Ratio("four trainings / one training", "study", "momentum", FOUR, ONE, "time"),
-    Ratio("GPU: kit / ceiling", "gpu", "small, 32 px, none", KIT, CEILING, "speed"),
-    Ratio("GPU: kit / PyTorch", "gpu", "small, 32 px, none", KIT, TORCH, "speed"),
+    *(
+        Ratio(f"GPU: kit / ceiling: {case}", "gpu", case, KIT, CEILING, "speed", *share)
+        for case, share in {
+            "small, batch 64": (0.90, 0.97),
+            "compact, batch 32": (0.90, 0.97),
+            "compact, batch 512": (0.90, 0.97),
+            "resnet50, 224 px": (0.95, 0.98),
+        }.items()
+    ),
 ]
 
 

@@ -42,6 +42,14 @@ class UnavailableError(Exception):
     """What a task needs and this machine does not have."""
 
 
+def require(device: str) -> None:
+    """Refuse a device that the machine lacks."""
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UnavailableError("no GPU")
+
+
 def serve(prepare: Callable[[Options], Task]) -> None:
     """Prepare a task from the JSON on the command line and time it as often as asked."""
     replies = _claim_stdout()

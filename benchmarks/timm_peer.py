@@ -9,7 +9,7 @@ from typing import Any
 import plain
 import timm.data
 import torch
-from serve import Options, Task, serve
+from serve import Options, Task, require, serve
 from timm.data.readers.img_extensions import add_img_extensions
 
 AUGMENTATIONS: dict[str, dict[str, Any]] = {
@@ -22,7 +22,7 @@ NAMES = {"none": "", "d4": ", flips alone", "stain": ", flips and colour jitter"
 
 def prepare(options: Options) -> Task:
     """Make the loader and the network of options classes, model, size, batch, workers."""
-    plain.require(options["device"])
+    require(options["device"])
     add_img_extensions(".tif")
     loader = timm.data.create_loader(
         timm.data.ImageDataset(options["classes"]),

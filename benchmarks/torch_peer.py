@@ -11,7 +11,7 @@ import pandas as pd
 import plain
 import torch
 from albumentations.pytorch import ToTensorV2
-from serve import Options, Task, serve
+from serve import Options, Task, require, serve
 from torch.utils.data import DataLoader, Dataset
 
 AUGMENTATIONS = {
@@ -51,7 +51,7 @@ class TiffDataset(Dataset[tuple[torch.Tensor, int]]):
 
 def prepare(options: Options) -> Task:
     """Make the loader and the network of options tiffs, table, model, size, batch, workers."""
-    plain.require(options["device"])
+    require(options["device"])
     table = pd.read_csv(options["table"])
     folder = Path(options["tiffs"]) / "train"
     loader = DataLoader(

@@ -50,6 +50,7 @@ def read_options(argv: list[str]) -> CompareOptions:
 def main(options: CompareOptions, argv: list[str]) -> None:
     """Train what is missing, then compare."""
     training.prepare_process(deterministic=options.deterministic)
+    training.use_cuda_graphs(options.cuda_graphs)
     recipe = options.recipe
     comparison = study.Study(
         options.out,

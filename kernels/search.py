@@ -35,6 +35,7 @@ class SearchOptions(RunOptions):
 def main(options: SearchOptions, argv: list[str]) -> None:
     """Search until enough trials are finished, then tell what was found."""
     training.prepare_process(deterministic=options.deterministic)
+    training.use_cuda_graphs(options.cuda_graphs)
     tiles = data.open_store(options.data)
     search = study.Search(
         folder=options.out,

@@ -45,7 +45,7 @@ class TrainOptions(RunOptions):
 
 
 # Options beside the recipe that a run goes on with where the command line gives none.
-KEPT = ("data", "device", "workers", "deterministic", "checkpoint_steps")
+KEPT = ("data", "device", "workers", "deterministic", "cuda_graphs", "checkpoint_steps")
 
 
 def parse(argv: list[str]) -> TrainOptions:
@@ -86,6 +86,7 @@ def main(options: TrainOptions) -> None:
     """Train one run, or one per fold."""
     folder = options.out or default_folder(options)
     training.prepare_process(deterministic=options.deterministic)
+    training.use_cuda_graphs(options.cuda_graphs)
     with base.going_on(lambda: how_to_go_on(folder)):
         with training.distributed.rank_zero_first():
             tiles = data.open_store(options.data)

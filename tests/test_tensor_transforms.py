@@ -69,7 +69,7 @@ def test_draws_are_the_same_to_the_bit() -> None:
 
 
 def test_background_keeps_its_densities() -> None:
-    white = torch.full((1, 8, 8, 3), 255.0)
+    white = torch.full((1, 3, 8, 8), 255.0)
     jittered = tensor_transforms.jitter_stains(
         white, torch.full((1, 2), 1.3), torch.full((1, 2), 0.2)
     )

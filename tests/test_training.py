@@ -262,7 +262,7 @@ def test_average_of_weights_is_the_written_out_recursion() -> None:
     expected = None
     for step, weight in enumerate([1.0, 5.0, 2.0, 3.0]):
         state.model.weight.data.fill_(weight)  # type: ignore[operator, union-attr]
-        state.averaged.update_parameters(state.model)
+        state.averaged.update()
         memory = min(0.5, (1 + step) / (10 + step))
         expected = weight if expected is None else memory * expected + (1 - memory) * weight
     assert state.averaged.module.weight.item() == pytest.approx(expected)

@@ -42,6 +42,9 @@ class RunOptions:
     deterministic: bool = False
     """On a GPU: take only kernels that give the same bits each time, which costs time. A CPU always
     gives them."""
+    cuda_graphs: bool = True
+    """On a GPU that holds the tiles: launch all of a step at once. A network whose steps wait for
+    the GPU needs --no-cuda-graphs."""
 
 
 Options = TypeVar("Options")

@@ -4,6 +4,7 @@ They are those of `transforms` within rounding, which is once at the end here.
 """
 
 import functools
+import math
 
 import numpy as np
 import torch
@@ -42,17 +43,20 @@ def augment(images: Tensor, augmentation: TileAugmentation, keys: Tensor) -> Ten
         The same shape and type, on the same device.
     """
     draws: Draws[Tensor] = augmentation.draw_from(uniforms(keys, augmentation.COUNT), torch)
-    pixels = images.float()
+    if all(part is None for part in (draws.turns, draws.sigmas, draws.stains, draws.colours)):
+        return symmetry(images, draws.elements)
+    # One map per colour: kernels then read whole rows.
+    maps = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     if draws.turns is not None:
-        pixels = turn_and_zoom(pixels, *draws.turns)
+        maps = turn_and_zoom(maps, *draws.turns)
     if draws.sigmas is not None:
-        pixels = blur(pixels, draws.sigmas, widest=transforms.MIN_SIGMA + augmentation.blur)
-    pixels = symmetry(pixels, draws.elements)
+        maps = blur(maps, draws.sigmas, widest=transforms.MIN_SIGMA + augmentation.blur)
     if draws.stains is not None:
-        pixels = jitter_stains(pixels, *draws.stains)
+        maps = jitter_stains(maps, *draws.stains)
     if draws.colours is not None:
-        pixels = jitter_colours(pixels, *draws.colours)
-    return _round(pixels)
+        maps = jitter_colours(maps, *draws.colours)
+    # What changes colours alone may come before it, and bytes are moved sooner than floats.
+    return symmetry(_as_images(maps), draws.elements)
 
 
 def tile_keys(seed: int, epoch: int | Tensor, indices: Tensor) -> Tensor:
@@ -98,28 +102,34 @@ def enlarge(images: Tensor, resize: Resize) -> Tensor:
     maps = functional.interpolate(
         square.permute(0, 3, 1, 2).float(), resize.size, mode=ENLARGEMENTS[resize.interpolation]
     )
-    return _round(maps.permute(0, 2, 3, 1))
+    return _as_images(maps)
 
 
-def turn_and_zoom(pixels: Tensor, angles: Tensor, zooms: Tensor) -> Tensor:
-    """Turn images about their centre and enlarge them, see `transforms.turn_and_zoom`."""
+def turn_and_zoom(maps: Tensor, angles: Tensor, zooms: Tensor) -> Tensor:
+    """Turn maps (images, 3, side, side) about their centre and enlarge them.
+
+    See `transforms.turn_and_zoom`.
+    """
     radians = torch.deg2rad(angles)
     cos, sin = radians.cos() / zooms, radians.sin() / zooms
     zero = torch.zeros_like(cos)
     sources = torch.stack([cos, -sin, zero, sin, cos, zero], 1).view(-1, 2, 3).float()
-    maps = pixels.permute(0, 3, 1, 2)
     grid = functional.affine_grid(sources, list(maps.shape), align_corners=True)
-    turned = functional.grid_sample(maps, grid, padding_mode="reflection", align_corners=True)
-    return turned.permute(0, 2, 3, 1)
+    return functional.grid_sample(maps, grid, padding_mode="reflection", align_corners=True)
 
 
-def blur(pixels: Tensor, sigmas: Tensor, widest: float) -> Tensor:
-    """Blur images by Gaussians of (images,) sigmas, none above `widest`; 0 changes nothing."""
-    weights = gaussians(sigmas, widest).float()
-    for _ in range(2):
-        # Along the rows of the image, then of the transposed one.
-        pixels = _blur_rows(pixels, weights).transpose(1, 2)
-    return pixels
+def blur(maps: Tensor, sigmas: Tensor, widest: float) -> Tensor:
+    """Blur maps (images, 3, side, side) by Gaussians of (images,) sigmas, none above `widest`.
+
+    0 changes nothing.
+    """
+    weights = gaussians(sigmas, widest).float().repeat_interleave(3, 0)
+    count, reach = len(weights), weights.shape[1] // 2
+    padded = functional.pad(maps, (reach,) * 4, mode="reflect").flatten(0, 1)
+    # Each map is a channel with a filter of its own: along the rows, then along the columns.
+    rows = functional.conv2d(padded[None], weights.view(count, 1, 1, -1), groups=count)
+    blurred = functional.conv2d(rows, weights.view(count, 1, -1, 1), groups=count)
+    return blurred.view(maps.shape)
 
 
 def gaussians(sigmas: Tensor, widest: float) -> Tensor:
@@ -136,21 +146,11 @@ def _radius(sigma: float) -> int:
     return (round(6 * sigma + 1) | 1) // 2
 
 
-def _blur_rows(pixels: Tensor, weights: Tensor) -> Tensor:
-    width, reach = pixels.shape[2], weights.shape[1] // 2
-    rows = pixels.permute(0, 3, 1, 2)
-    padded = functional.pad(rows, (reach, reach, 0, 0), mode="reflect").permute(0, 2, 3, 1)
-    blurred = torch.zeros_like(pixels)
-    for shift, weight in enumerate(weights.T):
-        blurred += weight[:, None, None, None] * padded[:, :, shift : shift + width]
-    return blurred
-
-
-def symmetry(pixels: Tensor, elements: Tensor) -> Tensor:
+def symmetry(images: Tensor, elements: Tensor) -> Tensor:
     """Return square images (images, side, side, 3), each under its own of `SYMMETRIES`."""
-    index = _sources(pixels.shape[1], pixels.device)[elements.long()]
-    flat = pixels.flatten(1, 2)
-    return flat.gather(1, index[:, :, None].expand(-1, -1, 3)).view(pixels.shape)
+    index = _sources(images.shape[1], images.device)[elements.long()]
+    flat = images.flatten(1, 2)
+    return flat.gather(1, index[:, :, None].expand(-1, -1, 3)).view(images.shape)
 
 
 @functools.cache
@@ -171,35 +171,43 @@ def eight_views(images: Tensor) -> list[Tensor]:
     return views
 
 
-def jitter_stains(pixels: Tensor, scales: Tensor, shifts: Tensor) -> Tensor:
-    """Scale and shift the stains' densities, see `stains.jitter_stains`."""
-    densities = -(pixels / 255).clamp_min(1e-6).log()
-    colours, unmix, keep, luminosity = _constants(pixels.device)
-    matrices = (colours.T * scales.float()[:, None, :]) @ unmix
-    offsets = (shifts.float() @ colours)[:, None, None, :]
-    jittered = _transform(densities, matrices) + offsets
-    background = _transform(densities, keep[None])
-    is_background = pixels @ luminosity > BACKGROUND * 255
-    return 255 * torch.where(is_background[..., None], background, jittered).neg().exp()
+def jitter_stains(maps: Tensor, scales: Tensor, shifts: Tensor) -> Tensor:
+    """Scale and shift the stains' densities in maps (images, 3, side, side).
+
+    See `stains.jitter_stains`. A new density D is a matrix times the old one plus an offset, both
+    those of the tissue and, below them, those of the background; D is log(255) - log(pixel).
+    """
+    colours, unmix, keep, luminosity = _constants(maps.device)
+    mixes = (colours.T * scales.float()[:, None, :]) @ unmix
+    matrices = torch.cat([mixes, keep.expand_as(mixes)], 1)
+    offsets = shifts.float() @ colours
+    offsets = torch.cat([offsets, torch.zeros_like(offsets)], 1)
+    biases = math.log(255) * (1 - matrices.sum(2)) - offsets
+    pixels = maps.flatten(2)
+    logs = pixels.clamp_min(255e-6).log_()
+    tissue, background = torch.baddbmm(biases[:, :, None], matrices, logs).chunk(2, 1)
+    is_background = luminosity @ pixels > BACKGROUND * 255
+    return torch.where(is_background, background, tissue).exp_().view(maps.shape)
 
 
-def jitter_colours(pixels: Tensor, gains: Tensor, grays: Tensor) -> Tensor:
-    """Multiply by gains and draw towards grey, see `transforms.jitter_colours`."""
-    gained = pixels * gains.float()[:, None, None, :]
-    return gained.lerp(gained.mean(3, keepdim=True), grays.float()[:, None, None, None])
+def jitter_colours(maps: Tensor, gains: Tensor, grays: Tensor) -> Tensor:
+    """Multiply maps (images, 3, side, side) by gains and draw them towards grey.
+
+    See `transforms.jitter_colours`.
+    """
+    shares = grays.float()[:, None, None]
+    keep = (1 - shares) * torch.eye(3, device=maps.device) + shares / 3
+    return ((keep * gains.float()[:, None, :]) @ maps.flatten(2)).view(maps.shape)
 
 
 @functools.cache
 def _constants(device: torch.device) -> tuple[Tensor, ...]:
     """Return the stains' matrices and the weights of luminosity, copied to a device once."""
-    values = (stains.JITTERED, stains.UNMIX, stains.KEEP_STAINS, np.array(LUMINOSITY))
+    values = (stains.JITTERED, stains.UNMIX, stains.KEEP_STAINS, np.array([LUMINOSITY]))
     return tuple(torch.from_numpy(value).float().to(device) for value in values)
 
 
-def _transform(pixels: Tensor, matrices: Tensor) -> Tensor:
-    """Multiply each pixel's colour by its image's matrix."""
-    return (pixels.flatten(1, 2) @ matrices.mT).view(pixels.shape)
-
-
-def _round(pixels: Tensor) -> Tensor:
-    return pixels.round().clamp(0, 255).to(torch.uint8)
+def _as_images(maps: Tensor) -> Tensor:
+    """Round maps (images, 3, side, side), which are overwritten, to images of bytes."""
+    rounded = maps.round_().clamp_(0, 255)
+    return rounded.to(torch.uint8, memory_format=torch.channels_last).permute(0, 2, 3, 1)

@@ -12,6 +12,7 @@ from .device import reuse_memory as reuse_memory
 from .gradients import Gradients as Gradients
 from .gradients import GraphedCall as GraphedCall
 from .gradients import compute_gradients as compute_gradients
+from .gradients import use_cuda_graphs as use_cuda_graphs
 from .inference import Normalize as Normalize
 from .inference import predict as predict
 from .inference import predict_logits as predict_logits

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
+from kit.base import KitError
 from kit.data import Batch, DeviceDataset, EpochSampler
 from kit.training import distributed
 from kit.training.device import autocast, prefetch
@@ -14,6 +15,18 @@ from kit.training.state import TrainingState
 
 # Calls before the recording: in them cuDNN chooses its kernels, and caches fill.
 WARM_UP_CALLS = 3
+
+_uses_graphs = True
+
+
+def use_cuda_graphs(use: bool) -> None:
+    """Choose whether trainings of this process record their steps as CUDA graphs; by default yes.
+
+    A network cannot be recorded that waits for the device within a step, as one does whose shapes
+    follow from numbers; what it draws by Python's own generators would be drawn only once.
+    """
+    global _uses_graphs
+    _uses_graphs = use
 
 
 def compute_gradients(
@@ -52,8 +65,8 @@ def _smooth(labels: Tensor, share: float) -> Tensor:
 class Gradients:
     """The gradients of a training's batches, one epoch after another.
 
-    The kit's own networks are recorded as a CUDA graph where a GPU holds the tiles: from a batch's
-    indices to its gradients the host then has one thing to do.
+    Where a GPU holds the tiles they are recorded as a CUDA graph, see `use_cuda_graphs`: from a
+    batch's indices to its gradients the host then has one thing to do.
 
     Parameters
     ----------
@@ -66,23 +79,35 @@ class Gradients:
         self.state = state
         self.loader = loader
         self.sampler = loader.sampler
-        holds_tiles = isinstance(loader.dataset, DeviceDataset)
-        is_graphed = holds_tiles and state.can_be_graphed
-        self._graphed = GraphedCall(self._from_indices, state.device) if is_graphed else None
+        self._learning: list[bool] = []
 
     def of_epoch(self) -> Iterator[Tensor]:
         """Compute those of each batch of the sampler's epoch in turn, and yield their figures."""
         state = self.state
         # New for each epoch: it holds on to the parameters that learn.
         network = distributed.data_parallel(state.model).train()
-        if self._graphed is None:
+        if not self._is_graphed:
             for images, labels in prefetch(self.loader, state.device):
                 yield compute_gradients(state, network, images, labels)
             return
+        self._renew_graph()
         epoch = torch.tensor(self.sampler.epoch, device=state.device)
         for _, indices in self.sampler:
             assert isinstance(indices, Tensor)
             yield self._graphed(epoch, indices)
+
+    @property
+    def _is_graphed(self) -> bool:
+        is_held = isinstance(self.loader.dataset, DeviceDataset)
+        is_alone = distributed.world_size() == 1
+        return _uses_graphs and is_held and is_alone and self.state.device.type == "cuda"
+
+    def _renew_graph(self) -> None:
+        """Begin a graph, unless the same parameters learn as in the last one."""
+        learning = [parameter.requires_grad for parameter in self.state.model.parameters()]
+        if learning != self._learning:
+            self._learning = learning
+            self._graphed = GraphedCall(self._from_indices, self.state.device)
 
     def _from_indices(self, epoch: Tensor, indices: Tensor) -> Tensor:
         dataset = self.loader.dataset
@@ -139,5 +164,13 @@ class GraphedCall:
     def _record(self, inputs: tuple[Tensor, ...]) -> None:
         self._inputs = [tensor.clone() for tensor in inputs]
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, stream=self._stream):
-            self._output = self._function(*self._inputs)
+        try:
+            with torch.cuda.graph(self._graph, stream=self._stream):
+                self._output = self._function(*self._inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            raise KitError(
+                f"the network cannot be recorded as a CUDA graph: add --no-cuda-graphs ({reason})"
+            ) from error

@@ -131,6 +131,8 @@ def _train_epoch(
             if after_step is not None:
                 after_step()
         state.settle()
+        # A GPU may have been behind until now.
+        state.progress.seconds = time.perf_counter() - start
     except NonFiniteLossError as error:
         error.indices = gradients.sampler.batch(error.step)
         raise

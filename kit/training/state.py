@@ -48,16 +48,28 @@ class MovingAverage(AveragedModel):
     def __init__(self, model: nn.Module, decay: float) -> None:
         super().__init__(model)
         self.decay = decay
+        # Listed once: to go through all modules takes the host longer than an update.
+        self._averages: list[Tensor] = [*self.module.parameters()]
+        self._weights: list[Tensor] = [*model.parameters()]
+        self._copies, self._originals = _by_dtype(self.module), _by_dtype(model)
 
     @torch.no_grad()
-    def update_parameters(self, model: nn.Module) -> None:
+    def update(self) -> None:
         """Take the model's weights into the average."""
         count = int(self.n_averaged)
         memory = min(self.decay, (1 + count) / (10 + count)) if count else 0.0
-        torch._foreach_lerp_([*self.module.parameters()], [*model.parameters()], 1 - memory)
-        if buffers := [*model.buffers()]:
-            torch._foreach_copy_([*self.module.buffers()], buffers)
+        torch._foreach_lerp_(self._averages, self._weights, 1 - memory)
+        for dtype, copies in self._copies.items():
+            torch._foreach_copy_(copies, self._originals[dtype])
         self.n_averaged += 1
+
+
+def _by_dtype(model: nn.Module) -> dict[torch.dtype, list[Tensor]]:
+    """Return a model's buffers by their type: those of one type are copied at once."""
+    buffers: dict[torch.dtype, list[Tensor]] = {}
+    for buffer in model.buffers():
+        buffers.setdefault(buffer.dtype, []).append(buffer)
+    return buffers
 
 
 class NonFiniteLossError(KitError):
@@ -185,12 +197,6 @@ class TrainingState:
         self.progress = progress
         self.figures = StepFigures(self.device)
 
-    @property
-    def can_be_graphed(self) -> bool:
-        """Whether a step can be recorded as a CUDA graph: of the kit's own networks, alone."""
-        is_alone = distributed.world_size() == 1
-        return self.device.type == "cuda" and is_alone and not self.recipe.is_backbone
-
     def update_weights(self) -> None:
         """Take one step of the optimizer, and of what follows it."""
         self.scaler.step(self.optimizer)
@@ -198,7 +204,7 @@ class TrainingState:
         if self.schedule is not None:
             self.schedule.step()
         if self.averaged is not None:
-            self.averaged.update_parameters(self.model)
+            self.averaged.update()
 
     def settle(self) -> None:
         """Wait for the device, and bring the progress up to date.
