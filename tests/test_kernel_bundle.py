@@ -188,7 +188,7 @@ def test_only_files_that_options_take_go_along(
     """And not those that are named as an option's value is."""
     monkeypatch.chdir(tmp_path)
     for name in ("before", "1", "compact", "A", "a=compact", "mine", "b=mine", "a=b"):
-        Path(name).touch()
+        Path(name).write_text(f"id,slide\n{'a' * 40},A\n")
     text = bundle.script(job(arguments=arguments), ROOT)
     content = base64.b85decode(text.partition('BUNDLE = "')[2].partition('"')[0])
     names = zipfile.ZipFile(io.BytesIO(content)).namelist()
@@ -202,7 +202,7 @@ def test_only_files_that_options_take_go_along(
         ({"name": "Too Loud"}, "--name Too Loud: give 5 to 50 lower-case letters"),
         ({"arguments": ("--out=x",)}, "--out=x: the script chooses --data, --out and --resume"),
         (
-            {"arguments": ("--slides", "large.csv")},
+            {"arguments": ("--weights", "large.pth")},
             "put large files that the arguments name into",
         ),
     ],
@@ -211,7 +211,7 @@ def test_what_cannot_be_pushed_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("large.csv").write_bytes(os.urandom(1_000_000))
+    Path("large.pth").write_bytes(os.urandom(1_000_000))
     with pytest.raises(KitError, match=message):
         kaggle.build_kernel(tmp_path, job(**changes), owner="nobody", repository=ROOT)
     assert not (tmp_path / bundle.SCRIPT_FILE).exists()

@@ -2,12 +2,12 @@ from .bundle import build_kernel as build_kernel
 from .credentials import credential as credential
 from .download import download_archive as download_archive
 from .download import is_downloaded as is_downloaded
+from .job import Command as Command
+from .job import Job as Job
 from .kernels import KernelStatus as KernelStatus
 from .kernels import kernel_status as kernel_status
 from .kernels import push_kernel as push_kernel
 from .kernels import username as username
-from .on_kaggle import Command as Command
-from .on_kaggle import Job as Job
 from .on_kaggle import run_job as run_job
 from .output import Output as Output
 from .output import bring_back as bring_back

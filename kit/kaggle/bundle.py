@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from kit.base import SLUG, KitError, Recipe, recipe_names, write_json, write_text
-from kit.kaggle.on_kaggle import Job
+from kit.kaggle.job import Job
 from kit.kaggle.output import require_name
 from kit.kaggle.reach import NOTHING_ELSE, Reach, complete
 from kit.kaggle.slides_code import SUFFIX, encode_slides

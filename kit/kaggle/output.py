@@ -18,7 +18,7 @@ from tqdm import tqdm
 from kit.base import FolderLock, KitError, printable, write_text
 from kit.kaggle.client import run_client
 from kit.kaggle.credentials import masked
-from kit.kaggle.on_kaggle import FOLDERS, RECORD, SUBMISSION
+from kit.kaggle.job import FOLDERS, RECORD, SUBMISSION
 from kit.kaggle.sums import CHECKSUMS, read_checksums, whole_files
 
 LOG = "kaggle.log"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kit.base import KitError, read_recipe
-from kit.kaggle.on_kaggle import Job
+from kit.kaggle.job import Job
 
 _DATASET = "[A-Za-z0-9_-]+/[A-Za-z0-9_-]+"
 _MODEL = "([A-Za-z0-9._-]+/){4}[0-9]+"
