@@ -145,7 +145,7 @@ def report(row: kaggle.Submission, timeout: float) -> None:
     if row.status == "PENDING":
         print(f"not scored yet after {timeout:g} s: `make scores` will show the score")
         return
-    print(f"public score  {row.public_score}")
+    print(f"public score  {row.public_score or '(not shown)'}")
     print(f"private score {row.private_score or '(not shown)'}")
 
 

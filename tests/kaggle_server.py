@@ -115,6 +115,8 @@ class KaggleServer:
         What becomes of the coming requests for one of these files, one each.
     compresses
         Whether a proxy on the way compresses the archive, and tells the compressed size.
+    leaderboard
+        A zip of the teams' scores.
     requests
         (API method or path, headers) in the order in which they came.
     """
@@ -150,6 +152,7 @@ class KaggleServer:
     output_faults: dict[str, list[Fault]] = field(default_factory=dict)
     requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     compresses: bool = False
+    leaderboard: bytes = b""
 
     def asked(self, name: str) -> list[dict[str, str]]:
         """Return the headers of the requests of one name."""
@@ -287,9 +290,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._hang()
         elif fault:
             self._answer(fault)
-        elif method == "DownloadDataFiles":
+        elif method in ("DownloadDataFiles", "DownloadLeaderboard"):
             self.send_response(302)
-            link = f"http://localhost/files/archive.zip?X-Goog-Signature={SIGNATURE}"
+            what = "archive" if method == "DownloadDataFiles" else "leaderboard"
+            link = f"http://localhost/files/{what}.zip?X-Goog-Signature={SIGNATURE}"
             self.send_header("Location", link)
             self.send_header("Content-Length", "0")
             self.end_headers()
@@ -308,6 +312,9 @@ class _Handler(BaseHTTPRequestHandler):
             name = path.removeprefix("/output/")
             self._note(name)
             whole, faults = self.kaggle.output[name], self.kaggle.output_faults.get(name, [])
+        elif path.endswith("leaderboard.zip"):
+            self._note("leaderboard")
+            whole, faults = self.kaggle.leaderboard, []
         else:
             self._note("archive")
             whole, faults = self.kaggle.archive, self.kaggle.transfers

@@ -559,6 +559,12 @@ def basic(username: str, key: str) -> str:
             "the API token in KAGGLE_API_TOKEN",
             BEARER,
         ),
+        (
+            {"KAGGLE_API_TOKEN": "my_token"},
+            {"my_token": TOKEN},
+            "the API token in my_token, which KAGGLE_API_TOKEN names",
+            BEARER,
+        ),
         ({}, {".kaggle/access_token": TOKEN}, "the API token in ~/.kaggle/access_token", BEARER),
         (
             {},
@@ -618,6 +624,17 @@ def test_a_stale_token_is_named_with_what_it_hides(
     server.refusals = {"*": refusal(401, "Unauthenticated")}
     hidden = "the username and key in KAGGLE_USERNAME and KAGGLE_KEY"
     with pytest.raises(KitError, match=f"API token in KAGGLE_API_TOKEN, which hides {hidden}"):
+        kaggle.list_submissions()
+
+
+def test_of_a_variable_that_names_a_file_the_content_is_masked(
+    server: KaggleServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "my_token"
+    file.write_text(TOKEN)
+    monkeypatch.setenv("KAGGLE_API_TOKEN", str(file))
+    server.refusals = {"*": refusal(400, f"{file} holds {TOKEN}")}
+    with pytest.raises(KitError, match=rf"{file} holds \*\*\*"):
         kaggle.list_submissions()
 
 
@@ -768,6 +785,14 @@ class TestSubmit:
         assert kaggle.submissions_left() == left
 
 
+def leaderboard(name: str, *scores: str) -> bytes:
+    rows = "".join(f"{rank},{rank},a team,{score}\n" for rank, score in enumerate(scores, 1))
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(name, f"Rank,TeamId,TeamName,Score\n{rows}")
+    return buffer.getvalue()
+
+
 class TestScores:
     def test_lists_submissions_the_newest_first(self, server: KaggleServer) -> None:
         # A folder of the client's name, where the user stands, is not the client.
@@ -775,13 +800,41 @@ class TestScores:
         Path("kaggle/__init__.py").write_text("raise SystemExit('not the client')")
         server.CreateSubmission({"blobFileTokens": "a.csv", "submissionDescription": "first"})
         server.CreateSubmission({"blobFileTokens": "b.csv", "submissionDescription": "second"})
+        server.leaderboard = leaderboard("privateleaderboard.csv", "0.99", "0.94321", "", "0.5")
         done = run("scores")
         assert done.returncode == 0
-        _, newest, oldest = done.stdout.splitlines()
+        heading, newest, oldest = done.stdout.splitlines()
+        assert "private rank of 3" in heading
         assert " ".join(newest.split()) == (
-            "40000002 2026-01-02 03:04 COMPLETE 0.95123 0.94321 b.csv second"
+            "40000002 2026-01-02 03:04 COMPLETE 0.95123 0.94321 2 b.csv second"
         )
         assert oldest.split()[:4] == ["40000001", "2026-01-02", "03:04", "PENDING"]
+
+    def test_the_leaderboard_is_fetched_once(self, server: KaggleServer) -> None:
+        server.leaderboard = leaderboard("publicleaderboard.csv", "0.9", "0.8")
+        for score, rank in (("0.91", 1), ("0.9", 1), ("0.85", 2), ("0.1", 3), ("", None)):
+            board = kaggle.read_leaderboard()
+            assert (board.kind, board.rank(score)) == ("public", rank)
+        assert len(server.asked("leaderboard")) == 1
+
+    @pytest.mark.parametrize("content", [b"", b"<html>", leaderboard("board.csv", "high")])
+    def test_without_a_leaderboard_there_are_no_ranks(
+        self, server: KaggleServer, content: bytes
+    ) -> None:
+        server.CreateSubmission({"blobFileTokens": "a.csv", "submissionDescription": "first"})
+        server.leaderboard = content
+        done = run("scores")
+        assert done.returncode == 0
+        assert "note: no ranks: " in done.stderr
+        assert "0.94321" in done.stdout
+
+    def test_a_score_that_is_null_is_not_shown(
+        self, server: KaggleServer, packed: Path, submission_file: Path
+    ) -> None:
+        server.scored = {"status": "COMPLETE", "publicScore": None, "privateScore": None}
+        done = run("submit", "--file", submission_file, "--data", packed)
+        assert done.returncode == 0
+        assert "public score  (not shown)\nprivate score (not shown)" in done.stdout
 
     def test_a_description_hides_no_submission_and_steers_no_terminal(
         self, server: KaggleServer

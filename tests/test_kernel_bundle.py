@@ -273,8 +273,14 @@ class TestPush:
         [
             (
                 {"error": "Maximum batch GPU session count of 2 reached."},
-                "has not taken the kernel: Maximum batch GPU session count of 2 reached",
+                "has not taken the kernel: Maximum batch .* 2 reached.*\n.*wait for",
             ),
+            (
+                {"error": "Maximum weekly GPU quota of 30.00 hours reached."},
+                "30.00 hours reached.\n.*used up: `kaggle quota` says",
+            ),
+            ({"error": "Phone verification required"}, "required\nVerify the account's phone"),
+            ({"error": "Notebook not found"}, "not found\nPush it under another --name"),
             (
                 {"invalidCompetitionSources": ["histopathologic-cancer-detection"]},
                 "runs version 3 without its competition .*accept the rules at",

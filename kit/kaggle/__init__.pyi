@@ -8,6 +8,8 @@ from .kernels import KernelStatus as KernelStatus
 from .kernels import kernel_status as kernel_status
 from .kernels import push_kernel as push_kernel
 from .kernels import username as username
+from .leaderboard import Leaderboard as Leaderboard
+from .leaderboard import read_leaderboard as read_leaderboard
 from .on_kaggle import run_job as run_job
 from .output import Output as Output
 from .output import bring_back as bring_back

@@ -28,9 +28,9 @@ def credential() -> str:
         broken = f"\n({file} is there, but holds no username and key)" if file.exists() else ""
         raise KitError(
             f"no Kaggle credential found.{broken}\nCreate an API token at {SETTINGS_PAGE} "
-            "(API, Generate New Token) and save it as ~/.kaggle/access_token; or save the "
-            "kaggle.json of Create Legacy API Key as ~/.kaggle/kaggle.json; or type "
-            "`kaggle auth login`"
+            "(API, Generate New Token), and put it into the variable KAGGLE_API_TOKEN or the file "
+            "~/.kaggle/access_token; or type `kaggle auth login`. An older way is the kaggle.json "
+            "of Create Legacy API Key, as ~/.kaggle/kaggle.json"
         )
     return found
 
@@ -40,7 +40,11 @@ def credentials() -> Iterator[str]:
     home = Path.home() / ".kaggle"
     if "KAGGLE_DATA_PROXY_URL" in os.environ and "KAGGLE_API_V1_TOKEN" in os.environ:
         yield "the Kaggle notebook's own token"
-    if os.environ.get("KAGGLE_API_TOKEN"):
+    token = os.environ.get("KAGGLE_API_TOKEN", "")
+    file = _named_file(token)
+    if file is not None and _is_filled(file):
+        yield f"the API token in {file}, which KAGGLE_API_TOKEN names"
+    elif token and file is None:
         yield "the API token in KAGGLE_API_TOKEN"
     for file in (home / "access_token", home / "access_token.txt"):
         if _is_filled(file):
@@ -120,13 +124,25 @@ def _secrets() -> set[str]:
     """Return the values of all credentials there are: a server may echo what it was sent."""
     home = Path.home() / ".kaggle"
     variables = ("KAGGLE_KEY", "KAGGLE_API_TOKEN", "KAGGLE_API_V1_TOKEN")
-    found = [os.environ.get(name, "") for name in variables]
-    for file in (home / "access_token", home / "access_token.txt"):
+    values = [os.environ.get(name, "") for name in variables]
+    named = [file for file in map(_named_file, values) if file is not None]
+    # Of a variable that names a file the content is the secret, not the path.
+    found = [value for value in values if _named_file(value) is None]
+    for file in (*named, home / "access_token", home / "access_token.txt"):
         found += [file.read_text("utf-8", "replace").strip()] if _is_filled(file) else []
     for file in (_config_folder() / "kaggle.json", home / "credentials.json"):
         entries = _saved(file).items()
         found += [str(value) for name, value in entries if re.search("key|token", name)]
     return {value for value in found if value}
+
+
+def _named_file(value: str) -> Path | None:
+    """Return the file that a variable names in place of a credential, if it does."""
+    try:
+        return Path(value) if value and Path(value).exists() else None
+    except OSError:
+        # Too long for a name.
+        return None
 
 
 def _is_filled(file: Path) -> bool:

@@ -9,6 +9,27 @@ from kit.kaggle.client import run_client
 from kit.kaggle.credentials import SETTINGS_PAGE, credential, without_secrets
 from kit.kaggle.faults import explain
 
+# Why Kaggle refuses a kernel, in the words that people have reported, and what to do.
+_REFUSALS = {
+    "quota": (
+        "The week's hours are used up: `kaggle quota` says when there are new ones. Until then, "
+        "push with --no-gpu what a CPU can do"
+    ),
+    "session count": (
+        "Others of the account's kernels run: wait for one to end, or stop one at "
+        "https://www.kaggle.com/code (Your Work, its three dots), then push again"
+    ),
+    "phone|verif": (
+        f"Verify the account's phone number at {SETTINGS_PAGE}, then push again; --no-gpu, without "
+        "--internet, needs none"
+    ),
+    "Notebook not found|already (exists|in use)|title": (
+        "Push it under another --name: letters, digits and single hyphens, a letter first"
+    ),
+    "too large|size|exceeds": "Put large files into a Kaggle dataset, and mount it with --dataset",
+    "rules": f"Accept the rules at {RULES_PAGE}, then push again",
+}
+
 
 def username() -> str:
     """Return the name of the account whose credential the client sends.
@@ -47,8 +68,7 @@ def push_kernel(folder: Path) -> str:
         reason = without_secrets(said).strip().removeprefix("Kernel push error: ")
         raise KitError(
             f"Kaggle has not taken the kernel: {reason or 'the client does not say why'}\n"
-            f"See at {SETTINGS_PAGE} what the account may run (phone number, GPU hours), then try "
-            "again"
+            f"{_next_step(reason)}"
         )
     refused = re.search(r"^The following are not valid (\w+) sources.*: (.*)$", said, re.M)
     if refused:
@@ -56,11 +76,22 @@ def push_kernel(folder: Path) -> str:
         step = {
             "competition": f"accept the rules at {RULES_PAGE}, then push again",
             "kernel": "push it without --resume the first time",
+            "model": "see its page for the name, and accept its licence there, then push again",
         }.get(kind, "mend the name, then push again")
         raise KitError(
             f"Kaggle runs version {pushed[1]} without its {kind} {names}, so it will fail: {step}"
         )
     return f"version {pushed[1]}, {pushed[2]}"
+
+
+def _next_step(reason: str) -> str:
+    """Say what to do about a refusal, as far as its words are known."""
+    for pattern, step in _REFUSALS.items():
+        if re.search(pattern, reason, re.I):
+            return step
+    return (
+        f"See at {SETTINGS_PAGE} what the account may run (phone number, GPU hours), then try again"
+    )
 
 
 @dataclass(frozen=True)
