@@ -1,7 +1,8 @@
-"""A small competition made by other means than the kit's: TIFF files written by Pillow."""
+"""A small competition made by other means than the kit's (Pillow), runs of it, and commands."""
 
 import hashlib
 import io
+import json
 import multiprocessing
 import os
 import runpy
@@ -24,7 +25,10 @@ import torch
 from PIL import Image
 from simulated_gpu import simulated_gpu
 
-import kit  # noqa: F401 - before any library whose reports it switches off
+# Before any library that reports to its makers: the kit switches that off.
+from kit.base import Recipe
+from kit.data import Store, pack_tiles
+from kit.runs import Run
 
 # Tests share two cores with whatever else runs; threads that wait for each other would stall,
 # here and in the commands that tests start.
@@ -48,6 +52,7 @@ FORKSERVER.set_forkserver_preload(
     ["kit.report.studies", "kit.study.search", "captum.attr", "torch._dynamo"]
 )
 STREAMS = ("stdout", "stderr")
+RECIPE = Recipe(epochs=2, batch_size=8, size=32)
 Files = dict[str, bytes]
 
 
@@ -136,6 +141,38 @@ def _run_script(argv: list[str], cwd: Path, log: Path, gpu: bool) -> None:
         runpy.run_path(argv[0], run_name="__main__")
 
 
+def train(recipe: Recipe, tiles: Store, folder: Path, *, resume: bool = False) -> Run:
+    run = Run(recipe, tiles, folder, device="cpu", resume=resume)
+    for _ in run.train(progress=False):
+        pass
+    return run
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return what a run's result consists of, clocks apart."""
+    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    for epoch in history:
+        del epoch["seconds"], epoch["tiles_per_second"]
+    names = ("split.csv", "model.safetensors", "valid.csv", "metrics.json")
+    return {name: (folder / name).read_bytes() for name in names} | {
+        "history": json.dumps(history).encode()
+    }
+
+
+def edit_config(folder: Path, *keys: str, value: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    inner = config
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def finished_epochs(folder: Path) -> int:
+    history = folder / "history.jsonl"
+    return len(history.read_text().splitlines()) if history.exists() else 0
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_sessionfinish(exitstatus: int) -> Iterator[None]:
     """Leave nothing behind, unless there is a failure to look into."""
@@ -150,6 +187,26 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiles(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A small packed competition, to read, in a folder with a name that a shell must quote."""
+    folder = tmp_path_factory.mktemp("my data")
+    write_zip(folder, competition_files(train=80, test=10))
+    return pack_tiles(folder)
+
+
+@pytest.fixture(scope="session")
+def trained(tiles: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of `RECIPE`, to read."""
+    return train(RECIPE, tiles, tmp_path_factory.mktemp("runs") / "run").folder
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of a finished run, to spoil or to go on with."""
+    return shutil.copytree(trained, tmp_path / "run")
 
 
 Type = Callable[[str], tuple[int, str]]

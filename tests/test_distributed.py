@@ -11,26 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import competition_files, write_zip
+from conftest import finished_epochs
 from torch import nn
 
 from kit import models, runs
 from kit.base import KitError, Recipe
-from kit.data import EpochSampler, Store, TileDataset, eval_loader, pack_tiles, train_loader
+from kit.data import EpochSampler, Store, TileDataset, eval_loader, train_loader
 from kit.runs import Run
 
 ROOT = Path(__file__).parents[1]
 # It has no BatchNorm, whose statistics would be each process's own.
-RECIPE = Recipe(model="test_vit", size=160, epochs=2, batch_size=8, lr=1e-4, precision="fp32")
-OPTIONS = ["--model", "test_vit", "--size", "160", "--batch-size", "8", "--lr", "1e-4"]
+RECIPE = Recipe(model="test_vit", size=32, epochs=2, batch_size=8, lr=1e-4, precision="fp32")
+OPTIONS = ["--model", "test_vit", "--size", "32", "--batch-size", "8", "--lr", "1e-4"]
 CLOCKS = {"seconds": 0.0, "tiles_per_second": 0.0}
-
-
-@pytest.fixture(scope="module")
-def tiles(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    data = tmp_path_factory.mktemp("data")
-    write_zip(data, competition_files(train=80, test=8))
-    return pack_tiles(data)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +76,7 @@ def test_two_processes_train_what_one_does(tiles: Store, alone: Path, tmp_path: 
 def test_a_killed_process_ends_both_and_one_alone_goes_on(tiles: Store, tmp_path: Path) -> None:
     folder, many = tmp_path / "run", 60
     process = torchrun(tiles, folder, "--epochs", str(many), "--checkpoint-steps", "1")
-    while process.poll() is None and epochs(folder) < 1:
+    while process.poll() is None and finished_epochs(folder) < 1:
         time.sleep(0.02)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     second = next(child for child in children if b"\0RANK=1\0" in environment(child))
@@ -105,11 +98,6 @@ def test_a_killed_process_ends_both_and_one_alone_goes_on(tiles: Store, tmp_path
     whole = Run(more, tiles, tmp_path / "whole", device="cpu")
     list(whole.train(progress=False))
     assert_same_within_rounding(folder, tmp_path / "whole")
-
-
-def epochs(folder: Path) -> int:
-    history = folder / "history.jsonl"
-    return len(history.read_text().splitlines()) if history.exists() else 0
 
 
 def environment(process: str) -> bytes:

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import competition_files, run_kernel, write_zip
+from conftest import run_kernel, train
 
 from kit import runs, stats
-from kit.base import KitError
-from kit.data import Store, pack_tiles
+from kit.base import KitError, Recipe
+from kit.data import Store
 from kit.runs import ensemble
 
 RNG = np.random.default_rng(0)
@@ -147,11 +147,12 @@ def test_an_ensemble_of_other_weights_is_refused(tmp_path: Path, weights: str) -
         runs.read_ensemble(tmp_path / "ensemble.json")
 
 
-@pytest.fixture(scope="module")
-def tiles(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    data = tmp_path_factory.mktemp("data")
-    write_zip(data, competition_files(train=80, test=10))
-    return pack_tiles(data)
+def train_folds(recipe: Recipe, tiles: Store, folder: Path) -> Path:
+    """Cross-validate a recipe, as `train.py --folds` does but for the pages."""
+    for part, fold in runs.check_folds(recipe, tiles, folder, device="cpu").items():
+        train(fold, tiles, part)
+    runs.pool_folds(folder)
+    return folder
 
 
 def test_cross_validation_ensemble_and_prediction(tiles: Store, tmp_path: Path) -> None:
@@ -162,7 +163,7 @@ def test_cross_validation_ensemble_and_prediction(tiles: Store, tmp_path: Path) 
     assert "fold 2, 3 of 3" in said
     assert "out-of-fold AUC" in said
     assert said.count("next: ") == 1
-    run_kernel(*train, "--out", two, "--bn", "after")
+    train_folds(Recipe(epochs=1, batch_size=8, folds=3, bn="after"), tiles, Path(two))
     table = runs.read_valid(Path(one))
     assert sorted(table["id"]) == sorted(tiles.train.ids)
     folds = [set(runs.read_valid(Path(one) / f"fold-{fold}")["id"]) for fold in range(3)]

@@ -4,19 +4,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import competition_files, kernel, run_kernel, write_zip
-from test_runs import edit_config
+from conftest import edit_config, kernel, run_kernel
 
 from kit import runs
 from kit.base import KitError
-from kit.data import Store, pack_tiles
-
-
-@pytest.fixture(scope="module")
-def tiles(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    data = tmp_path_factory.mktemp("data")
-    write_zip(data, competition_files(train=60, test=5))
-    return pack_tiles(data)
+from kit.data import Store
 
 
 @pytest.fixture(scope="module")

@@ -11,35 +11,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import competition_files, kernel, run_kernel, start_kernel, write_zip
-from test_runs import contents, edit_config, lines, train
+from conftest import (
+    RECIPE,
+    contents,
+    edit_config,
+    finished_epochs,
+    kernel,
+    run_kernel,
+    start_kernel,
+    train,
+)
 
 from kit import runs
-from kit.base import KitError, Recipe
-from kit.data import Store, pack_tiles
+from kit.base import KitError
+from kit.data import Store
 from kit.runs import Run
 
-RECIPE = Recipe(epochs=2, batch_size=8, size=32)
 OPTIONS = ("--epochs", "2", "--batch-size", "8")
-
-
-@pytest.fixture(scope="module")
-def tiles(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    # A name that a shell must have quoted.
-    data = tmp_path_factory.mktemp("my data")
-    write_zip(data, competition_files(train=80, test=10))
-    return pack_tiles(data)
-
-
-@pytest.fixture(scope="module")
-def trained(tiles: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(RECIPE, tiles, tmp_path_factory.mktemp("runs") / "run").folder
-
-
-@pytest.fixture
-def run(trained: Path, tmp_path: Path) -> Path:
-    """A copy of a finished run, to spoil or to go on with."""
-    return shutil.copytree(trained, tmp_path / "run")
 
 
 @pytest.fixture
@@ -304,7 +292,7 @@ def test_a_request_to_stop_keeps_a_checkpoint_and_says_how_to_go_on(
     log.mkdir()
     options = ("--batch-size", "8", "--epochs", "500", "--data", tiles.folder.parent)
     process = start_kernel("train", *options, "--out", folder, log=log)
-    while process.is_alive() and lines(folder) < 2:
+    while process.is_alive() and finished_epochs(folder) < 2:
         time.sleep(0.005)
     assert process.pid is not None
     os.kill(process.pid, number)

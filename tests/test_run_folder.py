@@ -1,7 +1,6 @@
 """What lies in a run folder is checked when it is read, and says what is wrong with it."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,34 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import competition_files, kernel, write_zip
+from conftest import RECIPE, edit_config, kernel
 from scipy.special import expit
-from test_runs import edit_config, train
 
 from kit import runs, training
-from kit.base import KitError, Recipe
-from kit.data import Store, TileSet, pack_tiles
+from kit.base import KitError
+from kit.data import Store, TileSet
 from kit.runs import Run
-
-RECIPE = Recipe(epochs=2, batch_size=8, size=32)
-
-
-@pytest.fixture(scope="module")
-def tiles(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    data = tmp_path_factory.mktemp("data")
-    write_zip(data, competition_files(train=80, test=10))
-    return pack_tiles(data)
-
-
-@pytest.fixture(scope="module")
-def trained(tiles: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(RECIPE, tiles, tmp_path_factory.mktemp("runs") / "run").folder
-
-
-@pytest.fixture
-def run(trained: Path, tmp_path: Path) -> Path:
-    """A copy to spoil."""
-    return shutil.copytree(trained, tmp_path / "run")
 
 
 @pytest.mark.parametrize(

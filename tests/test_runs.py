@@ -1,7 +1,5 @@
 import json
 import os
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from itertools import islice
@@ -14,41 +12,24 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from conftest import FORKSERVER, competition_files, write_zip
+from conftest import (
+    FORKSERVER,
+    RECIPE,
+    contents,
+    edit_config,
+    finished_epochs,
+    kernel,
+    start_kernel,
+    train,
+)
 from safetensors.torch import load_file, save_file
 
 from kit import models, runs, stats
 from kit.base import KitError, Precision, Recipe, read_recipe, recipe_names
-from kit.data import Store, TileSet, eval_loader, open_store, pack_tiles, recipe_dataset
+from kit.data import Store, TileSet, eval_loader, open_store, recipe_dataset
 from kit.runs import Run
 
 ROOT = Path(__file__).parents[1]
-RECIPE = Recipe(epochs=2, batch_size=8, size=32)
-
-
-@pytest.fixture(scope="module")
-def tiles(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    data = tmp_path_factory.mktemp("data")
-    write_zip(data, competition_files(train=80, test=10))
-    return pack_tiles(data)
-
-
-def train(recipe: Recipe, tiles: Store, folder: Path, *, resume: bool = False) -> Run:
-    run = Run(recipe, tiles, folder, device="cpu", resume=resume)
-    for _ in run.train(progress=False):
-        pass
-    return run
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Return what a run's result consists of, clocks apart."""
-    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-    for epoch in history:
-        del epoch["seconds"], epoch["tiles_per_second"]
-    names = ("split.csv", "model.safetensors", "valid.csv", "metrics.json")
-    return {name: (folder / name).read_bytes() for name in names} | {
-        "history": json.dumps(history).encode()
-    }
 
 
 def test_folder_holds_the_run(tiles: Store, tmp_path: Path) -> None:
@@ -176,15 +157,6 @@ def test_batch_larger_than_the_training_side_is_refused(tiles: Store, tmp_path: 
         train(replace(RECIPE, batch_size=64), tiles, tmp_path / "run")
 
 
-def edit_config(folder: Path, *keys: str, value: object) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    inner = config
-    for key in keys[:-1]:
-        inner = inner[key]
-    inner[keys[-1]] = value
-    (folder / "config.json").write_text(json.dumps(config))
-
-
 @pytest.mark.parametrize(
     ("keys", "value", "message"),
     [
@@ -227,14 +199,15 @@ def test_unfinished_run_does_not_predict(tiles: Store, tmp_path: Path) -> None:
         runs.load(tmp_path / "run")
 
 
-# The long form kills more often, and in all combinations.
+# The long form kills longer trainings, more often, and in all combinations.
 KILLS = int(os.environ.get("KIT_KILLS", "4"))
+EPOCHS = 20 if KILLS > 4 else 6
 CASES = [("notebook", 0), ("all", 2)] + [("notebook", 2), ("all", 0)] * (KILLS > 4)
 RECIPES = {
-    "notebook": replace(RECIPE, epochs=20),
+    "notebook": replace(RECIPE, epochs=EPOCHS),
     "all": replace(
         RECIPE,
-        epochs=20,
+        epochs=EPOCHS,
         augment="stain",
         ema=0.9,
         schedule="one-cycle",
@@ -243,21 +216,6 @@ RECIPES = {
         precision="bf16",
     ),
 }
-
-
-def command(tiles: Store, out: Path, *options: str) -> list[str]:
-    kernel = [sys.executable, str(ROOT / "kernels" / "train.py"), "--out", str(out)]
-    return [*kernel, "--data", str(tiles.folder.parent), "--device", "cpu", *options]
-
-
-def start(arguments: list[str]) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        arguments,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
 
 
 def train_in_process(recipe: Recipe, data: Path, folder: Path, workers: int) -> None:
@@ -313,17 +271,19 @@ def test_killed_at_any_instant_and_resumed_is_uninterrupted(
 
 
 def test_two_processes_in_one_folder_are_one_too_many(tiles: Store, tmp_path: Path) -> None:
-    options = ["--batch-size", "8", "--epochs", "2000"]
-    first = start(command(tiles, tmp_path / "run", *options))
-    while first.poll() is None and lines(tmp_path / "run") < 1:
+    folder, log = tmp_path / "run", tmp_path / "log"
+    log.mkdir()
+    options = ("--data", tiles.folder.parent, "--out", folder, "--batch-size", 8, "--epochs", 2000)
+    first = start_kernel("train", *options, log=log)
+    while first.is_alive() and finished_epochs(folder) < 1:
         time.sleep(0.01)
-    second = start(command(tiles, tmp_path / "run", *options, "--resume"))
-    assert "another process is at work in" in second.communicate()[1]
+    second = kernel("train", *options, "--resume")
+    assert "another process is at work in" in second.stderr
     assert second.returncode == 1
-    assert first.poll() is None
+    assert first.is_alive()
     first.terminate()
-    first.communicate()
-    assert first.returncode == 143
+    first.join()
+    assert first.exitcode == 143
 
 
 def test_a_loss_that_is_no_number_names_the_tiles_and_the_checkpoint(
@@ -361,11 +321,6 @@ def test_eight_views_of_a_recipe_are_used_by_the_run_and_its_predictions(
     assert not np.array_equal(
         model.predict(held_out, views=1, progress=False), valid["probability"]
     )
-
-
-def lines(folder: Path) -> int:
-    history = folder / "history.jsonl"
-    return len(history.read_text().splitlines()) if history.exists() else 0
 
 
 def test_a_checkpoint_without_its_results_is_damaged(tiles: Store, tmp_path: Path) -> None:

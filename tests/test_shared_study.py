@@ -20,13 +20,12 @@ from pathlib import Path
 import optuna
 import pytest
 import torch
-from conftest import competition_files, write_zip
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from kit import study
 from kit.base import EpochResult, KitError, Recipe
-from kit.data import Store, open_store, pack_tiles
+from kit.data import Store, open_store
 from kit.study import MomentumSweep, Outcome, Study, sharing
 from kit.training import TrainingBar
 
@@ -38,13 +37,6 @@ CLOCKS = {"seconds": 0.0, "tiles_per_second": 0.0}
 # Real processes, that share one import of the libraries.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["kit.report.studies", "pytest"])
-
-
-@pytest.fixture(scope="module")
-def tiles(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    data = tmp_path_factory.mktemp("data")
-    write_zip(data, competition_files(train=80, test=8))
-    return pack_tiles(data)
 
 
 def start(work: Callable[..., None], *arguments: object) -> BaseProcess:

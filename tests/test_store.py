@@ -3,8 +3,6 @@ import json
 import os
 import signal
 import struct
-import subprocess
-import sys
 import time
 import zipfile
 from collections.abc import Callable
@@ -13,7 +11,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import Files, competition_files, random_tile, tiff, write_folder, write_zip
+from conftest import (
+    Files,
+    competition_files,
+    random_tile,
+    start_kernel,
+    tiff,
+    write_folder,
+    write_zip,
+)
 from PIL import Image
 
 from kit.base import KitError
@@ -452,15 +458,15 @@ def test_big_endian_tiff_is_read_by_its_header() -> None:
 
 def test_killed_packing_starts_clean(tmp_path: Path) -> None:
     data = tmp_path / "data"
-    write_zip(data, competition_files(train=1000, test=10))
-    command = [sys.executable, str(ROOT / "kernels" / "pack.py"), "--data", str(data)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    while process.poll() is None and not (data / "store.partial" / "train.npy").exists():
+    write_zip(data, competition_files(train=600, test=10))
+    process = start_kernel("pack", "--data", data, log=tmp_path)
+    while process.is_alive() and not (data / "store.partial" / "train.npy").exists():
         time.sleep(0.001)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert not is_packed(data)
-    assert len(pack_tiles(data).train) == 1000
+    assert len(pack_tiles(data).train) == 600
     assert not (data / "store.partial").exists()
 
 

@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import competition_files, run_kernel, start_kernel, write_zip
+from conftest import run_kernel, start_kernel
 from safetensors.torch import load_file
 
 from kit import runs, stats, study
 from kit.base import EpochResult, KitError, Recipe
-from kit.data import Store, loaders, pack_tiles
+from kit.data import Store, loaders
 from kit.runs import Run
 from kit.study import MomentumSweep, Outcome, StatisticsBank, Study
 
@@ -22,13 +22,6 @@ ROOT = Path(__file__).parents[1]
 RECIPE = Recipe(epochs=3, batch_size=8, widths=(4, 6, 8))
 ARMS = {bn: replace(RECIPE, bn=bn) for bn in ("before", "after")}
 MOMENTA = (0.99, 0.75, 0.5)
-
-
-@pytest.fixture(scope="module")
-def tiles(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    data = tmp_path_factory.mktemp("data")
-    write_zip(data, competition_files(train=80, test=8))
-    return pack_tiles(data)
 
 
 def outcome(*accuracies: float, auc: float = 0.5, lowest: float | None = 0.1) -> Outcome:

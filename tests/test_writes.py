@@ -17,8 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import FORKSERVER, competition_files, write_zip
-from test_runs import contents
+from conftest import FORKSERVER, competition_files, contents, write_zip
 
 from kit.base import KitError, atomic_path, competition, exit_on_error, write_text
 from kit.data import Store, open_store, pack_tiles
@@ -38,13 +37,6 @@ FINISHED = (
 )
 # How long an epoch took stands in these.
 TIMED = ("last.pt", "history.jsonl", "curves.png", "report.html")
-
-
-@pytest.fixture(scope="module")
-def tiles(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    data = tmp_path_factory.mktemp("data")
-    write_zip(data, competition_files(train=80, test=10))
-    return pack_tiles(data)
 
 
 @pytest.fixture
@@ -255,7 +247,7 @@ def test_packing_onto_a_full_disk_is_a_message_and_keeps_the_old_store(
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_zip(tmp_path_factory.mktemp("archive"), competition_files(train=900, test=100))
+    return write_zip(tmp_path_factory.mktemp("archive"), competition_files(train=600, test=60))
 
 
 def stored(data: Path) -> dict[str, bytes]:
@@ -307,7 +299,7 @@ def test_two_processes_packing_one_folder_are_one_too_many(archive: Path, tmp_pa
     assert f"another process is at work in {data}: wait for it" in error_line(said)
     first.join()
     assert first.exitcode == 0, (tmp_path / "first.log").read_text()
-    assert len(open_store(data).train) == 900
+    assert len(open_store(data).train) == 600
 
 
 def write_slowly(path: Path, log: Path) -> None:
