@@ -111,10 +111,12 @@ def turn_and_zoom(maps: Tensor, angles: Tensor, zooms: Tensor) -> Tensor:
     See `transforms.turn_and_zoom`.
     """
     radians = torch.deg2rad(angles)
-    cos, sin = radians.cos() / zooms, radians.sin() / zooms
-    zero = torch.zeros_like(cos)
-    sources = torch.stack([cos, -sin, zero, sin, cos, zero], 1).view(-1, 2, 3).float()
-    grid = functional.affine_grid(sources, list(maps.shape), align_corners=True)
+    cos, sin = (part.float() / zooms.float() for part in (radians.cos(), radians.sin()))
+    line = torch.linspace(-1, 1, maps.shape[3], device=maps.device)[:, None]
+    # Where each pixel comes from: a part for its column and a part for its row.
+    columns = torch.stack([cos, sin], 1)[:, None] * line
+    rows = torch.stack([-sin, cos], 1)[:, None] * line
+    grid = rows[:, :, None] + columns[:, None]
     return functional.grid_sample(maps, grid, padding_mode="reflection", align_corners=True)
 
 
@@ -123,13 +125,22 @@ def blur(maps: Tensor, sigmas: Tensor, widest: float) -> Tensor:
 
     0 changes nothing.
     """
-    weights = gaussians(sigmas, widest).float().repeat_interleave(3, 0)
-    count, reach = len(weights), weights.shape[1] // 2
-    padded = functional.pad(maps, (reach,) * 4, mode="reflect").flatten(0, 1)
-    # Each map is a channel with a filter of its own: along the rows, then along the columns.
-    rows = functional.conv2d(padded[None], weights.view(count, 1, 1, -1), groups=count)
-    blurred = functional.conv2d(rows, weights.view(count, 1, -1, 1), groups=count)
-    return blurred.view(maps.shape)
+    side, weights = maps.shape[3], gaussians(sigmas, widest).float()
+    taps = _reflected_shifts(side, weights.shape[1] // 2, maps.device)
+    # What each pixel takes from those of its row, or of its column.
+    matrices = (weights @ taps).view(-1, 1, side, side)
+    return matrices @ (maps @ matrices.mT)
+
+
+@functools.cache
+def _reflected_shifts(side: int, reach: int, device: torch.device) -> Tensor:
+    """Return the matrices that shift a row by -reach to reach pixels: (2 * reach + 1, side**2).
+
+    Beyond its ends a row goes on as its mirror image.
+    """
+    sources = np.pad(np.arange(side), reach, mode="reflect")
+    shifts = [np.eye(side)[sources[first : first + side]] for first in range(2 * reach + 1)]
+    return torch.from_numpy(np.stack(shifts)).float().flatten(1).to(device)
 
 
 def gaussians(sigmas: Tensor, widest: float) -> Tensor:

@@ -65,8 +65,9 @@ def _smooth(labels: Tensor, share: float) -> Tensor:
 class Gradients:
     """The gradients of a training's batches, one epoch after another.
 
-    Where a GPU holds the tiles they are recorded as a CUDA graph, see `use_cuda_graphs`: from a
-    batch's indices to its gradients the host then has one thing to do.
+    Where a GPU holds the tiles, a step is recorded as a CUDA graph, see `use_cuda_graphs`: from a
+    batch's indices to its gradients the host then has one thing to do, and while the GPU computes
+    with a batch, it augments the next one.
 
     Parameters
     ----------
@@ -79,40 +80,72 @@ class Gradients:
         self.state = state
         self.loader = loader
         self.sampler = loader.sampler
-        self._learning: list[bool] = []
+        self._graphed: _GraphedGradients | None = None
 
     def of_epoch(self) -> Iterator[Tensor]:
         """Compute those of each batch of the sampler's epoch in turn, and yield their figures."""
-        state = self.state
+        state, dataset = self.state, self.loader.dataset
         # New for each epoch: it holds on to the parameters that learn.
         network = distributed.data_parallel(state.model).train()
-        if not self._is_graphed:
+        is_alone = distributed.world_size() == 1 and state.device.type == "cuda"
+        if _uses_graphs and is_alone and isinstance(dataset, DeviceDataset):
+            if self._graphed is None or self._graphed.learning != _learning(network):
+                self._graphed = _GraphedGradients(state, dataset)
+            yield from self._graphed.of_epoch(self.sampler)
+        else:
             for images, labels in prefetch(self.loader, state.device):
                 yield compute_gradients(state, network, images, labels)
+
+
+class _GraphedGradients:
+    """The gradients of batches that a GPU holds, as a graph in which the next one is augmented.
+
+    Attributes
+    ----------
+    learning
+        Which parameters learnt when it was recorded.
+    """
+
+    def __init__(self, state: TrainingState, dataset: DeviceDataset) -> None:
+        self.learning = _learning(state.model)
+        self._state = state
+        self._dataset = dataset
+        self._ready: list[Tensor] = []
+        self._augmenting = torch.cuda.Stream(state.device)  # type: ignore[no-untyped-call]
+        self._step = GraphedCall(self._compute_and_prepare, state.device)
+
+    def of_epoch(self, sampler: EpochSampler) -> Iterator[Tensor]:
+        epoch = torch.tensor(sampler.epoch, device=self._state.device)
+        batches = (indices for _, indices in sampler if isinstance(indices, Tensor))
+        following = next(batches, None)
+        if following is None:
             return
-        self._renew_graph()
-        epoch = torch.tensor(self.sampler.epoch, device=state.device)
-        for _, indices in self.sampler:
-            assert isinstance(indices, Tensor)
-            yield self._graphed(epoch, indices)
+        self._prepare(self._dataset.batch(epoch, following))
+        for following in batches:
+            yield self._step(epoch, following)
+        # Nothing follows the last one, which is augmented once more.
+        yield self._step(epoch, following)
 
-    @property
-    def _is_graphed(self) -> bool:
-        is_held = isinstance(self.loader.dataset, DeviceDataset)
-        is_alone = distributed.world_size() == 1
-        return _uses_graphs and is_held and is_alone and self.state.device.type == "cuda"
+    def _compute_and_prepare(self, epoch: Tensor, following: Tensor) -> Tensor:
+        computing = torch.cuda.current_stream(self._state.device)
+        self._augmenting.wait_stream(computing)
+        with torch.cuda.stream(self._augmenting):
+            batch = self._dataset.batch(epoch, following)
+        figures = compute_gradients(self._state, self._state.model, *self._ready)
+        computing.wait_stream(self._augmenting)
+        self._prepare(batch)
+        return figures
 
-    def _renew_graph(self) -> None:
-        """Begin a graph, unless the same parameters learn as in the last one."""
-        learning = [parameter.requires_grad for parameter in self.state.model.parameters()]
-        if learning != self._learning:
-            self._learning = learning
-            self._graphed = GraphedCall(self._from_indices, self.state.device)
+    def _prepare(self, batch: Batch) -> None:
+        """Put a batch where the graph reads it."""
+        if self._ready:
+            torch._foreach_copy_(self._ready, [*batch])
+        else:
+            self._ready = [part.clone() for part in batch]
 
-    def _from_indices(self, epoch: Tensor, indices: Tensor) -> Tensor:
-        dataset = self.loader.dataset
-        assert isinstance(dataset, DeviceDataset)
-        return compute_gradients(self.state, self.state.model, *dataset.batch(epoch, indices))
+
+def _learning(network: nn.Module) -> list[bool]:
+    return [parameter.requires_grad for parameter in network.parameters()]
 
 
 class GraphedCall:
