@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from kit.data import TileSet
 
 KERNELS = Path(__file__).resolve().parents[1] / "kernels"
-CHANGES = ("epochs", "per_class", "batch_size")
+CHANGES = ("epochs", "per_class", "holdout", "batch_size")
 MOMENTA = (0.99, 0.75, 0.5, 0.25)
 
 

@@ -31,7 +31,13 @@ GPU_CASES: dict[str, dict[str, Any]] = {
 }
 GPU_TASKS: dict[str, dict[str, Any]] = {
     "notebook's protocol": {"count": 60_000, "epochs": 20},
-    "compact, full size": {"recipe": "compact", "count": 220_025, "epochs": 24, "batch_size": 512},
+    "compact, 176,020 tiles": {
+        "recipe": "compact",
+        "count": FULL_SIZE[0],
+        "holdout": 0.2,
+        "epochs": 24,
+        "batch_size": 512,
+    },
 }
 
 Scale = Literal["hundredth", "tenth", "full"]
