@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from kit import base, data, report, study, training
@@ -49,6 +50,7 @@ def read_options(argv: list[str]) -> CompareOptions:
 
 def main(options: CompareOptions, argv: list[str]) -> None:
     """Train what is missing, then compare."""
+    devices = training.choose_devices(options.device, options.devices)
     training.prepare_process(deterministic=options.deterministic)
     training.use_cuda_graphs(options.cuda_graphs)
     recipe = options.recipe
@@ -58,12 +60,13 @@ def main(options: CompareOptions, argv: list[str]) -> None:
         tuple(range(recipe.seed, recipe.seed + options.seeds)),
     )
     tiles = data.open_store(options.data)
-    outcomes = study.train_arms(
-        comparison,
-        tiles,
-        device=options.device,
-        workers=options.workers,
-        storage=options.storage,
+    outcomes = training.share_out(
+        devices,
+        partial(
+            study.train_arms, comparison, tiles, workers=options.workers, storage=options.storage
+        ),
+        runs=len(comparison.recipes()),
+        how_to_go_on=how_to_go_on,
     )
     first, second = comparison.arms
     predictions = study.pooled_predictions(comparison)
@@ -92,6 +95,11 @@ def main(options: CompareOptions, argv: list[str]) -> None:
     print(f"the whole study: {options.out}/report.html")
 
 
+def how_to_go_on() -> str:
+    """Say how a study goes on that was stopped."""
+    return "the same command goes on"
+
+
 if __name__ == "__main__":
-    with exit_on_error(), base.going_on(lambda: "the same command goes on"):
+    with exit_on_error(), base.going_on(how_to_go_on):
         main(read_options(sys.argv[1:]), sys.argv[1:])

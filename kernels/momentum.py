@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -42,6 +43,7 @@ def main(options: MomentumOptions, argv: list[str]) -> None:
     """Train what is missing, then compare the momenta."""
     if "bn_momentum" in base.given_options(argv):
         raise base.KitError("the momenta are those of --values: leave --bn-momentum out")
+    devices = training.choose_devices(options.device, options.devices)
     training.prepare_process(deterministic=options.deterministic)
     training.use_cuda_graphs(options.cuda_graphs)
     tiles = data.open_store(options.data)
@@ -49,19 +51,19 @@ def main(options: MomentumOptions, argv: list[str]) -> None:
     seeds = tuple(range(recipe.seed, recipe.seed + options.seeds))
     sweep = study.MomentumSweep(options.out, recipe, options.values, seeds)
     train = study.train_momenta if options.independent else study.sweep_momenta
-    outcomes = train(
-        sweep,
-        tiles,
-        device=options.device,
-        workers=options.workers,
-        storage=options.storage,
+    all_runs = (sweep.as_arms() if options.independent else sweep).recipes()
+    outcomes = training.share_out(
+        devices,
+        partial(train, sweep, tiles, workers=options.workers, storage=options.storage),
+        runs=len(all_runs),
+        how_to_go_on=how_to_go_on,
     )
     tables = study.sweep_tables(outcomes)
     verdict = study.momentum_verdict(outcomes)
     with base.FolderLock(options.out, wait=True):
         study.write_tables(options.out, tables, verdict)
     print("\n\n".join(map(str, [*tables.values(), verdict])))
-    folders = list((sweep.as_arms() if options.independent else sweep).recipes())
+    folders = list(all_runs)
     page = report.momentum_page(
         study.histories(outcomes),
         tables,
@@ -76,6 +78,11 @@ def main(options: MomentumOptions, argv: list[str]) -> None:
     print(f"the whole study: {options.out}/report.html")
 
 
+def how_to_go_on() -> str:
+    """Say how a study goes on that was stopped."""
+    return "the same command goes on"
+
+
 if __name__ == "__main__":
-    with exit_on_error(), base.going_on(lambda: "the same command goes on"):
+    with exit_on_error(), base.going_on(how_to_go_on):
         main(base.parse_options(MomentumOptions, __doc__, sys.argv[1:]), sys.argv[1:])

@@ -7,11 +7,13 @@ used; nothing needs to be repeated. FILE.json beside the submission remembers ho
 from __future__ import annotations
 
 import sys
+import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from kit import base, data, runs, stats, training
+from kit import base, data, runs, stats, study, training
 from kit.base import KitError, exit_on_error
 
 
@@ -40,12 +42,17 @@ class PredictOptions:
     """hard writes 0 or 1, as the study did; it costs AUC, and the command says how much."""
     device: str = "auto"
     """auto takes a GPU where there is one."""
+    devices: tuple[str, ...] = ()
+    """In place of --device, for several models (runs, folds): a process on each takes a share of
+    them. auto takes all GPUs, cuda:0 cuda:1 these two; cpu:2 is two processes that share the CPU's
+    cores."""
 
 
 def main(options: PredictOptions) -> None:
     """Predict and write."""
     if bool(options.run) == (options.ensemble is not None):
         raise KitError("name runs (--run runs/NAME, several times) or one --ensemble FILE")
+    devices = training.choose_devices(options.device, options.devices)
     training.prepare_process(deterministic=True)
     if options.ensemble is not None:
         chosen = runs.read_source(options.ensemble)
@@ -58,8 +65,14 @@ def main(options: PredictOptions) -> None:
         hard=options.labels == "hard",
     )
     tiles = data.open_store(options.data)
+    base.output_file(options.out)
     values, made = runs.predict_submission(
-        options.out, chosen, tiles, manner, device=options.device
+        options.out,
+        chosen,
+        tiles,
+        manner,
+        device=devices.device,
+        predicted=predict_on(devices, chosen, tiles, manner),
     )
     if manner.hard:
         for folder in chosen.weights:
@@ -71,6 +84,22 @@ def main(options: PredictOptions) -> None:
     elif not tiles.is_standin:
         words = ("--file", options.out, "--data", options.data)
         print(f"next: {base.command('submit', *words)}")
+
+
+def predict_on(
+    devices: training.Devices, chosen: runs.Ensemble, tiles: data.Store, manner: runs.Manner
+) -> dict[Path, base.Floats] | None:
+    """Predict by each model on one of several devices; None where there is nothing to share out."""
+    models = [model for run in chosen.weights for model in runs.members(Path(run))]
+    if not devices.workers or len(models) == 1:
+        return None
+    with tempfile.TemporaryDirectory(dir=base.temporary_folder()) as folder:
+        return training.share_out(
+            devices,
+            partial(study.predict_shared, models, tiles, manner, Path(folder)),
+            runs=len(models),
+            how_to_go_on=lambda: "type the command again",
+        )
 
 
 def cost_of_hard_labels(folder: Path) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from kit import base, data, report, study, training
@@ -34,6 +35,7 @@ class SearchOptions(RunOptions):
 
 def main(options: SearchOptions, argv: list[str]) -> None:
     """Search until enough trials are finished, then tell what was found."""
+    devices = training.choose_devices(options.device, options.devices)
     training.prepare_process(deterministic=options.deterministic)
     training.use_cuda_graphs(options.cuda_graphs)
     tiles = data.open_store(options.data)
@@ -44,12 +46,11 @@ def main(options: SearchOptions, argv: list[str]) -> None:
         seeds=options.seeds,
         fixed=base.given_options(argv),
     )
-    result = study.run_search(
-        search,
-        tiles,
-        device=options.device,
-        workers=options.workers,
-        storage=options.storage,
+    result = training.share_out(
+        devices,
+        partial(study.run_search, search, tiles, workers=options.workers, storage=options.storage),
+        runs=options.trials,
+        how_to_go_on=how_to_go_on,
     )
     for name, share in result.importances.items():
         print(f"{name:24} {share:7.1%} of what sets good trials apart")
@@ -66,6 +67,11 @@ def main(options: SearchOptions, argv: list[str]) -> None:
     print(f"the whole search: {where}")
 
 
+def how_to_go_on() -> str:
+    """Say how a search goes on that was stopped."""
+    return "the same command goes on"
+
+
 if __name__ == "__main__":
-    with exit_on_error(), base.going_on(lambda: "the same command goes on"):
+    with exit_on_error(), base.going_on(how_to_go_on):
         main(base.parse_options(SearchOptions, __doc__, sys.argv[1:]), sys.argv[1:])

@@ -13,16 +13,19 @@ import argparse
 import shlex
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kit import base, data, models, report, runs, stats, training
+from kit import base, data, models, report, runs, stats, study, training
 from kit.base import KitError, exit_on_error, write_text
 
 # In here as well, since Ctrl-C may come while the libraries of command lines load.
 with exit_on_error():
     from kit.base import RunOptions
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
 
 LAYERS_FILE = "layers.txt"
 PAGE = "report.html"
@@ -45,7 +48,15 @@ class TrainOptions(RunOptions):
 
 
 # Options beside the recipe that a run goes on with where the command line gives none.
-KEPT = ("data", "device", "workers", "deterministic", "cuda_graphs", "checkpoint_steps")
+KEPT = (
+    "data",
+    "device",
+    "devices",
+    "workers",
+    "deterministic",
+    "cuda_graphs",
+    "checkpoint_steps",
+)
 
 
 def parse(argv: list[str]) -> TrainOptions:
@@ -61,6 +72,8 @@ def parse(argv: list[str]) -> TrainOptions:
         return options
     folder = seen.out or default_folder(base.parse_options(TrainOptions, __doc__, argv))
     begun = begun_options(folder)
+    if base.given_options(argv) & {"device", "devices"}:
+        begun = replace(begun, device=TrainOptions.device, devices=())
     if seen.recipe is not None:
         begun = replace(begun, recipe=base.read_recipe(seen.recipe), recipe_name=seen.recipe)
     return base.parse_options(TrainOptions, __doc__, argv, default=begun)
@@ -79,22 +92,31 @@ def begun_options(folder: Path) -> TrainOptions:
     kept = {name: value for name, value in begun.get("options", {}).items() if name in KEPT}
     if "data" in kept:
         kept["data"] = Path(kept["data"])
+    # A fold that goes on by itself is one run, which other folds were trained beside.
+    kept["devices"] = tuple(kept.get("devices", ())) if recipe.fold is None else ()
     return TrainOptions(recipe=recipe, out=folder, **kept)
 
 
 def main(options: TrainOptions) -> None:
     """Train one run, or one per fold."""
     folder = options.out or default_folder(options)
+    one_run = options.recipe.folds is None or options.recipe.fold is not None
+    devices = training.choose_devices(options.device, options.devices)
+    if devices.workers and (one_run or training.distributed.world_size() > 1):
+        raise KitError(
+            f"--devices {' '.join(options.devices)} shares out the runs of --folds, and there is "
+            "one run: choose a --device, or train it on several with torchrun (docs/scale.md)"
+        )
     training.prepare_process(deterministic=options.deterministic)
     training.use_cuda_graphs(options.cuda_graphs)
     with base.going_on(lambda: how_to_go_on(folder)):
         with training.distributed.rank_zero_first():
             tiles = data.open_store(options.data)
-        if options.recipe.folds is None or options.recipe.fold is not None:
+        if one_run:
             # Asked now: the processes part when the last epoch is over.
             rank = training.distributed.rank()
             with training.TrainingBar() as bar:
-                train(options, tiles, folder, bar)
+                train(options, tiles, folder, bar, device=devices.device)
             if rank == 0:
                 print(next_command(folder, options))
         elif training.distributed.world_size() > 1:
@@ -102,7 +124,7 @@ def main(options: TrainOptions) -> None:
                 "--folds under torchrun: start one fold at a time, with --fold 0, 1, ..."
             )
         else:
-            train_folds(options, tiles, folder)
+            train_folds(options, tiles, folder, devices)
 
 
 def how_to_go_on(folder: Path) -> str:
@@ -114,7 +136,9 @@ def how_to_go_on(folder: Path) -> str:
     return f"go on with: {runs.resume_command(folder)}"
 
 
-def train_folds(options: TrainOptions, tiles: data.Store, folder: Path) -> None:
+def train_folds(
+    options: TrainOptions, tiles: data.Store, folder: Path, devices: training.Devices
+) -> None:
     """Train a run per fold, those apart that are finished, and pool their predictions.
 
     All are checked before the first is trained.
@@ -123,11 +147,32 @@ def train_folds(options: TrainOptions, tiles: data.Store, folder: Path) -> None:
         options.recipe,
         tiles,
         folder,
-        device=options.device,
+        device=devices.device,
         resume=options.resume,
         force=options.force,
     )
-    finished = [part for part in recipes if (part / "metrics.json").exists()]
+    if devices.workers:
+        training.share_out(
+            devices,
+            partial(share_folds, options, tiles, folder, recipes),
+            runs=len(recipes),
+            how_to_go_on=lambda: how_to_go_on(folder),
+        )
+    else:
+        train_in_turn(options, tiles, recipes, devices.device)
+    for part in recipes:
+        if not (part / PAGE).exists():
+            # It was stopped between its figures and its page.
+            write_page(part, tiles)
+    print(conclude_folds(runs.pool_folds(folder, force=options.force), folder))
+    print(next_command(folder, options))
+
+
+def train_in_turn(
+    options: TrainOptions, tiles: data.Store, recipes: Mapping[Path, base.Recipe], device: str
+) -> None:
+    """Train the folds that are not finished, one after the other."""
+    finished = [part for part in recipes if is_finished(part)]
     with training.TrainingBar(len(recipes)) as bar:
         bar.skip(len(finished))
         for fold, (part, recipe) in enumerate(recipes.items()):
@@ -135,33 +180,68 @@ def train_folds(options: TrainOptions, tiles: data.Store, folder: Path) -> None:
             bar.say(f"{bar.label}: {part}")
             if part not in finished:
                 resume = options.resume and (part / "config.json").exists()
-                train(replace(options, recipe=recipe, resume=resume), tiles, part, bar)
-            elif not (part / PAGE).exists():
-                # It was stopped between its figures and its page.
-                write_page(part, tiles)
-    print(conclude_folds(runs.pool_folds(folder, force=options.force), folder))
-    print(next_command(folder, options))
+                own = replace(options, recipe=recipe, resume=resume)
+                train(own, tiles, part, bar, device=device)
 
 
-def train(
-    options: TrainOptions, tiles: data.Store, folder: Path, bar: training.TrainingBar
+def share_folds(
+    options: TrainOptions,
+    tiles: data.Store,
+    folder: Path,
+    recipes: Mapping[Path, base.Recipe],
+    *,
+    device: str,
 ) -> None:
-    """Train a run, telling each epoch's figures."""
+    """Train the folds that are not finished, together with the processes on other devices."""
+    parts = {part.name: part for part in recipes}
+
+    def train_one(name: str, bar: training.TrainingBar) -> Iterator[base.EpochResult]:
+        part = parts[name]
+        # What another process has begun that is gone is this one's to go on with.
+        own = replace(options, recipe=recipes[part], resume=(part / "config.json").exists())
+        run = open_run(own, tiles, part, device)
+        yield from run.train(progress=bar)
+        bar.say(f"{conclude(part)}\n{kept_note(run)}".rstrip())
+        write_page(part, tiles)
+
+    study.share_runs(list(parts), folder, train_one, is_done=lambda name: is_finished(parts[name]))
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run has its figures."""
+    return (folder / "metrics.json").exists()
+
+
+def open_run(options: TrainOptions, tiles: data.Store, folder: Path, device: str) -> runs.Run:
+    """Open a run, and keep the table of its layers."""
     run = runs.Run(
         options.recipe,
         tiles,
         folder,
-        device=options.device,
+        device=device,
         workers=options.workers,
         resume=options.resume,
         force=options.force,
         checkpoint_steps=options.checkpoint_steps,
         record={"options": base.plain_values({name: getattr(options, name) for name in KEPT})},
     )
-    bar.say(describe(run))
     if run.rank == 0:
         layers = models.layer_table(run.state.model, run.recipe.size)
         write_text(folder / LAYERS_FILE, layers + "\n")
+    return run
+
+
+def train(
+    options: TrainOptions,
+    tiles: data.Store,
+    folder: Path,
+    bar: training.TrainingBar,
+    *,
+    device: str,
+) -> None:
+    """Train a run, telling each epoch's figures."""
+    run = open_run(options, tiles, folder, device)
+    bar.say(describe(run))
     for result in run.train(progress=bar):
         bar.say(f"{epoch_line(result, run.recipe.epochs)}  {bar.time_left()}".rstrip())
     if run.rank > 0:

@@ -20,7 +20,6 @@ from optuna.samplers import RandomSampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FixedTrial, TrialState
-from tqdm import tqdm
 
 from kit import models, report, runs
 from kit.base import (
@@ -44,6 +43,7 @@ from kit.study import (
     trials,
 )
 from kit.study import space as spaces
+from kit.training import TrainingBar
 
 RECIPE = Recipe(epochs=2, batch_size=16, widths=(4, 8, 8), seed=3)
 FIXED = ("widths", "size", "augment")
@@ -352,7 +352,7 @@ def test_a_trial_too_many_is_not_trained(tiles: Store, tmp_path: Path) -> None:
     """Two workers may both find room for the last trial: the second to begin one steps back."""
     space = search_space(RECIPE, tiles, fixed=FIXED)
     one = Search(folder=tmp_path, recipe=RECIPE, trials=1, fixed=FIXED)
-    worker = search._Worker(one, space, tiles, "cpu", 0, tqdm(disable=True))
+    worker = search._Worker(one, space, tiles, "cpu", 0, TrainingBar(shown=False))
     study = optuna.create_study(direction="maximize")
     first, second = study.ask(), study.ask()
     with pytest.raises(sharing.SurplusTrial):

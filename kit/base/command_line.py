@@ -36,6 +36,10 @@ class RunOptions:
     """Folder of the competition's data."""
     device: str = "auto"
     """auto takes a GPU where there is one."""
+    devices: tuple[str, ...] = ()
+    """In place of --device where a command has several runs: a process on each takes a share of
+    them. auto takes all GPUs, cuda:0 cuda:1 these two; cpu:2 is two processes that share the CPU's
+    cores."""
     workers: Annotated[int, Field(ge=0, le=64)] = 0
     """Processes that load and augment tiles; 0 does it in this one, or in a GPU's memory where the
     tiles fit."""

@@ -63,6 +63,8 @@ def run_job(job: Job, home: Path, root: Path) -> None:
             print(f"stopped after {_hours(started)}: push it again with --resume to go on")
         elif job.command == "train":
             predict = ["--run", str(job.folder), "--data", str(data), "--out", SUBMISSION]
+            # A cross-validation has a model for each of two GPUs.
+            predict += ["--devices", "auto"]
             if not supervisor.run("predict", predict, until=until + 3600 * PREDICTING):
                 print("the training is finished, and predicting was not in time: push it again")
                 print("with --resume, or predict where you pull it to")

@@ -32,6 +32,7 @@ from .submissions import Manner as Manner
 from .submissions import Submission as Submission
 from .submissions import average as average
 from .submissions import find_submissions as find_submissions
+from .submissions import predict_each as predict_each
 from .submissions import predict_submission as predict_submission
 from .submissions import read_source as read_source
 from .submissions import read_submission as read_submission

@@ -49,6 +49,7 @@ class _Options:
 
     data: str | None = None
     device: str | None = None
+    devices: tuple[str, ...] = ()
     workers: int | None = None
     checkpoint_steps: int | None = None
 

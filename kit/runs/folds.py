@@ -37,7 +37,9 @@ def begun_config(folder: Path) -> dict[str, Any]:
     """
     if not is_cross_validation(folder):
         return read_config(folder)
-    config = read_config(min(folder.glob("fold-*")))
+    # Folds that are trained side by side need not begin with the first.
+    begun = [path.parent for path in folder.glob("fold-*/config.json")]
+    config = read_config(min(begun or folder.glob("fold-*")))
     return config | {"recipe": config["recipe"] | {"fold": None}}
 
 

@@ -5,14 +5,14 @@ FILE.json    which models made it, how, and the SHA-256 of the file that they ma
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from kit import kaggle
-from kit.base import Floats, KitError, Views, output_file, read_json, write_json
+from kit.base import Floats, KitError, Views, output_file, parse_recipe, read_json, write_json
 from kit.data import Store
 from kit.runs.ensemble import Ensemble, read_ensemble
 from kit.runs.folder import finished_file, read_config
@@ -106,10 +106,44 @@ def standin_notice(standins: Sequence[str]) -> str:
     )
 
 
+def predict_each(
+    folders: Sequence[Path], tiles: Store, manner: Manner, *, device: str = "auto"
+) -> list[Floats]:
+    """Return the probability of tumour for each test tile, (tiles,), by each of several models.
+
+    All models are loaded before the first one predicts.
+
+    Raises
+    ------
+    KitError
+        If a folder holds no finished run, or its model cannot predict in this manner.
+    """
+    return [
+        model.predict(
+            tiles.test,
+            views=manner.views,
+            adapt_bn=manner.adapt_bn,
+            calibrate=manner.calibrate,
+        )
+        for model in [load(folder, device=device) for folder in folders]
+    ]
+
+
 def predict_submission(
-    path: Path, ensemble: Ensemble, tiles: Store, manner: Manner, *, device: str = "auto"
+    path: Path,
+    ensemble: Ensemble,
+    tiles: Store,
+    manner: Manner,
+    *,
+    device: str = "auto",
+    predicted: Mapping[Path, Floats] | None = None,
 ) -> tuple[Floats, Submission]:
     """Predict the test tiles and write a valid submission.
+
+    Parameters
+    ----------
+    predicted
+        What `predict_each` gives, where it is known already, by each model's folder.
 
     Returns
     -------
@@ -123,17 +157,12 @@ def predict_submission(
     views: set[int] = set()
     predictions = []
     for run in ensemble.weights:
-        models = [load(member, device=device) for member in members(Path(run))]
-        views |= {manner.views or model.recipe.views for model in models}
-        by_model = [
-            model.predict(
-                tiles.test,
-                views=manner.views,
-                adapt_bn=manner.adapt_bn,
-                calibrate=manner.calibrate,
-            )
-            for model in models
-        ]
+        models = members(Path(run))
+        views |= {manner.views or _views(model) for model in models}
+        if predicted is None:
+            by_model = predict_each(models, tiles, manner, device=device)
+        else:
+            by_model = [predicted[model] for model in models]
         predictions.append(np.mean(by_model, axis=0))
     chosen = replace(ensemble, mean="probability") if manner.hard else ensemble
     values = chosen.combine(np.stack(predictions))
@@ -207,6 +236,12 @@ def _remember(path: Path, ensemble: Ensemble, tiles: Store, manner: str) -> Subm
     if path.is_file():
         write_json(_record(path), asdict(made))
     return made
+
+
+def _views(folder: Path) -> int:
+    """Return the number of views that a run's recipe asks for."""
+    recipe = parse_recipe(read_config(folder)["recipe"], source=f"{folder}/config.json")
+    return recipe.views
 
 
 def _describe_models(ensemble: Ensemble) -> str:

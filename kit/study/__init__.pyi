@@ -22,10 +22,12 @@ from .paired import paired_table as paired_table
 from .paired import paired_verdict as paired_verdict
 from .paired import pooled_predictions as pooled_predictions
 from .paired import pooled_table as pooled_table
+from .predicting import predict_shared as predict_shared
 from .search import Search as Search
 from .search import run_search as run_search
 from .search_result import IMPORTANCE_TRIALS as IMPORTANCE_TRIALS
 from .search_result import SearchResult as SearchResult
+from .sharing import share_runs as share_runs
 from .space import Space as Space
 from .space import search_space as search_space
 from .statistics_bank import StatisticsBank as StatisticsBank

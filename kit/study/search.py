@@ -26,7 +26,6 @@ import torch
 from optuna import Study, Trial, TrialPruned
 from optuna.pruners import MedianPruner
 from optuna.trial import FrozenTrial, TrialState
-from tqdm import tqdm
 
 from kit.base import (
     EpochResult,
@@ -55,6 +54,7 @@ from kit.study.trials import (
     run_folders,
     trial_folder,
 )
+from kit.training import TrainingBar
 
 JOURNAL = "search.journal"
 
@@ -124,9 +124,8 @@ def run_search(
         study = _open_study(search, space, shared, storage)
         # The pace is that of the trials to come.
         begun = min(count_trials(study, *FINISHED), search.trials)
-        with tqdm(
-            total=search.trials, desc="search", unit=" trials", initial=begun, disable=not progress
-        ) as bar:
+        with TrainingBar(search.trials, shown=progress) as bar:
+            bar.skip(begun)
             _Worker(search, space, store, device, workers, bar).work(
                 study, shares_folder=storage is None
             )
@@ -142,7 +141,7 @@ class _Worker:
     store: Store
     device: str
     workers: int
-    bar: "tqdm[Any]"
+    bar: TrainingBar
 
     def work(self, study: Study, *, shares_folder: bool) -> None:
         """Train trials until enough are finished, here or elsewhere."""
@@ -204,10 +203,12 @@ class _Worker:
 
     def _show(self, study: Study, doing: str = "") -> None:
         """Move the bar to the trials that are finished, by any worker."""
-        self.bar.n = min(count_trials(study, *FINISHED), self.search.trials)
+        finished = min(count_trials(study, *FINISHED), self.search.trials)
         complete = count_trials(study, TrialState.COMPLETE)
         best = f"best AUC {study.best_value:.4f}" if complete else ""
-        self.bar.set_postfix_str("; ".join(filter(None, (best, doing))))
+        counted = f"{finished} of {self.search.trials} trials"
+        self.bar.label = ", ".join(filter(None, (counted, best, doing)))
+        self.bar.reach(finished)
 
 
 def _epochs(run: Run) -> Iterator[EpochResult]:

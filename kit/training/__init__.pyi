@@ -9,6 +9,10 @@ from .device import explain_full_memory as explain_full_memory
 from .device import move_model as move_model
 from .device import prepare_process as prepare_process
 from .device import reuse_memory as reuse_memory
+from .devices import Devices as Devices
+from .devices import Work as Work
+from .devices import choose_devices as choose_devices
+from .devices import share_out as share_out
 from .gradients import Gradients as Gradients
 from .gradients import GraphedCall as GraphedCall
 from .gradients import compute_gradients as compute_gradients

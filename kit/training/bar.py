@@ -2,16 +2,47 @@
 
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from types import TracebackType
 
 from tqdm import tqdm
 
 
+@dataclass(frozen=True)
+class Progress:
+    """What a bar shows.
+
+    Attributes
+    ----------
+    done
+        Trainings, the shares of those under way among them.
+    skipped
+        Those of them that were done before the bar began.
+    text
+        What is being done.
+    """
+
+    done: float
+    skipped: float
+    text: str
+
+
+_told: Callable[[Progress | str], None] | None = None
+
+
+def tell_instead(tell: Callable[[Progress | str], None]) -> None:
+    """Have the bars of this process draw and print nothing, and tell what they would show."""
+    global _told
+    _told = tell
+
+
 class TrainingBar:
     """A bar on stderr over all steps of one or several trainings.
 
-    On a terminal it moves all the time, in a file twice a minute.
+    On a terminal it moves all the time, in a file twice a minute. In a process that works for
+    another one (see `share_out`) it is that one's bar that moves.
 
     Parameters
     ----------
@@ -32,13 +63,14 @@ class TrainingBar:
         self._done = 0.0
         self._skipped = 0.0
         self._start = time.monotonic()
+        self._tell = _told if shown else None
         self._bar = tqdm(
             total=trainings,
             bar_format="{desc} {percentage:3.0f}%|{bar}|",
             leave=False,
             mininterval=0.1 if sys.stderr.isatty() else 30,
             miniters=0,
-            disable=not shown,
+            disable=not shown or _told is not None,
         )
 
     def __enter__(self) -> "TrainingBar":
@@ -57,13 +89,22 @@ class TrainingBar:
         self._skipped += share
         self.advance(share, "")
 
-    def reach(self, count: int) -> None:
+    def reach(self, count: float) -> None:
         """Say how many trainings are finished, whoever trained them."""
         self.advance(count - self._done, "")
+
+    def show(self, progress: Progress) -> None:
+        """Show what others have done, in place of what was counted here."""
+        self.label, self._skipped = progress.text, progress.skipped
+        self.reach(progress.done)
 
     def advance(self, share: float, place: str) -> None:
         """Count a share of a training as done; `place` says where it stands."""
         self._done += share
+        if self._tell is not None:
+            text = ", ".join(part for part in (self.label, place) if part)
+            self._tell(Progress(self._done, self._skipped, text))
+            return
         text = ", ".join(part for part in (self.label, place, self.time_left()) if part)
         self._bar.set_description_str(text, refresh=False)
         self._bar.update(share)
@@ -79,5 +120,8 @@ class TrainingBar:
 
     def say(self, text: str) -> None:
         """Print a line on stdout at once, without tearing the bar."""
+        if self._tell is not None:
+            self._tell(text)
+            return
         with tqdm.external_write_mode() if sys.stderr.isatty() else nullcontext():
             print(text, flush=True)

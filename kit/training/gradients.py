@@ -29,6 +29,11 @@ def use_cuda_graphs(use: bool) -> None:
     _uses_graphs = use
 
 
+def uses_cuda_graphs() -> bool:
+    """Return what `use_cuda_graphs` has chosen."""
+    return _uses_graphs
+
+
 def compute_gradients(
     state: TrainingState, network: nn.Module, images: Tensor, labels: Tensor
 ) -> Tensor:
