@@ -66,7 +66,7 @@ def main(options: CompareOptions, argv: list[str]) -> None:
             study.train_arms, comparison, tiles, workers=options.workers, storage=options.storage
         ),
         runs=len(comparison.recipes()),
-        how_to_go_on=how_to_go_on,
+        how_to_go_on=base.same_command,
     )
     first, second = comparison.arms
     predictions = study.pooled_predictions(comparison)
@@ -95,11 +95,6 @@ def main(options: CompareOptions, argv: list[str]) -> None:
     print(f"the whole study: {options.out}/report.html")
 
 
-def how_to_go_on() -> str:
-    """Say how a study goes on that was stopped."""
-    return "the same command goes on"
-
-
 if __name__ == "__main__":
-    with exit_on_error(), base.going_on(how_to_go_on):
+    with exit_on_error(), base.going_on(base.same_command):
         main(read_options(sys.argv[1:]), sys.argv[1:])

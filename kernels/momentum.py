@@ -56,7 +56,7 @@ def main(options: MomentumOptions, argv: list[str]) -> None:
         devices,
         partial(train, sweep, tiles, workers=options.workers, storage=options.storage),
         runs=len(all_runs),
-        how_to_go_on=how_to_go_on,
+        how_to_go_on=base.same_command,
     )
     tables = study.sweep_tables(outcomes)
     verdict = study.momentum_verdict(outcomes)
@@ -78,11 +78,6 @@ def main(options: MomentumOptions, argv: list[str]) -> None:
     print(f"the whole study: {options.out}/report.html")
 
 
-def how_to_go_on() -> str:
-    """Say how a study goes on that was stopped."""
-    return "the same command goes on"
-
-
 if __name__ == "__main__":
-    with exit_on_error(), base.going_on(how_to_go_on):
+    with exit_on_error(), base.going_on(base.same_command):
         main(base.parse_options(MomentumOptions, __doc__, sys.argv[1:]), sys.argv[1:])

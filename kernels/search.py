@@ -50,7 +50,7 @@ def main(options: SearchOptions, argv: list[str]) -> None:
         devices,
         partial(study.run_search, search, tiles, workers=options.workers, storage=options.storage),
         runs=options.trials,
-        how_to_go_on=how_to_go_on,
+        how_to_go_on=base.same_command,
     )
     for name, share in result.importances.items():
         print(f"{name:24} {share:7.1%} of what sets good trials apart")
@@ -67,11 +67,6 @@ def main(options: SearchOptions, argv: list[str]) -> None:
     print(f"the whole search: {where}")
 
 
-def how_to_go_on() -> str:
-    """Say how a search goes on that was stopped."""
-    return "the same command goes on"
-
-
 if __name__ == "__main__":
-    with exit_on_error(), base.going_on(how_to_go_on):
+    with exit_on_error(), base.going_on(base.same_command):
         main(base.parse_options(SearchOptions, __doc__, sys.argv[1:]), sys.argv[1:])

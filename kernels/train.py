@@ -109,7 +109,7 @@ def main(options: TrainOptions) -> None:
         )
     training.prepare_process(deterministic=options.deterministic)
     training.use_cuda_graphs(options.cuda_graphs)
-    with base.going_on(lambda: how_to_go_on(folder)):
+    with base.going_on(lambda *more: how_to_go_on(folder, *more)):
         with training.distributed.rank_zero_first():
             tiles = data.open_store(options.data)
         if one_run:
@@ -127,13 +127,14 @@ def main(options: TrainOptions) -> None:
             train_folds(options, tiles, folder, devices)
 
 
-def how_to_go_on(folder: Path) -> str:
-    """Say how a training goes on that was stopped."""
+def how_to_go_on(folder: Path, *options: str) -> str:
+    """Say how a training goes on that has ended early, with further options."""
     try:
         runs.begun_config(folder)
     except KitError:
-        return "nothing was begun: type the command again"
-    return f"go on with: {runs.resume_command(folder)}"
+        more = f" with {shlex.join(options)}" if options else ""
+        return f"nothing was begun: type the command again{more}"
+    return f"go on with: {runs.resume_command(folder, *options)}"
 
 
 def train_folds(

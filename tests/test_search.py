@@ -31,7 +31,7 @@ from kit.base import (
     read_recipe,
     recipe_values,
 )
-from kit.data import Store, open_store, pack_tiles
+from kit.data import LostWorkerError, Store, open_store, pack_tiles
 from kit.study import (
     IMPORTANCE_TRIALS,
     Search,
@@ -490,7 +490,10 @@ def test_only_what_the_recipe_is_to_blame_for_is_pruned(
     fail(KitError("cannot write last.pt: No space left"), OSError())
     with pytest.raises(KitError, match="No space left"):
         find(tiles, tmp_path / "disk", trials=2)
-    for name in ("disk", "stopped"):
+    fail(LostWorkerError("a loader worker was killed"))
+    with pytest.raises(LostWorkerError):
+        find(tiles, tmp_path / "worker", trials=2)
+    for name in ("disk", "stopped", "worker"):
         states = [trial.state for trial in open_study(tmp_path / name).trials]
         assert states == [TrialState.RUNNING]
 

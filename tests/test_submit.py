@@ -204,7 +204,8 @@ def test_a_run_may_be_a_submission(server: KaggleServer, type_in: Type) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--run data/nothing", "data/nothing holds no run"),
+        ("--run data/nothing", "there is no data/nothing"),
+        ("--run data/ensemble.json", "there is no data/ensemble.json"),
         ("--run mine.json", "mine.json is not an ensemble"),
         ("--run runs/one --file a.csv", "--file and --run exclude each other"),
         ("--file runs/one", "cannot read runs/one: Is a directory"),

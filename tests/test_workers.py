@@ -138,13 +138,22 @@ def test_full_shared_memory_is_told_with_two_remedies(tmp_path: Path, size: str)
     assert "--shm-size" in said
 
 
-def test_a_training_whose_worker_is_killed_says_how_to_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kernel", "run", "step"),
+    [
+        ("train", "out", "go on with: python kernels/train.py --resume --out {} --workers 0"),
+        ("compare", "out/runs/before-0", "the same command goes on with --workers 0"),
+    ],
+)
+def test_a_command_whose_worker_is_killed_says_how_to_go_on(
+    tmp_path: Path, kernel: str, run: str, step: str
+) -> None:
     write_zip(tmp_path, competition_files(train=80))
     pack_tiles(tmp_path)
-    options = ("--data", tmp_path, "--out", tmp_path / "run", "--workers", 1, "--epochs", 1000)
+    options = ("--data", tmp_path, "--out", tmp_path / "out", "--workers", 1, "--epochs", 1000)
     (tmp_path / "log").mkdir()
-    process = start_kernel("train", *options, "--batch-size", 8, log=tmp_path / "log")
-    while not (tmp_path / "run" / "last.pt").exists():
+    process = start_kernel(kernel, *options, "--batch-size", 8, log=tmp_path / "log")
+    while not (tmp_path / run / "last.pt").exists():
         assert process.is_alive()
         time.sleep(0.05)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -154,7 +163,7 @@ def test_a_training_whose_worker_is_killed_says_how_to_go_on(tmp_path: Path) -> 
     said = (tmp_path / "log" / "stderr").read_text()
     assert "Traceback" not in said
     assert said.splitlines()[-1].startswith("error: a loader worker (process ")
-    assert said.endswith(f"--resume --out {tmp_path / 'run'}\n")
+    assert said.endswith(f": {step.format(tmp_path / 'out')}\n")
 
 
 def pixels_in(dataset: TileDataset, method: str) -> list[bytes]:

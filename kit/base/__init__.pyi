@@ -25,6 +25,7 @@ from .competition import SPLITS as SPLITS
 from .competition import TILE_BYTES as TILE_BYTES
 from .competition import TILE_SIZE as TILE_SIZE
 from .competition import Split as Split
+from .errors import KeptError as KeptError
 from .errors import KitError as KitError
 from .errors import StoppedError as StoppedError
 from .errors import exit_on_error as exit_on_error
@@ -57,6 +58,7 @@ from .recipe import refuse_unused as refuse_unused
 from .results import EpochResult as EpochResult
 from .signals import going_on as going_on
 from .signals import handle_signals as handle_signals
+from .signals import same_command as same_command
 from .tables import read_table as read_table
 from .tables import require_ids as require_ids
 from .tables import require_labels as require_labels

@@ -37,7 +37,17 @@ class KitError(Exception):
     status = 1
 
 
-class StoppedError(KitError):
+class KeptError(KitError):
+    """What ends a command that could go on, after all that was done has been kept.
+
+    The command adds how: see `going_on`.
+    """
+
+    options: tuple[str, ...] = ()
+    """What the command needs in addition, or would end on the same."""
+
+
+class StoppedError(KeptError):
     """A request to stop (SIGTERM, or Ctrl-C), after all that was done has been kept.
 
     Parameters

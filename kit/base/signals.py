@@ -1,12 +1,13 @@
 """Requests to stop: SIGTERM and Ctrl-C, and how to go on afterwards."""
 
 import os
+import shlex
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from kit.base.errors import StoppedError
+from kit.base.errors import KeptError, StoppedError
 
 
 @contextmanager
@@ -39,18 +40,20 @@ def handle_signals(handler: Callable[[int], None], *numbers: int) -> Iterator[No
 
 
 @contextmanager
-def going_on(how: Callable[[], str]) -> Iterator[None]:
-    """Say how to go on with what the block does, where Ctrl-C or SIGTERM ends it.
+def going_on(how: Callable[..., str]) -> Iterator[None]:
+    """Say how to go on with what the block does, where it ends before its time.
 
     Parameters
     ----------
     how
-        Returns something like "go on with: COMMAND".
+        Returns something like "go on with: COMMAND", given the options that it needs in addition.
 
     Raises
     ------
     StoppedError
         In place of a KeyboardInterrupt, and on SIGTERM.
+    KeptError
+        Each that the block raises.
     """
 
     def stop(number: int) -> None:
@@ -63,5 +66,12 @@ def going_on(how: Callable[[], str]) -> Iterator[None]:
             yield
     except KeyboardInterrupt as error:
         raise StoppedError(f"interrupted: {how()}", by=signal.SIGINT) from error
-    except StoppedError as error:
-        raise StoppedError(f"{error}: {how()}", by=error.by) from error
+    except KeptError as error:
+        # Still of its own kind and status.
+        error.args = (f"{error}: {how(*error.options)}",)
+        raise
+
+
+def same_command(*options: str) -> str:
+    """Say of a command that it goes on when it is typed again, with further options."""
+    return f"the same command goes on{' with ' if options else ''}{shlex.join(options)}"

@@ -17,7 +17,7 @@ from weakref import WeakSet
 import cv2
 from torch.utils.data import DataLoader, get_worker_info
 
-from kit.base import KitError
+from kit.base import KeptError
 from kit.data.datasets import Batch
 
 # A worker's exit code after a batch that it could not send.
@@ -28,8 +28,10 @@ _LEAST_SHARED_MEMORY = 2**16
 _NO_ROOM = (errno.ENOSPC, errno.ENOMEM, errno.EAGAIN, errno.EMFILE)
 
 
-class LostWorkerError(KitError):
+class LostWorkerError(KeptError):
     """A process that loads batches has ended before its time, or could not begin."""
+
+    options = ("--workers", "0")
 
 
 class _SharedMemoryError(Exception):

@@ -166,9 +166,9 @@ def finished_file(folder: Path, name: str) -> Path:
     return path
 
 
-def resume_command(folder: Path) -> str:
-    """Return what a user types to go on with a run or a cross-validation."""
-    return command("train", "--resume", "--out", folder)
+def resume_command(folder: Path, *options: str) -> str:
+    """Return what a user types to go on with a run or a cross-validation, with other options."""
+    return command("train", "--resume", "--out", folder, *options)
 
 
 def require_free(folder: Path, *, whole: Path | None = None) -> None:

@@ -27,14 +27,13 @@ from kit.base import (
     write_text,
 )
 from kit.data import (
-    LostWorkerError,
     Store,
     check_batch,
     recipe_holdout,
     write_split,
 )
 from kit.runs.checkpoint import load_checkpoint, write_checkpoint
-from kit.runs.folder import inside, read_config, require_free, resume_command
+from kit.runs.folder import inside, read_config, require_free
 from kit.runs.holdout import holdout_fingerprint, resumed_holdout
 from kit.runs.identity import compare, describe, require_same
 from kit.runs.loaders import RunLoaders
@@ -214,8 +213,6 @@ class Run:
                     yield result
         except NonFiniteLossError as error:
             raise self._explain(error) from error
-        except LostWorkerError as error:
-            raise KitError(f"{error}. Go on with: {resume_command(self.folder)}") from error
         # What is left is rank 0's, which needs no one for it.
         distributed.leave_group()
         if self.rank == 0:

@@ -81,6 +81,8 @@ def read_source(path: Path) -> Ensemble:
     KitError
         If it is none of them.
     """
+    if not path.exists():
+        raise KitError(f"there is no {path}: name a run, a cross-validation or an ensemble.json")
     if path.is_dir():
         file = path / "ensemble.json"
         return read_ensemble(file) if file.is_file() else average([path])

@@ -30,9 +30,9 @@ from optuna.trial import FrozenTrial, TrialState
 from kit.base import (
     EpochResult,
     FolderLock,
+    KeptError,
     KitError,
     Recipe,
-    StoppedError,
     recipe_values,
     write_json,
 )
@@ -223,8 +223,9 @@ def _blaming(trial: Trial) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, KitError) as error:
-        # A request to stop is no fault of the recipe, nor is what the disk or the network refuses.
-        if isinstance(error, StoppedError) or isinstance(error.__cause__, OSError):
+        # No fault of the recipe is a request to stop, a worker that was killed, or what the disk
+        # or the network refuses.
+        if isinstance(error, KeptError) or isinstance(error.__cause__, OSError):
             raise
         memory = "out of memory: " if isinstance(error, torch.OutOfMemoryError) else ""
         trial.set_user_attr("reason", f"{memory}{error}")
