@@ -23,7 +23,7 @@ option = $(if $(2),$(1) $(call quoted,$(2)))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo download pack train submit scores push pull test soak lint bench clean
+.PHONY: help install demo download pack train submit scores push pull notebook test soak lint bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,8 +36,8 @@ $(VENV)/installed: setup.cfg pyproject.toml
 	$(PIP_INSTALL) '.[export]'
 	touch $@
 
-# What only tests, checks and benchmarks need.
-$(VENV)/test $(VENV)/lint $(VENV)/bench: $(VENV)/%: $(VENV)/installed
+# What only tests, checks, benchmarks and the notebook need.
+$(VENV)/test $(VENV)/lint $(VENV)/bench $(VENV)/notebook: $(VENV)/%: $(VENV)/installed
 	$(PIP_INSTALL) '.[$*]'
 	touch $@
 
@@ -77,6 +77,9 @@ scores: $(VENV)/installed ## list past submissions and their scores
 
 push: $(VENV)/installed ## run KERNEL with ARGS on Kaggle; PUSH=--resume goes on with it
 	$(BIN)/python kernels/push.py --command $(KERNEL) --name $(NAME) $(PUSH) -- $(ARGS)
+
+notebook: $(VENV)/notebook ## the study as notebook.ipynb, executed here, with options in ARGS
+	$(BIN)/python kernels/notebook.py $(call option,--data,$(DATA)) $(ARGS)
 
 pull: $(VENV)/installed ## bring back what that kernel has left, as a run folder
 	$(BIN)/python kernels/pull.py --name $(NAME)

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kit import base, kaggle
-from kit.base import exit_on_error
+from kit.base import KitError, exit_on_error
 
 REPOSITORY = Path(__file__).parents[1]
+NOT_OF_NOTEBOOKS = ["command", "resume", "hours", "dataset", "kaggle_model", "internet"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,30 +41,45 @@ class PushOptions:
     """OWNER/MODEL/FRAMEWORK/VARIATION/VERSION of a Kaggle model to mount."""
     internet: bool = False
     """Let the kernel use the network, to fetch published weights; wants a verified phone."""
+    notebook: bool = False
+    """Push the study as a notebook (see notebook.py) in place of a command."""
 
 
-def main(options: PushOptions, arguments: list[str]) -> None:
+def main(options: PushOptions, arguments: list[str], given: set[str]) -> None:
     """Build and push."""
-    name = options.name or f"histopathologic-{options.command}"
-    job = kaggle.Job(
-        options.command, tuple(arguments), name, options.resume, options.hours, options.gpu
-    )
+    name = options.name or f"histopathologic-{'notebook' if options.notebook else options.command}"
+    if options.notebook:
+        base.refuse_unused(given, NOT_OF_NOTEBOOKS, "with --notebook")
+        if arguments:
+            raise KitError("--notebook has no options after --: kernels/notebook.py has some")
     owner = kaggle.username()
     with tempfile.TemporaryDirectory() as temporary:
-        kaggle.build_kernel(
-            Path(temporary),
-            job,
-            owner=owner,
-            repository=REPOSITORY,
-            reach=kaggle.Reach(options.dataset, options.kaggle_model, options.internet),
-        )
+        build(options, arguments, Path(temporary), f"{owner}/{name}")
         print(f"pushing {owner}/{name} with {kaggle.credential()}", file=sys.stderr)
         print(f"pushed {kaggle.push_kernel(Path(temporary))}")
     print(f"next, once it has ended: {base.command('pull', '--name', name)}")
+
+
+def build(options: PushOptions, arguments: list[str], folder: Path, kernel: str) -> None:
+    """Write what is pushed."""
+    owner, _, name = kernel.partition("/")
+    if options.notebook:
+        settings = kaggle.Notebook(name=name, gpu=options.gpu)
+        kaggle.build_notebook(folder, settings, owner=owner, repository=REPOSITORY)
+        return
+    job = kaggle.Job(
+        options.command, tuple(arguments), name, options.resume, options.hours, options.gpu
+    )
+    reach = kaggle.Reach(options.dataset, options.kaggle_model, options.internet)
+    kaggle.build_kernel(folder, job, owner=owner, repository=REPOSITORY, reach=reach)
 
 
 if __name__ == "__main__":
     words = [*sys.argv[1:], "--"]
     end = words.index("--")
     with exit_on_error():
-        main(base.parse_options(PushOptions, __doc__, words[:end]), words[end + 1 : -1])
+        main(
+            base.parse_options(PushOptions, __doc__, words[:end]),
+            words[end + 1 : -1],
+            base.given_options(words[:end]),
+        )

@@ -5,6 +5,7 @@ import base64
 import hashlib
 import io
 import json
+import lzma
 import os
 import shutil
 import subprocess
@@ -191,7 +192,7 @@ def test_only_files_that_options_take_go_along(
         Path(name).write_text(f"id,slide\n{'a' * 40},A\n")
     text = bundle.script(job(arguments=arguments), ROOT)
     content = base64.b85decode(text.partition('BUNDLE = "')[2].partition('"')[0])
-    names = zipfile.ZipFile(io.BytesIO(content)).namelist()
+    names = zipfile.ZipFile(io.BytesIO(lzma.decompress(content))).namelist()
     assert [name for name in names if name.startswith("given/")] == sorted(embedded)
     assert text.count("{home}") == len(embedded)
 

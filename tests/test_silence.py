@@ -18,6 +18,7 @@ KERNELS = Path(__file__).parents[1] / "kernels"
 
 SMALL = "--data data --epochs 1 --batch-size 8"
 COMMANDS = [
+    "notebook --no-execute",
     "standin --data data --train 60 --test 20",
     "pack --data data",
     "explore --data data",

@@ -10,6 +10,12 @@ from .kernels import push_kernel as push_kernel
 from .kernels import username as username
 from .leaderboard import Leaderboard as Leaderboard
 from .leaderboard import read_leaderboard as read_leaderboard
+from .notebook import Notebook as Notebook
+from .notebook import build_notebook as build_notebook
+from .notebook import execute_notebook as execute_notebook
+from .notebook import notebook_text as notebook_text
+from .on_kaggle import notebook_data as notebook_data
+from .on_kaggle import require_gpus as require_gpus
 from .on_kaggle import run_job as run_job
 from .output import Output as Output
 from .output import bring_back as bring_back
@@ -25,3 +31,4 @@ from .submissions import scoring_error as scoring_error
 from .submissions import submissions_left as submissions_left
 from .submissions import submit as submit
 from .submissions import wait_for_score as wait_for_score
+from .sums import Checksums as Checksums

@@ -2,14 +2,16 @@
 
 import base64
 import io
-import re
+import lzma
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import distribution
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_args, get_type_hints
 
+from kit import __version__
 from kit.base import SLUG, KitError, Recipe, recipe_names, write_json, write_text
 from kit.kaggle.job import Job
 from kit.kaggle.output import require_name
@@ -22,18 +24,16 @@ METADATA_FILE = "kernel-metadata.json"
 # Pure Python, MIT or BSD, and perhaps not in Kaggle's image: the command line, with what it needs,
 # TOML, and the packages' doors.
 _EMBEDDED = ("tyro", "docstring_parser", "typeguard", "tomli_w", "lazy_loader")
-_SUFFIXES = {".py", ".pyi", ".toml", ".html", ".css", ".js"}
+_SUFFIXES = {".py", ".pyi", ".toml", ".html", ".css", ".js", ".md"}
 # The script gives these itself.
 _RESERVED = {"--data", "--out", "--resume"}
 # What Kaggle takes at most is not published; larger files have a better place in a dataset.
 _MAX_BYTES = 1_000_000
 
-_SCRIPT = '''\
-"""{name}: built from histopathologic-cancer-kit {version} by kernels/push.py; edit that."""
-
+_UNPACK = """\
 import base64
 import io
-import os
+import lzma
 import sys
 import tempfile
 import zipfile
@@ -42,8 +42,15 @@ from pathlib import Path
 BUNDLE = "{bundle}"
 
 home = Path(tempfile.gettempdir(), "histopathologic-cancer-kit")
-zipfile.ZipFile(io.BytesIO(base64.b85decode(BUNDLE))).extractall(home)
+zipfile.ZipFile(io.BytesIO(lzma.decompress(base64.b85decode(BUNDLE)))).extractall(home)
 sys.path.insert(0, str(home))
+"""
+
+_SCRIPT = '''\
+"""{name}: built from histopathologic-cancer-kit {version} by kernels/push.py; edit that."""
+
+{unpack}
+import os
 
 from kit.base import exit_on_error
 from kit.kaggle import Job, run_job
@@ -86,27 +93,34 @@ def build_kernel(
             f"their path there{_hint(job)}"
         )
     write_text(folder / SCRIPT_FILE, text)
-    values = metadata(job, owner=owner, reach=reach)
-    write_json(folder / METADATA_FILE, values)
+    write_json(folder / METADATA_FILE, metadata(job, owner=owner, reach=reach))
 
 
 def script(job: Job, repository: Path) -> str:
     """Return the script; files that the arguments name are embedded, the same text each time."""
     arguments, given = _embed(job.arguments)
-    files = _sources(repository) | _libraries() | given
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-        for name in sorted(files):
-            # With a date of its own each build would differ.
-            archive.writestr(zipfile.ZipInfo(name), files[name], zipfile.ZIP_DEFLATED, 9)
-    version = re.search('__version__ = "(.*)"', files["kit/__init__.py"].decode())
-    assert version
     return _SCRIPT.format(
         name=job.name,
-        version=version[1],
-        bundle=base64.b85encode(buffer.getvalue()).decode(),
+        version=__version__,
+        unpack=unpacking(repository, given),
         job=replace(job, arguments=arguments),
     )
+
+
+def unpacking(repository: Path, given: Mapping[str, bytes] = MappingProxyType({})) -> str:
+    """Return the lines that hold and unpack the kit, its commands, libraries and given files.
+
+    They are in base85 of a zip in xz: compressed as a whole they take two thirds of what they take
+    file by file. The same files give the same lines.
+    """
+    files = {**_sources(repository), **_libraries(), **given}
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in sorted(files):
+            # With a date of its own each build would differ.
+            archive.writestr(zipfile.ZipInfo(name), files[name])
+    packed = lzma.compress(buffer.getvalue(), preset=9 | lzma.PRESET_EXTREME)
+    return _UNPACK.format(bundle=base64.b85encode(packed).decode())
 
 
 def metadata(job: Job, *, owner: str, reach: Reach) -> dict[str, Any]:

@@ -4,6 +4,7 @@
 /kaggle/working  what is kept: runs/NAME or studies/NAME, submission.csv, checksums.json
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -132,6 +133,12 @@ def link_data(root: Path, room: Path) -> Path:
         print(f"the packed tiles: {store}", flush=True)
         (data / "store").symlink_to(store)
     return data
+
+
+def notebook_data(data: Path) -> Path:
+    """Return the folder of the competition's data in a notebook: on Kaggle the mounts decide."""
+    root = Path(os.environ.get("HCD_KAGGLE_ROOT", "/kaggle"))
+    return link_data(root, scratch(root)) if (root / "input").is_dir() else data
 
 
 def restore(job: Job, root: Path) -> None:

@@ -1,0 +1,170 @@
+"""The study as a notebook: what stands in it, executed on a small competition, and pushed."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pandas as pd
+import pytest
+from conftest import competition_files, write_folder
+from kaggle_server import move_in, serve
+
+from kit import kaggle
+from kit.base import KitError
+from kit.kaggle.sums import CHECKSUMS
+
+ROOT = Path(__file__).parents[1]
+NAME = "histopathologic-notebook"
+# Of the assignment, in its order.
+IN_ORDER = [
+    "## Description",
+    "## Data summary",
+    "## Data\n",
+    "Image 1: negative",
+    "Image 2: positive",
+    "## Exploratory data analysis",
+    "chart-1-classes",
+    "chart-2-balanced",
+    "## Approach",
+    "## Model architecture",
+    "### Batch normalization before the activation",
+    "### Batch normalization after the activation",
+    "## Model comparison: results and analysis",
+    '("before", "accuracy"), ("before", "loss"), ("after", "accuracy"), ("after", "loss")',
+    "Plot {number}",
+    "**Table 1: accuracy before and after",
+    "## Test submission",
+    "## Hyperparameter tuning",
+    "(0.99, 0.75, 0.5, 0.25)",
+    '(5, "train_accuracy"',
+    '(6, "valid_accuracy"',
+    "**Table 2: momentum and accuracy",
+    "## Conclusion",
+    "### Model comparison",
+    "### Hyperparameter tuning",
+]
+
+
+@pytest.fixture(scope="module")
+def text() -> str:
+    return kaggle.notebook_text(kaggle.Notebook(), ROOT)
+
+
+def test_it_follows_the_assignment_in_its_order(text: str) -> None:
+    notebook = json.loads(text)
+    nbformat.validate(notebook)
+    source = "\n\n".join(cell["source"] for cell in notebook["cells"])
+    place = 0
+    for part in IN_ORDER:
+        assert part in source[place:], part
+        place = source.index(part, place) + 1
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            compile(cell["source"], "a cell", "exec")
+    assert not re.search(r"\$\w", source.replace(notebook["cells"][1]["source"], ""))
+
+
+def test_it_is_small_and_the_same_each_time(text: str) -> None:
+    assert len(text) < 1_000_000
+    assert text == kaggle.notebook_text(kaggle.Notebook(), ROOT)
+
+
+NEEDS_JUPYTER = pytest.mark.skipif(
+    find_spec("nbclient") is None or find_spec("ipykernel") is None,
+    reason="nbclient and ipykernel are not installed",
+)
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the notebook was executed, with nothing of the kit at hand but itself."""
+    folder = tmp_path_factory.mktemp("executed")
+    write_folder(folder / "data", competition_files(train=200, test=9))
+    done = execute(folder, "--epochs", "2", "--seeds", "2", "--sweep-seeds", "2")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def execute(folder: Path, *options: str) -> "subprocess.CompletedProcess[str]":
+    # Sockets' paths have to be short.
+    runtime = Path(os.environ["TMPDIR"], "jupyter")
+    return subprocess.run(
+        [sys.executable, ROOT / "kernels" / "notebook.py", *options],
+        cwd=folder,
+        env=os.environ | {"JUPYTER_RUNTIME_DIR": str(runtime), "IPYTHONDIR": str(folder / "home")},
+        capture_output=True,
+        text=True,
+    )
+
+
+@NEEDS_JUPYTER
+def test_it_is_executed_to_its_end_with_figures_and_tables_in_it(executed: Path) -> None:
+    notebook = json.loads((executed / "notebook.ipynb").read_text())
+    nbformat.validate(notebook)
+    outputs = [one for cell in notebook["cells"] for one in cell.get("outputs", [])]
+    shown = [one["data"] for one in outputs if "data" in one]
+    # Both images, two charts, channels, plots 1 to 4, the seeds' AUC, plots 5 and 6.
+    assert sum("image/png" in one for one in shown) == 11
+    said = "\n".join(joined(one["text/markdown"]) for one in shown if "text/markdown" in one)
+    assert "50.0 % of the training tiles are negative" in said
+    assert "No conclusion is possible about before and after" in said
+    tables = "".join(joined(one["text/html"]) for one in shown if "text/html" in one)
+    assert "momentum (Keras)" in tables
+    assert "Validation accuracy" in tables
+    assert not [one for one in outputs if "%|" in joined(one.get("text", ""))]
+
+
+@NEEDS_JUPYTER
+def test_what_it_leaves_can_be_pulled_and_submitted(executed: Path) -> None:
+    assert len(pd.read_csv(executed / "submission.csv")) == 9
+    sums = json.loads((executed / CHECKSUMS).read_text())
+    assert {"submission.csv", f"studies/{NAME}/bn/runs/before-0/metrics.json"} <= sums.keys()
+
+
+@NEEDS_JUPYTER
+def test_a_cell_that_fails_is_told_and_the_rest_is_kept(tmp_path: Path) -> None:
+    done = execute(tmp_path)
+    assert done.returncode == 1
+    assert "the notebook stopped: no data in data" in done.stderr
+    assert "Traceback" not in done.stderr
+    notebook = json.loads((tmp_path / "notebook.ipynb").read_text())
+    assert any(one.get("ename") == "KitError" for one in all_outputs(notebook))
+
+
+def all_outputs(notebook: dict[str, Any]) -> list[dict[str, Any]]:
+    return [one for cell in notebook["cells"] for one in cell.get("outputs", [])]
+
+
+def joined(text: str | list[str]) -> str:
+    return text if isinstance(text, str) else "".join(text)
+
+
+def test_it_is_pushed_as_a_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve() as server:
+        move_in(server, tmp_path, monkeypatch)
+        command = [sys.executable, ROOT / "kernels" / "push.py", "--notebook"]
+        done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"next, once it has ended: python kernels/pull.py --name {NAME}" in done.stdout
+    assert server.pushed["kernelType"] == "notebook"
+    assert server.pushed["slug"] == f"nobody/{NAME}"
+    assert server.pushed["machineShape"] == "NvidiaTeslaT4"
+    cells = json.loads(server.pushed["text"])["cells"]
+    assert "GPU = True" in cells[2]["source"]
+
+
+def test_what_a_notebook_has_no_use_for_is_refused(tmp_path: Path) -> None:
+    command = [sys.executable, ROOT / "kernels" / "push.py", "--notebook"]
+    for words in (["--resume"], ["--", "--bn", "after"]):
+        done = subprocess.run([*command, *words], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 1
+        assert "--notebook" in done.stderr
+    with pytest.raises(KitError, match="--name x: give 5 to 50"):
+        settings = kaggle.Notebook(name="x")
+        kaggle.build_notebook(tmp_path, settings, owner="nobody", repository=ROOT)
