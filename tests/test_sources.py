@@ -42,7 +42,8 @@ def test_names_that_are_no_tiles_are_passed_over_and_counted(
 
 
 def test_an_archive_with_one_folder_on_top_is_read(tmp_path: Path, files: Files) -> None:
-    on_top = {f"pcam/{name}": content for name, content in files.items()}
+    folders = {"pcam/": b"", "pcam/train/": b"", "pcam/test/": b"", "__MACOSX/": b""}
+    on_top = folders | {f"pcam/{name}": content for name, content in files.items()}
     resources = {f"__MACOSX/pcam/train/._{'a' * 40}.tif": b"Mac OS X", "__MACOSX/._pcam": b"?"}
     write_zip(tmp_path / "top", on_top | resources)
     write_zip(tmp_path / "plain", files)

@@ -68,8 +68,14 @@ class Archive:
             raise KitError(f"cannot read {self.path}: {error.strerror}") from error
         names = [_with_slashes(info.filename) for info in members]
         top = _top_folder(names)
-        self._names = [name.removeprefix(top) for name in names]
-        self._infos = dict(zip(self._names, members, strict=True))
+        # The folder on top is a member itself where a program packs folders, too.
+        pairs = [
+            (name.removeprefix(top), info)
+            for name, info in zip(names, members, strict=True)
+            if not top or name != top
+        ]
+        self._names = [name for name, _ in pairs]
+        self._infos = dict(pairs)
 
     def names(self) -> list[str]:
         """Return the members' names in the order in which they are stored."""
