@@ -11,9 +11,10 @@ from conftest import competition_files, kernel, write_zip
 from simulated_gpu import Counts, simulated_gpu
 
 from kit import models, runs
-from kit.base import Recipe
+from kit.base import KitError, Recipe
 from kit.data import Store, eval_loader, open_store, recipe_dataset, train_loader
-from kit.training import TrainingState, fit
+from kit.training import GraphedCall, TrainingState, fit
+from kit.training.gradients import WARM_UP_CALLS
 
 CUDA = torch.device("cuda")
 RECIPES = {
@@ -87,6 +88,31 @@ def test_a_run_is_that_of_the_cpu_within_rounding(store: Store, tmp_path: Path, 
     assert found.train_loss == pytest.approx(expected[0].train_loss, rel=1e-4)
     there = runs.load(tmp_path / "cpu", device="cpu").predict(store.test, views=8)
     np.testing.assert_allclose(probabilities, there, atol=2e-3)
+
+
+@pytest.mark.usefixtures("counts")
+def test_a_graph_does_what_its_function_does() -> None:
+    total = torch.zeros(3).to(CUDA)
+
+    def add(values: torch.Tensor) -> torch.Tensor:
+        total.add_(values)
+        return 2 * total
+
+    graphed = GraphedCall(add, CUDA)
+    returned = [graphed(torch.full((3,), float(number)).to(CUDA)).tolist() for number in range(9)]
+    assert returned == [[number * (number + 1.0)] * 3 for number in range(9)]
+    doubled = GraphedCall(lambda: total.mul_(2), CUDA)
+    assert [doubled().tolist()[0] for _ in range(9)] == [36 * 2.0**power for power in range(1, 10)]
+
+
+@pytest.mark.usefixtures("counts")
+def test_a_step_that_waits_cannot_be_recorded() -> None:
+    graphed = GraphedCall(lambda values: values * values.sum().item(), CUDA)
+    values = torch.ones(2).to(CUDA)
+    for _ in range(WARM_UP_CALLS):
+        graphed(values)
+    with pytest.raises(KitError, match="--no-cuda-graphs"):
+        graphed(values)
 
 
 def test_every_command_runs(store: Store, tmp_path: Path) -> None:

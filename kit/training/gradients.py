@@ -186,7 +186,8 @@ class GraphedCall:
             return self._warm_up(inputs)
         if self._calls == WARM_UP_CALLS + 1:
             self._record(inputs)
-        torch._foreach_copy_(self._inputs, list(inputs))
+        if inputs:
+            torch._foreach_copy_(self._inputs, list(inputs))
         self._graph.replay()
         return self._output
 
