@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from tqdm import tqdm
+
 from kit.base import (
     SLIDES_FILE,
     KitError,
@@ -155,4 +157,5 @@ def slides_fingerprint(path: Path, store: Store) -> str:
 @cache
 def _note(text: str) -> None:
     """Print a note, once in a process: a table is read for each fold and seed."""
-    print(f"note: {text}", file=sys.stderr)
+    # Not by print: a bar may stand on the line.
+    tqdm.write(f"note: {text}", file=sys.stderr)
