@@ -23,7 +23,7 @@ option = $(if $(2),$(1) $(call quoted,$(2)))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo download pack train submit scores push pull notebook test soak lint bench clean
+.PHONY: help install demo download pack train submit scores push pull dataset notebook test soak lint bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +77,9 @@ scores: $(VENV)/installed ## list past submissions and their scores
 
 push: $(VENV)/installed ## run KERNEL with ARGS on Kaggle; PUSH=--resume goes on with it
 	$(BIN)/python kernels/push.py --command $(KERNEL) --name $(NAME) $(PUSH) -- $(ARGS)
+
+dataset: $(VENV)/installed ## upload the packed tiles as a private dataset on Kaggle
+	$(BIN)/python kernels/dataset.py $(call option,--data,$(DATA))
 
 notebook: $(VENV)/notebook ## the study as notebook.ipynb, executed here, with options in ARGS
 	$(BIN)/python kernels/notebook.py $(call option,--data,$(DATA)) $(ARGS)

@@ -115,6 +115,10 @@ class KaggleServer:
         What becomes of the coming requests for one of these files, one each.
     compresses
         Whether a proxy on the way compresses the archive, and tells the compressed size.
+    dataset
+        What the account's dataset was made with.
+    blobs
+        The files that were uploaded for it, by name.
     leaderboard
         A zip of the teams' scores.
     requests
@@ -150,6 +154,8 @@ class KaggleServer:
     log: str = "what the kernel printed\n"
     output: dict[str, bytes] = field(default_factory=dict)
     output_faults: dict[str, list[Fault]] = field(default_factory=dict)
+    dataset: dict[str, Any] = field(default_factory=dict)
+    blobs: dict[str, bytes] = field(default_factory=dict)
     requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     compresses: bool = False
     leaderboard: bytes = b""
@@ -236,6 +242,16 @@ class KaggleServer:
         self.pushed = request
         address = f"https://www.kaggle.com/code/{request['slug']}"
         return {"url": address, "versionNumber": 3} | self.push_answer
+
+    def GetDatasetStatus(self, _: dict[str, Any]) -> dict[str, Any] | Answer:
+        return {"status": "READY"} if self.dataset else refusal(404, "Not found")
+
+    def StartBlobUpload(self, request: dict[str, Any]) -> dict[str, Any]:
+        return {"token": request["name"], "createUrl": f"http://localhost/blob/{request['name']}"}
+
+    def CreateDataset(self, request: dict[str, Any]) -> dict[str, Any]:
+        self.dataset = request
+        return {"status": "ok", "url": "https://www.kaggle.com/datasets/nobody/the-dataset"}
 
     def GetKernelSessionStatus(self, _: dict[str, Any]) -> dict[str, Any]:
         return {"status": self.kernel_status, "failureMessage": self.failure}
@@ -325,8 +341,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._transfer(whole, fault)
 
     def do_PUT(self) -> None:
-        self._note("upload")
-        self.kaggle.uploaded = self._body()
+        name = urlsplit(self.path).path.rpartition("/")[2]
+        self._note(name)
+        if name == "upload":
+            self.kaggle.uploaded = self._body()
+        else:
+            self.kaggle.blobs[name] = self._body()
         self._answer(Answer(self.kaggle.upload_status, b""))
 
     def do_CONNECT(self) -> None:

@@ -15,7 +15,7 @@ from kaggle_server import until
 
 from kit import kaggle
 from kit.base import KitError
-from kit.kaggle import Job, supervise
+from kit.kaggle import Job, on_kaggle, supervise
 from kit.kaggle.mounts import find_weights
 from kit.kaggle.on_kaggle import link_data
 from kit.kaggle.sums import CHECKSUMS
@@ -213,6 +213,32 @@ def test_packed_tiles_that_are_mounted_are_used() -> None:
     Path("kaggle/temp").mkdir()
     data = link_data(Path("kaggle").absolute(), Path("kaggle/temp"))
     assert (data / "store").resolve() == Path("kaggle/input/datasets/nobody/tiles").resolve()
+
+
+@pytest.mark.usefixtures("working")
+@pytest.mark.parametrize(
+    ("changes", "devices"),
+    [
+        ({"arguments": ("--folds", "5")}, True),
+        ({"arguments": ("--folds=5", "--fold", "0")}, False),
+        ({"arguments": ("--folds", "5", "--device", "cuda:1")}, False),
+        ({"arguments": ("--folds", "5"), "gpu": False}, False),
+        ({}, False),
+        ({"command": "momentum"}, True),
+    ],
+)
+def test_both_gpus_are_used_where_there_are_many_runs(
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    changes: dict[str, object],
+    devices: bool,
+) -> None:
+    monkeypatch.setattr(on_kaggle, "require_gpus", lambda: ["Tesla T4"] * 2)
+    for command in ("train", "momentum", "predict"):
+        put(command, SHOWS)
+    run(job(**{"gpu": True, **changes}))
+    said = capfd.readouterr().out.partition("$")[2].splitlines()[0]
+    assert ("--devices auto" in said) is devices
 
 
 def put_file(path: str | Path) -> Path:

@@ -33,7 +33,14 @@ COMMANDS = [
     "export --run runs/two --timm timm",
 ]
 # They find no credentials, and so leave Kaggle's client alone.
-REFUSED = ["download --data new", "scores", "submit --data data", "push", "pull"]
+REFUSED = [
+    "download --data new",
+    "scores",
+    "submit --data data",
+    "push",
+    "pull",
+    "dataset --data data",
+]
 
 # One process for all commands: importing the libraries takes longer than all of their work.
 RUN_ALL = """

@@ -32,6 +32,9 @@ class Archive:
     All of its files may lie in one folder, as some programs pack them; names leave that out.
     """
 
+    readers = os.cpu_count() or 1
+    """Threads to read with."""
+
     def __init__(self, path: Path) -> None:
         self.path = path
 
@@ -142,6 +145,9 @@ def _check_size(size: int, limit: int) -> None:
 
 class Folder:
     """The competition's files, extracted."""
+
+    readers = 32
+    """Threads to read with: on a mount of the network, as Kaggle's, each waits for its file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -174,7 +174,7 @@ def _copy_split(path: Path, source: Source, split: Split, ids: Sequence[str]) ->
 
     problems: Problems = {}
     with (
-        ThreadPoolExecutor(os.cpu_count()) as executor,
+        ThreadPoolExecutor(source.readers) as executor,
         tqdm(total=len(names), desc=f"packing {split}", unit=" tiles", mininterval=0.5) as bar,
     ):
         for chunk, found in _in_order(executor, copy, _chunks(names)):

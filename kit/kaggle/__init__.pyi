@@ -1,5 +1,6 @@
 from .bundle import build_kernel as build_kernel
 from .credentials import credential as credential
+from .dataset import create_dataset as create_dataset
 from .download import download_archive as download_archive
 from .download import is_downloaded as is_downloaded
 from .job import Command as Command

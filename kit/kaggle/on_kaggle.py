@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from kit.base import LOCK_NAME, KitError, atomic_path, competition
+from kit.base import LOCK_NAME, KitError, atomic_path, competition, given_options
 from kit.kaggle.credentials import SETTINGS_PAGE
 from kit.kaggle.job import RECORD, SUBMISSION, Job
 from kit.kaggle.mounts import find_store, find_weights
@@ -172,5 +172,10 @@ def _options(job: Job, home: Path, data: Path, root: Path) -> list[str]:
         weights = find_weights(root, job.weights)
         print(f"the weights of {job.weights}: {weights}", flush=True)
         options += ["--no-pretrained", "--weights", str(weights)]
+    given = given_options(options)
+    has_many_runs = job.command != "train" or ("folds" in given and "fold" not in given)
+    if job.gpu and has_many_runs and not given & {"device", "devices"}:
+        # Kaggle gives two T4 or none.
+        options += ["--devices", "auto"]
     resume = ["--resume"] if job.resume and job.command == "train" else []
     return [*options, "--data", str(data), "--out", str(job.folder), *resume]
