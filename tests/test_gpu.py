@@ -13,7 +13,7 @@ from simulated_gpu import Counts, simulated_gpu
 from kit import models, runs
 from kit.base import KitError, Recipe
 from kit.data import Store, eval_loader, open_store, recipe_dataset, train_loader
-from kit.training import GraphedCall, TrainingState, fit
+from kit.training import GraphedCall, NonFiniteLossError, TrainingState, choose_kernels, fit
 from kit.training.gradients import WARM_UP_CALLS
 
 CUDA = torch.device("cuda")
@@ -113,6 +113,58 @@ def test_a_step_that_waits_cannot_be_recorded() -> None:
         graphed(values)
     with pytest.raises(KitError, match="--no-cuda-graphs"):
         graphed(values)
+
+
+def test_tiles_that_no_gpu_holds_are_copied_without_waiting(store: Store, counts: Counts) -> None:
+    recipe = replace(RECIPES["small"], batch_size=4, epochs=1)
+    dataset = recipe_dataset(store.train.tiles, recipe, labels=store.labels, train=True)
+    state = TrainingState(models.create_model(recipe), recipe, device=CUDA)
+    seen = []
+
+    def after_step() -> None:
+        seen.append(dict(counts.waits))
+        counts.clear()
+
+    loader = train_loader(dataset, batch_size=4, pin_memory=True)
+    list(fit(state, loader, eval_loader(dataset), after_step=after_step, progress=False))
+    assert seen[1:] == [{}] * 5
+
+
+class Rootless(torch.nn.Module):
+    """A network with a finite loss and no gradient that is a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return (self.weight * images.mean((1, 2, 3))).abs().sqrt()[:, None]
+
+
+@pytest.mark.usefixtures("counts")
+def test_gradients_that_fp16_cannot_hold_end_the_training(store: Store) -> None:
+    recipe = replace(RECIPES["small"], batch_size=1, epochs=5)
+    dataset = recipe_dataset(store.train.tiles, recipe, labels=store.labels, device=CUDA)
+    state = TrainingState(Rootless(), recipe, device=CUDA, dtype=torch.float16)
+    epochs = fit(state, train_loader(dataset, batch_size=1), eval_loader(dataset), progress=False)
+    with pytest.raises(NonFiniteLossError, match="larger than fp16 holds") as error:
+        list(epochs)
+    # 24 halvings in the first epoch are too few, 48 are enough.
+    assert state.epoch == 1
+    assert len(error.value.indices) == 1
+
+
+@pytest.mark.usefixtures("counts")
+def test_kernels_are_the_fastest_or_repeat_their_bits() -> None:
+    flags = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32
+    try:
+        for deterministic in (True, False):
+            choose_kernels(deterministic=deterministic)
+            assert torch.backends.cudnn.benchmark is not deterministic
+            assert torch.are_deterministic_algorithms_enabled() is deterministic
+            assert not torch.backends.cudnn.allow_tf32
+    finally:
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = flags
 
 
 def test_every_command_runs(store: Store, tmp_path: Path) -> None:
