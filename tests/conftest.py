@@ -49,7 +49,7 @@ if FIRST:
 ROOT = Path(__file__).parents[1]
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(
-    ["kit.report.studies", "kit.study.search", "captum.attr", "torch._dynamo"]
+    ["kit.report.studies", "kit.study.search", "captum.attr", "torch._dynamo", "timm"]
 )
 STREAMS = ("stdout", "stderr")
 RECIPE = Recipe(epochs=2, batch_size=8, size=32)

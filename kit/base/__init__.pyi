@@ -38,6 +38,7 @@ from .files import write_text as write_text
 from .locks import LOCK_NAME as LOCK_NAME
 from .locks import FileLock as FileLock
 from .locks import FolderLock as FolderLock
+from .recipe import CHANNEL_STATISTICS as CHANNEL_STATISTICS
 from .recipe import OWN_ONLY as OWN_ONLY
 from .recipe import Augmentation as Augmentation
 from .recipe import Bn as Bn
@@ -46,8 +47,10 @@ from .recipe import Init as Init
 from .recipe import Interpolation as Interpolation
 from .recipe import Normalization as Normalization
 from .recipe import Orientations as Orientations
+from .recipe import Pool as Pool
 from .recipe import Positive as Positive
 from .recipe import Precision as Precision
+from .recipe import Probe as Probe
 from .recipe import Recipe as Recipe
 from .recipe import Views as Views
 from .recipe import parse_recipe as parse_recipe

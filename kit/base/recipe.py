@@ -17,12 +17,16 @@ from kit.base.values import describe_errors
 
 Bn = Literal["before", "after"]
 Interpolation = Literal["nearest", "bilinear", "area", "bicubic"]
-Normalization = Literal["unit", "competition", "imagenet"]
+Normalization = Literal[
+    "unit", "competition", "imagenet", "half", "clip", "bioptimus", "lunit", "model"
+]
 Augmentation = Literal["none", "d4", "stain", "colour", "full"]
 Orientations = Literal[1, 8]
 Init = Literal["keras", "torch"]
 Schedule = Literal["constant", "one-cycle"]
 Keep = Literal["last", "best"]
+Probe = Literal["none", "linear", "mlp"]
+Pool = Literal["class", "mean", "max", "spread", "centre", "stages"]
 Views = Literal[1, 8]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -33,8 +37,35 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 # Options that shape the kit's own networks and mean nothing to a timm backbone.
 OWN_ONLY = ("bn", "widths", "orientations", "bn_momentum", "bn_eps", "init")
 # Options that only a timm backbone takes.
-BACKBONE_ONLY = ("pretrained", "weights", "layer_decay", "frozen_epochs")
+BACKBONE_ONLY = ("pretrained", "weights", "probe", "pool", "layer_decay", "frozen_epochs")
+# Options of training in steps, which a probe does not: it is fitted to all tiles at once.
+STEPS_ONLY = (
+    "augment",
+    "stain_strength",
+    "epochs",
+    "batch_size",
+    "lr",
+    "schedule",
+    "weight_decay",
+    "label_smoothing",
+    "ema",
+    "keep",
+    "layer_decay",
+    "frozen_epochs",
+)
 _LAST_SEED = 2**32 - 1
+
+
+CHANNEL_STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    "competition": (competition.CHANNEL_MEAN, competition.CHANNEL_STD),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "bioptimus": ((0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517)),
+    "lunit": ((0.70322989, 0.53606487, 0.66096631), (0.21716536, 0.26081574, 0.20723464)),
+}
+"""Mean and standard deviation of red, green and blue in [0, 1], by the name in a recipe."""
 
 
 class RecipeError(KitError, ValueError):
@@ -69,7 +100,8 @@ class Recipe:
     interpolation: Interpolation = "nearest"
     """How the crop is resized to the input."""
     normalize: Normalization = "unit"
-    """unit: inputs / 255; competition, imagenet: those channel statistics as well."""
+    """unit: inputs / 255; competition, imagenet, half, clip, bioptimus, lunit: those channel
+    statistics as well; model: those that the timm model was trained with."""
     augment: Augmentation = "none"
     """d4: the eight symmetries of the square; stain: jittered H&E stains as well; colour: jittered
     channels and saturation as well; full: any angle, zoom and blur as well."""
@@ -77,7 +109,8 @@ class Recipe:
     """Of stain and colour: a factor on how far the stains' densities are jittered."""
 
     model: str = "small"
-    """small (the study's network), compact (a deeper one), or the name of any timm model."""
+    """small (the study's network), compact (a deeper one), the name of any timm model,
+    hf-hub:OWNER/NAME, local-dir:FOLDER, or a pathology model's short name (encode.py --list)."""
     bn: Bn = "before"
     """BatchNorm before or after each activation of the kit's own networks."""
     widths: Annotated[tuple[Count, ...], Field(min_length=2)] = (32, 64, 128)
@@ -96,6 +129,12 @@ class Recipe:
     """Start a timm model from its published weights."""
     weights: Path | None = None
     """Start a timm model from this .safetensors or .pth file; needs no network."""
+    probe: Probe = "none"
+    """Of a timm model: linear, mlp leave it as it is and fit a logistic regression, or a small
+    network, to what it makes of the tiles; none trains it."""
+    pool: tuple[Pool, ...] = ()
+    """Of a probe: what is taken from the model's last map, one after the other; by default what the
+    model's card says, and the mean over the centre that decides the label."""
 
     epochs: Count = 20
     """Passes over the training tiles."""
@@ -142,6 +181,8 @@ class Recipe:
             raise RecipeError("pretrained and weights exclude each other: choose one start")
         if not self.is_backbone and (self.pretrained or self.weights is not None):
             raise RecipeError("pretrained and weights need a timm model, such as resnet18")
+        if not self.is_backbone and self.is_probe:
+            raise RecipeError("a probe needs a timm model, such as resnet18")
         if self.orientations > 1 and self.model != "compact":
             raise RecipeError("orientations needs the model compact")
         if not self.is_backbone and (self.frozen_epochs or self.layer_decay < 1):
@@ -153,21 +194,34 @@ class Recipe:
         return self.model not in ("small", "compact")
 
     @property
+    def is_probe(self) -> bool:
+        """Whether a probe is fitted to a model that stays as it is."""
+        return self.probe != "none"
+
+    @property
     def channel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of the channels that inputs are normalised with."""
-        return {
-            "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-            "competition": (competition.CHANNEL_MEAN, competition.CHANNEL_STD),
-            "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-        }[self.normalize]
+        """Mean and standard deviation of the channels that inputs are normalised with.
+
+        Raises
+        ------
+        RecipeError
+            If they are the model's, which `kit.models.follow_model` knows.
+        """
+        if self.normalize == "model":
+            raise RecipeError("normalize = model stands for statistics that are not known here")
+        return CHANNEL_STATISTICS[self.normalize]
 
     def unused_options(self) -> dict[str, str]:
         """Return the options that this recipe makes nothing of, and for each one why."""
         names = OWN_ONLY if self.is_backbone else BACKBONE_ONLY
         unused = dict.fromkeys(names, f"for --model {self.model}")
+        if self.is_probe:
+            unused |= dict.fromkeys(STEPS_ONLY, f"for --probe {self.probe}")
+        elif self.is_backbone:
+            unused["pool"] = "without --probe"
         if self.folds or self.validate_on:
             unused["holdout"] = f"beside {'--folds' if self.folds else '--validate-on'}"
-        if self.augment in ("none", "d4"):
+        if self.augment in ("none", "d4") and not self.is_probe:
             unused["stain_strength"] = f"for --augment {self.augment}"
         return unused
 

@@ -6,6 +6,8 @@ from .datasets import DeviceDataset as DeviceDataset
 from .datasets import TileDataset as TileDataset
 from .datasets import fits_on_device as fits_on_device
 from .datasets import recipe_dataset as recipe_dataset
+from .features import FeatureFile as FeatureFile
+from .features import Features as Features
 from .loaders import EVAL_BATCH_SIZE as EVAL_BATCH_SIZE
 from .loaders import EpochSampler as EpochSampler
 from .loaders import eval_loader as eval_loader
@@ -32,6 +34,7 @@ from .store import open_store as open_store
 from .store import pack_tiles as pack_tiles
 from .synthetic import draw_tiles as draw_tiles
 from .tensor_transforms import eight_views as eight_views
+from .tensor_transforms import view_of as view_of
 from .transforms import Resize as Resize
 from .transforms import StainJitter as StainJitter
 from .transforms import augmentation as augmentation

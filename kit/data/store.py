@@ -57,11 +57,19 @@ class TileSet:
         40 hex digits each, in the order of `tiles`: that of the competition's own table.
     labels
         (tiles,), 0 or 1; None for the test split.
+    features
+        Folder of what encoders make of the tiles, beside the store; None keeps nothing.
     """
 
     tiles: Pixels
     ids: Strings
     labels: Labels | None = None
+    features: Path | None = None
+
+    @property
+    def split(self) -> Split:
+        """Which one it is."""
+        return "test" if self.labels is None else "train"
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -273,7 +281,9 @@ def _load_split(folder: Path, split: Split) -> TileSet:
     index = pd.read_csv(folder / f"{split}.csv", dtype=types, usecols=list(types))
     tiles = _map(folder / f"{split}.npy", len(index))
     labels = index["label"].to_numpy() if split == "train" else None
-    return TileSet(tiles, index["id"].to_numpy(str), labels)
+    # Where a store's link leads there is room.
+    features = Path(os.path.realpath(folder)).with_name("features")
+    return TileSet(tiles, index["id"].to_numpy(str), labels, features)
 
 
 def _map(path: Path, count: int) -> Pixels:

@@ -174,12 +174,15 @@ def _sources(side: int, device: torch.device) -> Tensor:
 
 def eight_views(images: Tensor) -> list[Tensor]:
     """Return square images (images, channels, side, side) under each of `SYMMETRIES`."""
-    views = []
-    for transposes, axes in SYMMETRIES:
-        view = images.transpose(2, 3) if transposes else images
-        view = view.flip([2 + axis for axis in axes])
-        views.append(view.contiguous(memory_format=torch.channels_last))
-    return views
+    return [view_of(images, number) for number in range(len(SYMMETRIES))]
+
+
+def view_of(images: Tensor, number: int) -> Tensor:
+    """Return one of `eight_views`; the first is the images themselves."""
+    transposes, axes = SYMMETRIES[number]
+    view = images.transpose(2, 3) if transposes else images
+    view = view.flip([2 + axis for axis in axes])
+    return view.contiguous(memory_format=torch.channels_last)
 
 
 def jitter_stains(maps: Tensor, scales: Tensor, shifts: Tensor) -> Tensor:

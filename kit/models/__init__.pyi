@@ -1,3 +1,13 @@
+from .cards import CARDS as CARDS
+from .cards import Card as Card
+from .cards import describe_cards as describe_cards
+from .encoders import Encoder as Encoder
+from .encoders import Probe as Probe
+from .encoders import create_encoder as create_encoder
+from .encoders import create_probe as create_probe
+from .encoders import feature_count as feature_count
+from .encoders import follow_model as follow_model
+from .encoders import weights_fingerprint as weights_fingerprint
 from .equivariance import GroupConv2d as GroupConv2d
 from .factory import create_model as create_model
 from .factory import freeze_backbone as freeze_backbone
@@ -11,6 +21,7 @@ from .networks import SmallCNN as SmallCNN
 from .norms import BatchNorm as BatchNorm
 from .norms import batch_norms as batch_norms
 from .norms import min_running_var as min_running_var
+from .sources import find_source as find_source
 from .timm_folder import RESAMPLING as RESAMPLING
 from .timm_folder import read_timm_folder as read_timm_folder
 from .timm_folder import timm_config as timm_config

@@ -7,6 +7,7 @@ from torch import nn
 
 from kit.base import Recipe
 from kit.models.backbones import classifier_layers, create_backbone
+from kit.models.encoders import create_probe
 from kit.models.networks import CompactCNN, SmallCNN
 
 
@@ -22,6 +23,8 @@ def create_model(recipe: Recipe) -> nn.Module:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
+        if recipe.is_probe:
+            return create_probe(recipe)
         if recipe.is_backbone:
             return create_backbone(recipe)
         options: dict[str, Any] = {

@@ -63,7 +63,7 @@ def load_weights(model: nn.Module, path: Path, *, apart_from: Collection[str]) -
     KitError
         If the file holds no weights, or not those of this model.
     """
-    state = _without_prefix(read_weights(path), model)
+    state = _without_prefix(from_transformers(read_weights(path)), model)
     expected = _without(apart_from, model.state_dict())
     found = _without(apart_from, state)
     if _misfit(found, expected):
@@ -72,6 +72,41 @@ def load_weights(model: nn.Module, path: Path, *, apart_from: Collection[str]) -
     if misfit:
         raise KitError(f"{path} does not fit the model: {misfit}")
     model.load_state_dict(found, strict=False)
+
+
+# Names of Transformers' DINOv2, and what timm calls the same.
+_TRANSFORMERS = {
+    "embeddings.patch_embeddings.projection": "patch_embed.proj",
+    "embeddings.position_embeddings": "pos_embed",
+    "embeddings.cls_token": "cls_token",
+    "encoder.layer.": "blocks.",
+    "attention.output.dense": "attn.proj",
+    "layer_scale1.lambda1": "ls1.gamma",
+    "layer_scale2.lambda1": "ls2.gamma",
+    "mlp.weights_in": "mlp.fc1",
+    "mlp.weights_out": "mlp.fc2",
+    "layernorm.": "norm.",
+}
+
+
+def from_transformers(state: State) -> State:
+    """Return the weights of a DINOv2 of the library Transformers under timm's names.
+
+    Other weights are returned as they are.
+    """
+    if "embeddings.cls_token" not in state or "layernorm.weight" not in state:
+        return state
+    renamed: State = {}
+    for name, tensor in state.items():
+        for theirs, ours in _TRANSFORMERS.items():
+            name = name.replace(theirs, ours)
+        renamed[name] = tensor
+    # One product in place of three; nothing is masked.
+    for name in [name for name in renamed if ".attention.attention.query." in name]:
+        parts = [renamed.pop(name.replace("query", part)) for part in ("query", "key", "value")]
+        renamed[name.replace("attention.attention.query", "attn.qkv")] = torch.cat(parts)
+    renamed.pop("embeddings.mask_token", None)
+    return renamed
 
 
 def read_weights(path: Path) -> State:

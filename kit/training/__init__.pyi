@@ -13,6 +13,8 @@ from .devices import Devices as Devices
 from .devices import Work as Work
 from .devices import choose_devices as choose_devices
 from .devices import share_out as share_out
+from .encoding import Plan as Plan
+from .encoding import TileEncoder as TileEncoder
 from .gradients import Gradients as Gradients
 from .gradients import GraphedCall as GraphedCall
 from .gradients import compute_gradients as compute_gradients
