@@ -215,7 +215,7 @@ def is_finished(folder: Path) -> bool:
 
 def open_run(options: TrainOptions, tiles: data.Store, folder: Path, device: str) -> runs.Run:
     """Open a run, and keep the table of its layers."""
-    run = runs.Run(
+    run = runs.begin_run(
         options.recipe,
         tiles,
         folder,

@@ -28,7 +28,7 @@ from simulated_gpu import simulated_gpu
 # Before any library that reports to its makers: the kit switches that off.
 from kit.base import Recipe
 from kit.data import Store, pack_tiles
-from kit.runs import Run
+from kit.runs import Run, begin_run
 
 # Tests share two cores with whatever else runs; threads that wait for each other would stall,
 # here and in the commands that tests start.
@@ -142,7 +142,7 @@ def _run_script(argv: list[str], cwd: Path, log: Path, gpu: bool) -> None:
 
 
 def train(recipe: Recipe, tiles: Store, folder: Path, *, resume: bool = False) -> Run:
-    run = Run(recipe, tiles, folder, device="cpu", resume=resume)
+    run = begin_run(recipe, tiles, folder, device="cpu", resume=resume)
     for _ in run.train(progress=False):
         pass
     return run

@@ -21,6 +21,7 @@ COMMANDS = [
     "notebook --no-execute",
     "standin --data data --train 60 --test 20",
     "pack --data data",
+    "encode --list",
     "explore --data data",
     f"train {SMALL} --out runs/one",
     f"train {SMALL} --out runs/two --model test_resnet --augment full",

@@ -4,6 +4,7 @@ from .cards import describe_cards as describe_cards
 from .encoders import Encoder as Encoder
 from .encoders import Probe as Probe
 from .encoders import create_encoder as create_encoder
+from .encoders import create_head as create_head
 from .encoders import create_probe as create_probe
 from .encoders import feature_count as feature_count
 from .encoders import follow_model as follow_model
@@ -22,6 +23,7 @@ from .norms import BatchNorm as BatchNorm
 from .norms import batch_norms as batch_norms
 from .norms import min_running_var as min_running_var
 from .sources import find_source as find_source
+from .sources import is_elsewhere as is_elsewhere
 from .timm_folder import RESAMPLING as RESAMPLING
 from .timm_folder import read_timm_folder as read_timm_folder
 from .timm_folder import timm_config as timm_config

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kit.base import CENTRE_SIZE, CHANNEL_STATISTICS, KitError, Pool, Recipe
+from kit.base import Probe as ProbeKind
 from kit.models.backbones import create_backbone
 from kit.models.cards import CARDS
 from kit.models.sources import find_source
@@ -124,16 +125,21 @@ def create_probe(recipe: Recipe) -> Probe:
     """Build a recipe's encoder and the head that a probe will fit, which answers 0 before."""
     encoder = create_encoder(recipe)
     count = feature_count(encoder, recipe.size)
-    head: nn.Module = nn.Linear(count, 1)
-    if recipe.probe == "mlp":
-        head = nn.Sequential(nn.Linear(count, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, 1))
-    for weight in head.parameters():
-        nn.init.zeros_(weight)
-    return Probe(encoder, head)
+    return Probe(encoder, create_head(recipe.probe, count))
 
 
 HIDDEN = 256
 """Units of a small network on features."""
+
+
+def create_head(kind: ProbeKind, count: int) -> nn.Module:
+    """Return what maps so many features to a logit: 0 before it is fitted."""
+    head: nn.Module = nn.Linear(count, 1)
+    if kind == "mlp":
+        head = nn.Sequential(nn.Linear(count, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, 1))
+    for weight in head.parameters():
+        nn.init.zeros_(weight)
+    return head
 
 
 def feature_count(encoder: Encoder, size: int) -> int:

@@ -92,6 +92,11 @@ class Source:
         }
 
 
+def is_elsewhere(model: str) -> bool:
+    """Whether a model is described by the hub or a folder, and not by timm or the kit."""
+    return model.startswith((HUB, FOLDER))
+
+
 def find_source(model: str) -> Source:
     """Return how a model is built that a recipe names.
 

@@ -27,6 +27,8 @@ from .folds import require_distinct as require_distinct
 from .predictions import final_metrics as final_metrics
 from .predictions import read_metrics as read_metrics
 from .predictions import read_valid as read_valid
+from .probe import ProbeRun as ProbeRun
+from .probe import begin_run as begin_run
 from .run import Run as Run
 from .submissions import Manner as Manner
 from .submissions import Submission as Submission

@@ -40,7 +40,8 @@ def check_trainable(
         choose_precision(recipe.precision, chosen)
         check_schedule(recipe, len(holdout.train) // recipe.batch_size)
         # Published weights are fetched when they are needed.
-        network = replace(recipe, pretrained=False, weights=None, fold=None, seed=0)
+        own = models.follow_model(recipe)
+        network = replace(own, pretrained=False, weights=None, fold=None, seed=0)
         if network not in built:
             models.create_model(network)
             built.add(network)

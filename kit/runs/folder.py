@@ -4,7 +4,9 @@ config.json        every option, and the kit's, torch's and the data's fingerpri
 split.csv          id,fold
 history.jsonl      one object per epoch
 last.pt            all that resuming needs
-model.safetensors  the weights of the last epoch
+model.safetensors  the weights of the last epoch; of a probe, those of its head
+encoder.safetensors  of a probe, the weights of its encoder
+architecture/      how a model is built that timm does not know by its name
 valid.csv          id,label,probability,logit on the holdout
 metrics.json       the final figures, with intervals; it is written last
 
@@ -31,7 +33,7 @@ from kit.base import (
 )
 
 # What a training that was stopped before its first checkpoint has written.
-_LEFT_BY_A_START = {LOCK_NAME, "config.json", "split.csv", "layers.txt"}
+_LEFT_BY_A_START = {LOCK_NAME, "config.json", "split.csv", "layers.txt", "architecture"}
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 import kit
+from kit import models
 from kit.base import CLASS_NAMES, KitError, Recipe, parse_recipe, recipe_values
 from kit.data import Store
 
@@ -56,6 +57,7 @@ def describe(
     recipe: Recipe, store: Store, device: torch.device, dtype: torch.dtype
 ) -> dict[str, Any]:
     """Return what identifies a run, as config.json holds it."""
+    recipe = models.follow_model(recipe)
     mean, std = recipe.channel_statistics
     return {
         "recipe": recipe_values(recipe),

@@ -5,7 +5,7 @@ import json
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from kit.data import (
     recipe_holdout,
     write_split,
 )
+from kit.runs.architecture import keep_architecture, rebuilding_recipe
 from kit.runs.checkpoint import load_checkpoint, write_checkpoint
 from kit.runs.folder import inside, read_config, require_free
 from kit.runs.holdout import holdout_fingerprint, resumed_holdout
@@ -100,7 +101,7 @@ class Run:
         checkpoint_steps: int = 500,
         record: Mapping[str, Any] | None = None,
     ) -> None:
-        self.recipe = recipe
+        self.recipe = recipe = models.follow_model(recipe)
         self.store = store
         self.folder = folder
         self.device = choose_device(device)
@@ -148,7 +149,7 @@ class Run:
                 )
             return self._new_state(self.recipe)
         # The weights that the run began with are not needed any more.
-        state = self._new_state(replace(self.recipe, pretrained=False, weights=None))
+        state = self._new_state(rebuilding_recipe(self.folder, self.recipe))
         self.history = load_checkpoint(path, state, self._identity())
         if state.epoch > self.recipe.epochs:
             raise KitError(
@@ -165,6 +166,7 @@ class Run:
             # Whoever had the lock before may have trained here.
             require_free(self.folder)
             write_json(self.folder / "config.json", now)
+            keep_architecture(self.folder, self.recipe)
         elif compare(begun, now).any or begun.get("processes", 1) != now["processes"]:
             if parse_recipe(begun["recipe"], source="config.json").epochs != self.recipe.epochs:
                 # It is not finished any more: metrics.json, which says so, goes first.

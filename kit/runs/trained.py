@@ -1,26 +1,30 @@
 """A finished run's model, rebuilt from its folder alone, and what it predicts."""
 
-import dataclasses
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from scipy.special import expit
 from torch import Tensor, nn
 
-from kit import models
+from kit import models, stats
 from kit.base import CLASS_NAMES, Floats, KitError, Recipe, Views, parse_recipe
 from kit.data import TileSet, eval_loader, fits_on_device, recipe_dataset
+from kit.runs.architecture import rebuilding_recipe
 from kit.runs.folder import finished_file, read_bytes, read_config, resume_command
 from kit.runs.predictions import read_metrics
+from kit.runs.probe import ENCODER
 from kit.training import (
     Normalize,
+    TileEncoder,
     choose_device,
     choose_precision,
+    features_logits,
     move_model,
     predict_logits,
     recalibrate,
@@ -87,6 +91,9 @@ class TrainedModel:
             If the run recorded no temperature to calibrate with, or there is no BatchNorm to adapt.
         """
         temperature = self._require_temperature() if calibrate else 1.0
+        if self.recipe.is_probe and tiles.features is not None and not adapt_bn:
+            by_view = self._logits_of_features(tiles, views or self.recipe.views, progress)
+            return stats.logit_of_mean(np.stack(by_view)) / temperature
         held = self.device if fits_on_device(self.recipe, len(tiles), self.device) else None
         dataset = recipe_dataset(tiles.tiles, self.recipe, device=held)
         loader = eval_loader(dataset, pin_memory=self.device.type == "cuda")
@@ -105,6 +112,15 @@ class TrainedModel:
             description=f"predicting with {self.name}" if progress else None,
         )
         return logits / temperature
+
+    def _logits_of_features(self, tiles: TileSet, views: int, progress: bool) -> list[Floats]:
+        """Return a probe's logits by view, from features that are made where there are none."""
+        assert isinstance(self.model, models.Probe)
+        encoder = TileEncoder(self.model.encoder, self.recipe, self.device)
+        return [
+            features_logits(self.model, encoder.encode(tiles, view, progress=progress))
+            for view in range(views)
+        ]
 
     def _require_temperature(self) -> float:
         if self.temperature is None:
@@ -126,10 +142,13 @@ def load(folder: Path, *, device: str = "auto") -> TrainedModel:
     values, figures = read_config(folder), read_metrics(folder)
     recipe = parse_recipe(values["recipe"], source=f"{folder}/config.json")
     _check_preprocessing(folder, values, recipe)
-    weights = _read_weights(folder, figures)
+    weights = _read_weights(folder, figures, "model.safetensors")
+    if recipe.is_probe:
+        encoder = _read_weights(folder, figures, ENCODER)
+        weights |= {f"encoder.network.{name}": tensor for name, tensor in encoder.items()}
     chosen = choose_device(device)
     # The run's own weights follow: nothing is to be fetched for the ones it began with.
-    model = models.create_model(dataclasses.replace(recipe, pretrained=False, weights=None))
+    model = models.create_model(rebuilding_recipe(folder, recipe))
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -148,9 +167,9 @@ def load(folder: Path, *, device: str = "auto") -> TrainedModel:
     )
 
 
-def _read_weights(folder: Path, figures: dict[str, Any]) -> dict[str, Tensor]:
+def _read_weights(folder: Path, figures: dict[str, Any], name: str) -> dict[str, Tensor]:
     """Read a run's weights, which must be those that its figures were made with."""
-    path = finished_file(folder, "model.safetensors")
+    path = finished_file(folder, name)
     content = read_bytes(path)
     # The kit's version 0.4.0 and older recorded none.
     expected = figures.get("sha256", {}).get(path.name)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from kit.base import LOCK_NAME, FolderLock, KitError, Recipe
 from kit.data import Store
-from kit.runs import Run
+from kit.runs import Run, begin_run
 
 
 def open_run(
@@ -22,13 +22,13 @@ def open_run(
     """
     if resume and (folder / "config.json").exists():
         try:
-            return Run(recipe, store, folder, device=device, workers=workers, resume=True)
+            return begin_run(recipe, store, folder, device=device, workers=workers, resume=True)
         except KitError as error:
             # The disk or another process is to blame, and not what lies there.
             if isinstance(error.__cause__, OSError):
                 raise
         clear_folder(folder)
-    return Run(recipe, store, folder, device=device, workers=workers)
+    return begin_run(recipe, store, folder, device=device, workers=workers)
 
 
 def clear_folder(folder: Path) -> None:

@@ -1,0 +1,184 @@
+"""Regularised logistic regression on features: many strengths and folds at once, in little memory.
+
+The objective is the mean log loss plus half the strength times the squared weights, on features of
+mean 0 and variance 1. The curvature of the log loss is at most a quarter of the features' own
+(Böhning and Lindsay, Ann. Inst. Stat. Math. 40, 1988), which is the same matrix for all folds: it
+scales the steps of Nesterov's method (restarted as O'Donoghue and Candès do, arXiv:1204.3982), and
+one pass over the features serves all strengths and folds.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kit.base import Bools, Floats, Labels
+from kit.data import Features
+
+# Rows that are widened to float32 at a time.
+_CHUNK = 8192
+_MOST_STEPS = 500
+# Numbers in float32 that are held in memory; more are widened again in each step.
+_MOST_HELD = 10**8
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Linear functions of features: their values are logits.
+
+    Attributes
+    ----------
+    weights
+        (features, functions).
+    biases
+        (functions,).
+    """
+
+    weights: Floats
+    biases: Floats
+
+    def logits(self, features: Features) -> Floats:
+        """Return logits of shape (tiles, functions)."""
+        weights = torch.from_numpy(self.weights).float()
+        parts = [chunk @ weights for chunk in _chunks(features)]
+        values: Floats = torch.cat(parts).double().numpy() + self.biases
+        return values
+
+
+def fit_logistic(
+    features: Features,
+    labels: Labels,
+    strengths: Floats,
+    used: Bools,
+    *,
+    tolerance: float = 1e-9,
+) -> Fit:
+    """Fit a logistic regression per strength and selection of tiles.
+
+    Parameters
+    ----------
+    features
+        (tiles, features).
+    labels
+        (tiles,), 0 or 1.
+    strengths
+        (functions,) of the L2 penalty, above 0. The bias has none.
+    used
+        (tiles, functions): which tiles each function is fitted to.
+    tolerance
+        Of what each objective may still lose, in nats per tile, as the bound estimates it.
+    """
+    problem = _Problem(features, labels, strengths, used)
+    weights, biases = _minimize(problem, tolerance)
+    scale = problem.scale
+    plain = (weights.double() / scale.deviation[:, None].double()).numpy()
+    return Fit(plain, biases.double().numpy() - scale.mean.double().numpy() @ plain)
+
+
+class Scale:
+    """Mean and standard deviation of each feature; a constant one keeps its scale."""
+
+    def __init__(self, features: Features) -> None:
+        sums = torch.zeros(2, features.shape[1], dtype=torch.float64)
+        for chunk in _chunks(features):
+            sums[0] += chunk.double().sum(0)
+        mean = sums[0] / len(features)
+        for chunk in _chunks(features):
+            sums[1] += (chunk.double() - mean).square().sum(0)
+        deviation = (sums[1] / len(features)).sqrt()
+        deviation[deviation < 1e-6] = 1
+        self.mean, self.deviation = mean.float(), deviation.float()
+
+    def __call__(self, chunk: Tensor) -> Tensor:
+        return (chunk - self.mean) / self.deviation
+
+
+class _Problem:
+    """The objectives of all functions, side by side."""
+
+    def __init__(self, features: Features, labels: Labels, strengths: Floats, used: Bools) -> None:
+        self.scale = Scale(features)
+        self._features = features
+        held = len(features) * features.shape[1] <= _MOST_HELD
+        self._held = torch.cat([*self._scaled()]) if held else None
+        self._targets = torch.from_numpy(labels).float()[:, None]
+        self._shares = torch.from_numpy(used).float()
+        self._shares /= self._shares.sum(0)
+        self._strengths = torch.from_numpy(strengths).float()
+        self.shape = features.shape[1], len(strengths)
+        # All tiles that a function is fitted to have the same share.
+        most = self._shares.amax(0)
+        self._bias_curvature = most * len(features) / 4
+        self._curvatures = self._factors(most)
+
+    def gradient(self, weights: Tensor, biases: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the slopes along weights (features, functions) and biases (functions,)."""
+        slopes, bias_slopes = self._strengths * weights, torch.zeros_like(biases)
+        start = 0
+        for chunk in self._chunks():
+            rows = slice(start, start := start + len(chunk))
+            answers = torch.sigmoid(torch.addmm(biases, chunk, weights))
+            errors = (answers - self._targets[rows]) * self._shares[rows]
+            slopes.addmm_(chunk.T, errors)
+            bias_slopes += errors.sum(0)
+        return slopes, bias_slopes
+
+    def step(self, slopes: Tensor, bias_slopes: Tensor) -> tuple[Tensor, Tensor]:
+        """Return slopes over the bound of the curvature."""
+        step = torch.empty_like(slopes)
+        for columns, factor in self._curvatures:
+            step[:, columns] = torch.cholesky_solve(slopes[:, columns], factor)
+        return step, bias_slopes / self._bias_curvature
+
+    def _factors(self, most: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return the Cholesky factor of the bound for the columns of each strength."""
+        gram = torch.zeros(self.shape[0], self.shape[0])
+        for chunk in self._chunks():
+            gram.addmm_(chunk.T, chunk)
+        factors = []
+        # A share of the mean for the rounding of float32; the bound stays one.
+        rounding = 1e-6 * gram.diagonal().mean()
+        for strength in sorted(set(self._strengths.tolist())):
+            columns = torch.nonzero(self._strengths == strength).squeeze(1)
+            share = most[columns].max() / 4
+            bound = gram * share
+            bound.diagonal().add_(strength + rounding * share)
+            factors.append((columns, torch.linalg.cholesky(bound)))
+        return factors
+
+    def _chunks(self) -> Iterator[Tensor]:
+        return self._scaled() if self._held is None else iter(torch.split(self._held, _CHUNK))
+
+    def _scaled(self) -> Iterator[Tensor]:
+        return (self.scale(chunk) for chunk in _chunks(self._features))
+
+
+def _minimize(problem: _Problem, tolerance: float) -> tuple[Tensor, Tensor]:
+    """Return the weights (features, functions) and biases (functions,) of the least objectives."""
+    weights, biases = torch.zeros(problem.shape), torch.zeros(problem.shape[1])
+    ahead, bias_ahead = weights, biases
+    age = torch.zeros(problem.shape[1])
+    for _ in range(_MOST_STEPS):
+        slopes, bias_slopes = problem.gradient(ahead, bias_ahead)
+        step, bias_step = problem.step(slopes, bias_slopes)
+        new, new_bias = ahead - step, bias_ahead - bias_step
+        # What a quadratic with the bound's curvature would still lose.
+        gain = (slopes * step).sum(0) + bias_slopes * bias_step
+        if gain.max() < 2 * tolerance:
+            return new, new_bias
+        move, bias_move = new - weights, new_bias - biases
+        # A function that would go uphill begins to gather speed again.
+        uphill = (slopes * move).sum(0) + bias_slopes * bias_move > 0
+        age = torch.where(uphill, torch.zeros_like(age), age + 1)
+        speed = age / (age + 3)
+        weights, biases = new, new_bias
+        ahead, bias_ahead = weights + speed * move, biases + speed * bias_move
+    return weights, biases
+
+
+def _chunks(features: Features) -> Iterator[Tensor]:
+    """Yield float32 rows of features, some at a time."""
+    for start in range(0, len(features), _CHUNK):
+        yield torch.from_numpy(np.asarray(features[start : start + _CHUNK]).astype(np.float32))
