@@ -180,6 +180,12 @@ def test_a_slides_table_that_has_changed_is_noticed(
     assert (tmp_path / "run" / "split.csv").read_bytes() == split
     valid = runs.read_valid(tmp_path / "run")["id"].tolist()
     assert tiles.train.ids[again.holdout.valid].tolist() == valid
+    del again
+    slides.unlink()
+    with pytest.raises(KitError, match=r"slides\.csv: No such .*add --force to go on with .*split"):
+        Run(recipe, tiles, tmp_path / "run", resume=True)
+    again = Run(recipe, tiles, tmp_path / "run", resume=True, force=True)
+    assert tiles.train.ids[again.holdout.valid].tolist() == valid
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,8 @@ def test_hard_labels_of_a_mean_of_ranks_go_by_the_probabilities(tmp_path: Path) 
         out, Ensemble(weights, "rank"), tiles, Manner(hard=True), device="cpu"
     )
     assert hard.tolist() == (by_run.mean(axis=0) > 0.5).tolist()
-    assert made.manner == "1 view, hard labels"
+    by = "the mean of runs/one (0.50), runs/two (0.50)"
+    assert (made.by, made.manner) == (by, "1 view, hard labels")
 
 
 def test_a_run_may_be_a_submission(server: KaggleServer, type_in: Type) -> None:

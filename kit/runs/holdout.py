@@ -28,7 +28,8 @@ def resumed_holdout(folder: Path, recipe: Recipe, store: Store, *, force: bool) 
     Raises
     ------
     KitError
-        If the two differ, as when the table of slides has changed, or split.csv is another one.
+        If the two differ, as when the table of slides has changed or is gone, or split.csv is
+        another one.
     """
     path = inside(folder, "split.csv")
     expected = read_config(folder)["data"].get("split")
@@ -41,13 +42,17 @@ def resumed_holdout(folder: Path, recipe: Recipe, store: Store, *, force: bool) 
         if force:
             return kept
         expected = found
-    chosen = recipe_holdout(store, recipe)
+    put_back = f"put back what the run was begun with, or add --force to go on with {path}"
+    try:
+        chosen = recipe_holdout(store, recipe)
+    except KitError as error:
+        if kept is None:
+            raise
+        # Such as a table of slides that is gone.
+        raise KitError(f"{error}: {put_back}") from error
     if expected not in (None, holdout_fingerprint(store, chosen)):
         source = "another version of the kit" if recipe.slides is None else recipe.slides
-        raise KitError(
-            f"{folder} has another holdout than {source} gives now: put back what the run was "
-            f"begun with, or add --force to go on with {path}"
-        )
+        raise KitError(f"{folder} has another holdout than {source} gives now: {put_back}")
     return chosen
 
 

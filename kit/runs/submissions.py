@@ -173,7 +173,9 @@ def predict_submission(
     ids = tiles.test.ids.tolist()
     kaggle.write_submission(path, ids, values)
     kaggle.validate_submission(path, ids)
-    return values, _remember(path, ensemble, tiles, _describe_manner(manner, views))
+    return values, _remember(
+        path, ensemble, tiles, by=_describe_models(chosen), manner=_describe_manner(manner, views)
+    )
 
 
 def read_submission(path: Path) -> Submission | None:
@@ -224,13 +226,13 @@ def model_weights(ensemble: Ensemble) -> dict[str, float]:
     return weights
 
 
-def _remember(path: Path, ensemble: Ensemble, tiles: Store, manner: str) -> Submission:
+def _remember(path: Path, ensemble: Ensemble, tiles: Store, *, by: str, manner: str) -> Submission:
     made = Submission(
         sha256=_sha256(path) if path.is_file() else "",
         data=tiles.fingerprint,
         models=model_weights(ensemble),
         mean=ensemble.mean,
-        by=_describe_models(ensemble),
+        by=by,
         manner=manner,
         standins=trained_on_standin(ensemble),
     )
