@@ -47,9 +47,10 @@ if FIRST:
     Path(tempfile.tempdir).chmod(0o711)
 
 ROOT = Path(__file__).parents[1]
+# One server for all tests: what it has imported is the last list that anyone sets.
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(
-    ["kit.report.studies", "kit.study.search", "captum.attr", "torch._dynamo", "timm"]
+    ["kit.report.studies", "kit.study.search", "captum.attr", "timm", "torch._dynamo", "pytest"]
 )
 STREAMS = ("stdout", "stderr")
 RECIPE = Recipe(epochs=2, batch_size=8, size=32)

@@ -1,5 +1,4 @@
 import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -15,7 +14,7 @@ import optuna
 import pandas as pd
 import pytest
 import torch
-from conftest import competition_files, write_zip
+from conftest import FORKSERVER, competition_files, write_zip
 from optuna.samplers import RandomSampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -256,10 +255,6 @@ def test_several_seeds_count_by_their_mean(tiles: Store, tmp_path: Path) -> None
 
 # --- Workers that die, and workers side by side ------------------------------------------
 
-# Real processes, that share one import of the libraries.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["kit.study.search", "pytest"])
-
 
 def work(
     data: Path, out: Path, recipe: Recipe, options: dict[str, object], start: Barrier, errors: Path
@@ -274,12 +269,12 @@ def work(
 def start_workers(
     tiles: Store, out: Path, recipe: Recipe, *, count: int = 1, **options: object
 ) -> list[BaseProcess]:
-    start = PROCESSES.Barrier(count + 1)
+    start = FORKSERVER.Barrier(count + 1)
     workers = []
     for number in range(count):
         errors = out.with_name(f"errors-{number}.txt")
         arguments = (tiles.folder.parent, out, recipe, options, start, errors)
-        workers.append(PROCESSES.Process(target=work, args=arguments))
+        workers.append(FORKSERVER.Process(target=work, args=arguments))
         workers[-1].start()
     start.wait()
     return workers

@@ -1,6 +1,5 @@
 """Studies that several real processes share, some of which are killed."""
 
-import multiprocessing
 import os
 import pwd
 import re
@@ -15,11 +14,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import optuna
 import pytest
 import torch
+from conftest import FORKSERVER
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
@@ -34,15 +35,23 @@ RECIPE = Recipe(epochs=12, batch_size=8, widths=(4, 6, 8))
 MOMENTA = (0.99, 0.5)
 CLOCKS = {"seconds": 0.0, "tiles_per_second": 0.0}
 
-# Real processes, that share one import of the libraries.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["kit.report.studies", "pytest"])
+
+def start(count: int, work: Callable[..., None], *arguments: object) -> list[BaseProcess]:
+    """Start several workers at once: none may have trained all before another begins."""
+    barrier = FORKSERVER.Barrier(count + 1, timeout=120)
+    workers = [
+        FORKSERVER.Process(target=work_together, args=(barrier, work, number, *arguments))
+        for number in range(count)
+    ]
+    for worker in workers:
+        worker.start()
+    barrier.wait()
+    return workers
 
 
-def start(work: Callable[..., None], *arguments: object) -> BaseProcess:
-    process = PROCESSES.Process(target=work, args=arguments)
-    process.start()
-    return process
+def work_together(barrier: Barrier, work: Callable[..., None], *arguments: object) -> None:
+    barrier.wait()
+    work(*arguments)
 
 
 def kill_one_each(workers: list[BaseProcess], out: Path, count: int) -> None:
@@ -65,18 +74,18 @@ def trained(storage: optuna.storages.BaseStorage, out: Path) -> list[str]:
     return sorted(trial.user_attrs["run"] for trial in trials)
 
 
-def compare(data: Path, out: Path, printed: Path) -> None:
+def compare(number: int, data: Path, out: Path, printed: list[Path]) -> None:
     torch.set_num_threads(1)
     options = ["--data", data, "--out", out, "--device", "cpu", "--seeds", 2, "--epochs", 12]
     sys.argv = [*map(str, ["compare.py", *options, "--batch-size", 8, "--widths", 4, 6, 8])]
-    with printed.open("w") as sys.stdout:
+    with printed[number].open("w") as sys.stdout:
         runpy.run_path(str(ROOT / "kernels" / "compare.py"), run_name="__main__")
 
 
 def test_four_workers_of_which_two_die_do_each_run_once(tiles: Store, tmp_path: Path) -> None:
     out = tmp_path / "shared"
     printed = [tmp_path / f"printed-{number}.txt" for number in range(4)]
-    workers = [start(compare, tiles.folder.parent, out, file) for file in printed]
+    workers = start(4, compare, tiles.folder.parent, out, printed)
     kill_one_each(workers, out, 2)
 
     names = sorted(f"{arm}-{seed}" for arm in ("before", "after") for seed in range(2))
@@ -129,7 +138,7 @@ def postgresql() -> Iterator[str]:
         shutil.rmtree(folder)
 
 
-def sweep(data: Path, out: Path, url: str) -> None:
+def sweep(_: int, data: Path, out: Path, url: str) -> None:
     torch.set_num_threads(1)
     sharing.HEARTBEAT, sharing.GRACE = 1, 4
     tiles = open_store(data)
@@ -141,7 +150,7 @@ def test_a_database_hands_the_run_of_a_dead_worker_on(
     tiles: Store, tmp_path: Path, postgresql: str
 ) -> None:
     out = tmp_path / "shared"
-    workers = [start(sweep, tiles.folder.parent, out, postgresql) for _ in range(2)]
+    workers = start(2, sweep, tiles.folder.parent, out, postgresql)
     kill_one_each(workers, out, 1)
     assert trained(sharing.open_storage(postgresql, out / "none"), out) == [
         f"sweep-{seed}" for seed in range(2)
@@ -211,3 +220,10 @@ def test_an_unusable_database_is_named_without_its_password(tiles: Store, tmp_pa
         study.train_arms(spec, tiles, device="cpu", storage=url)
     assert "secret" not in str(raised.value)
     assert "the same command goes on" in str(raised.value)
+
+
+def test_an_address_without_a_user_is_told_how_it_is_written(tiles: Store, tmp_path: Path) -> None:
+    arms = {bn: replace(RECIPE, bn=bn) for bn in ("before", "after")}
+    spec = Study(tmp_path, arms, (0,))
+    with pytest.raises(KitError, match=r"127\.0\.0\.1:1/none names no user: give --storage"):
+        study.train_arms(spec, tiles, device="cpu", storage="postgresql+pg8000://127.0.0.1:1/none")
