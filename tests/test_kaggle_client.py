@@ -735,7 +735,7 @@ class TestSubmit:
             _, stderr = process.communicate()
         assert process.returncode == 130
         last = stderr.splitlines()[-1]
-        assert last.startswith("error: interrupted: it may be submitted: type `make scores` before")
+        assert last.startswith("error: stopped: it may be submitted: type `make scores` before")
         assert_discreet(stderr)
 
     def test_tells_its_own_submission_from_a_team_mates(

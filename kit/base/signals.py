@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from kit.base.errors import KeptError, StoppedError
 
@@ -16,27 +17,47 @@ def handle_signals(handler: Callable[[int], None], *numbers: int) -> Iterator[No
 
     A signal that is ignored stays so. Processes that are forked meanwhile leave Ctrl-C to this
     one and end on any other signal. Outside of the main thread, which alone may handle signals,
-    nothing changes.
+    nothing changes. Blocks may end in any order, as those of generators do: the latest one that
+    lasts is called.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    own = os.getpid()
+    handled = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    own = {number: _Handler(handler, signal.getsignal(number)) for number in handled}
+    for number, one in own.items():
+        signal.signal(number, one)
+    try:
+        yield
+    finally:
+        for number, one in own.items():
+            one.remove(number)
 
-    def handle(number: int, _: object) -> None:
-        if os.getpid() == own:
-            handler(number)
+
+class _Handler:
+    """Handles a signal in the process that it was made in, in place of the handler before it."""
+
+    def __init__(self, handler: Callable[[int], None], before: Any) -> None:
+        self.handler = handler
+        self.before = before
+        self.process = os.getpid()
+
+    def __call__(self, number: int, _: object) -> None:
+        if os.getpid() == self.process:
+            self.handler(number)
         elif number != signal.SIGINT:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
-    handled = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, handle) for number in handled}
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
+    def remove(self, number: int) -> None:
+        """Put the one before in its place, also where later ones have come."""
+        later = signal.getsignal(number)
+        while isinstance(later, _Handler) and self not in (later, later.before):
+            later = later.before
+        if isinstance(later, _Handler) and later is not self:
+            later.before = self.before
+        else:
+            signal.signal(number, self.before)
 
 
 @contextmanager
@@ -65,7 +86,7 @@ def going_on(how: Callable[..., str]) -> Iterator[None]:
         with handle_signals(stop, signal.SIGTERM):
             yield
     except KeyboardInterrupt as error:
-        raise StoppedError(f"interrupted: {how()}", by=signal.SIGINT) from error
+        raise StoppedError(f"stopped: {how()}", by=signal.SIGINT) from error
     except KeptError as error:
         # Still of its own kind and status.
         error.args = (f"{error}: {how(*error.options)}",)

@@ -72,6 +72,9 @@ class TileDataset(Dataset[Batch]):
     (torch.Size([3, 96, 96]), 1.0)
     """
 
+    device: torch.device | None = None
+    """Where tiles, labels and batches are, where that is not the host."""
+
     def __init__(
         self,
         tiles: Pixels,
@@ -93,9 +96,6 @@ class TileDataset(Dataset[Batch]):
         if isinstance(self.augment, PerTile) and len(self):
             # What is wrong with a pipeline is told here, not in a worker.
             self[0, 0]
-
-    device: torch.device | None = None
-    """Where tiles, labels and batches are, where that is not the host."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -168,7 +168,6 @@ class DeviceDataset(TileDataset):
         parts = np.array_split(np.arange(len(self)), 1 + len(self) // 4096)
         for part in parts:
             self.device_tiles[part[0] : part[-1] + 1] = torch.from_numpy(tiles[self.rows[part]])
-
         self.device_labels = torch.from_numpy(self.labels).to(device)
         self.device = device
 

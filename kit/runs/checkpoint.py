@@ -29,13 +29,13 @@ _DOES_NOT_FIT = (RuntimeError, ValueError, KeyError, TypeError, AttributeError)
 
 
 def write_checkpoint(
-    path: Path, state: TrainingState, history: list[EpochResult], identity: dict[str, Any]
+    path: Path, state: dict[str, Any], history: list[EpochResult], identity: dict[str, Any]
 ) -> None:
-    """Write the state of a training, the results of its epochs, and which run it is of."""
+    """Write the state dict of a training, the results of its epochs, and which run it is of."""
     content = {
         "run": identity,
         "history": [asdict(result) for result in history],
-        **state.state_dict(),
+        **state,
     }
     # Through memory: where the disk is full, torch.save raises no OSError.
     buffer = io.BytesIO()

@@ -68,9 +68,7 @@ def find_differences(
     KitError
         If the folder's config.json cannot be read.
     """
-    chosen = choose_device(device)
-    dtype = choose_precision(recipe.precision, chosen)
-    now = describe(recipe, store, chosen, dtype)
+    now = describe(recipe, store, choose_device(device))
     fixed, changeable = compare(read_config(folder), now, ignore=ignore)
     return fixed + changeable
 
@@ -90,9 +88,7 @@ def check_run(
     KitError
         Naming each difference.
     """
-    chosen = choose_device(device)
-    dtype = choose_precision(recipe.precision, chosen)
-    now = describe(recipe, store, chosen, dtype)
+    now = describe(recipe, store, choose_device(device))
     require_same(folder, compare(read_config(folder), now), force=force)
     resumed_holdout(folder, recipe, store, force=force)
 

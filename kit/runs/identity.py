@@ -13,6 +13,7 @@ import kit
 from kit import models
 from kit.base import CLASS_NAMES, KitError, Recipe, parse_recipe, recipe_values
 from kit.data import Store
+from kit.training import choose_precision
 
 # Of the recipe, what may change in a run that has begun: how long it trains, and in what precision.
 # All else decides what its network, its training or its holdout is.
@@ -53,12 +54,17 @@ def versions() -> dict[str, str]:
     }
 
 
-def describe(
-    recipe: Recipe, store: Store, device: torch.device, dtype: torch.dtype
-) -> dict[str, Any]:
-    """Return what identifies a run, as config.json holds it."""
+def describe(recipe: Recipe, store: Store, device: torch.device) -> dict[str, Any]:
+    """Return what identifies a run on a device, as config.json holds it.
+
+    Raises
+    ------
+    KitError
+        If the device cannot compute in the recipe's precision.
+    """
     recipe = models.follow_model(recipe)
     mean, std = recipe.channel_statistics
+    dtype = choose_precision(recipe.precision, device)
     return {
         "recipe": recipe_values(recipe),
         "preprocessing": {

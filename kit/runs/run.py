@@ -193,12 +193,19 @@ class Run:
         Raises
         ------
         StoppedError
-            After SIGTERM or Ctrl-C, when a checkpoint has been written.
+            After SIGTERM or Ctrl-C, when a checkpoint has been written: after the step that is
+            being taken, or at once between two epochs, in the caller's own code.
         KitError
             If the loss stops being a number, when the batch's tiles and the checkpoint are named;
             or if a memory is full.
         """
-        stop = StopRequest()
+        stop = StopRequest(self._stopped)
+        with handle_signals(stop.at_once, signal.SIGTERM, signal.SIGINT):
+            yield from self._train(stop, evaluate, progress)
+
+    def _train(
+        self, stop: StopRequest, evaluate: Evaluate, progress: bool | TrainingBar
+    ) -> Iterator[EpochResult]:
         with explain_full_memory(self.device, "loading tiles"):
             tiles = self.loaders.train_share(), self.loaders.valid_share()
         results = fit(
@@ -231,10 +238,16 @@ class Run:
                     judge_epoch(self.state, result, self.loaders.plain_train, self.loaders.valid)
                 self._checkpoint()
         if stop.number and distributed.world_size() == 1:
-            raise StoppedError(
-                f"stopped after epoch {self.state.epoch}, which {self.folder} holds", by=stop.number
-            )
+            raise self._stopped(stop.number)
         return result
+
+    def _stopped(self, number: int) -> StoppedError:
+        """Say where the training stands that a signal has stopped."""
+        epoch, step = self.state.epoch, self.state.progress.step
+        if not epoch and not step:
+            return StoppedError("stopped before the first step", by=number)
+        place = f"in epoch {epoch + 1}, step {step}" if step else f"after epoch {epoch}"
+        return StoppedError(f"stopped {place}, which {self.folder} holds", by=number)
 
     def recalibrate(self, batches: int | None = None) -> None:
         """Replace BatchNorm's running statistics by those of the training tiles.
@@ -260,11 +273,7 @@ class Run:
         if number or progress.step % self.checkpoint_steps == 0:
             self._checkpoint()
         if number:
-            raise StoppedError(
-                f"stopped in epoch {progress.epoch + 1}, step {progress.step}, which "
-                f"{self.folder} holds",
-                by=stop.number or signal.SIGTERM,
-            )
+            raise self._stopped(stop.number or signal.SIGTERM)
 
     def _explain(self, error: NonFiniteLossError) -> KitError:
         """Name the tiles of a batch whose loss is no number, and where to go on from."""
@@ -276,7 +285,7 @@ class Run:
         )
 
     def _identity(self) -> dict[str, Any]:
-        return describe(self.recipe, self.store, self.device, self.dtype)
+        return describe(self.recipe, self.store, self.device)
 
     def _config(self, record: Mapping[str, Any]) -> dict[str, Any]:
         identity = self._identity()
@@ -299,11 +308,10 @@ class Run:
 
     def _checkpoint(self) -> None:
         """Keep the state after a step: last.pt first, from which the history follows."""
-        self.state.settle()
-        if self.rank > 0:
-            return
-        write_checkpoint(self.folder / "last.pt", self.state, self.history, self._identity())
-        self._write_history()
+        state = self.state.state_dict()
+        if self.rank == 0:
+            write_checkpoint(self.folder / "last.pt", state, self.history, self._identity())
+            self._write_history()
 
     def _write_history(self) -> None:
         lines = [json.dumps(asdict(result)) + "\n" for result in self.history]

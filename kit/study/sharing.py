@@ -18,6 +18,7 @@ from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateF
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
@@ -180,6 +181,11 @@ def open_storage(
         # What Optuna raises depends on the line and on where it is damaged.
         except (ValueError, KeyError, TypeError, AssertionError) as error:
             raise KitError(f"{journal} is damaged: {remedy} ({error!r})") from error
+    if _lacks_user(make_url(storage)):
+        raise KitError(
+            f"{storage_name(storage, journal)} names no user: give --storage as "
+            "postgresql+pg8000://USER@HOST/NAME"
+        )
     try:
         with no_experimental_warning():
             return RDBStorage(
@@ -192,6 +198,11 @@ def open_storage(
             )
     except (ImportError, RuntimeError) as error:
         raise KitError(f"cannot use {storage_name(storage, journal)}: {error}") from error
+
+
+def _lacks_user(url: URL) -> bool:
+    """Whether an address lacks the user that pg8000 does not do without."""
+    return "pg8000" in url.drivername and not (url.username or url.query.get("user"))
 
 
 def _drop_cut_line(journal: Path) -> None:

@@ -110,7 +110,7 @@ def fit(
         bar.skip(_share_done(state, gradients.sampler))
         while state.epoch < state.recipe.epochs:
             start = time.perf_counter() - state.progress.seconds
-            _train_epoch(state, gradients, bar, after_step)
+            _train_epoch(state, gradients, bar, after_step, start)
             distributed.broadcast_buffers(state.model)
             figures = _train_figures(state.progress, gradients.sampler) | evaluate(state, valid)
             state.begin_epoch(Progress(epoch=state.epoch + 1))
@@ -122,9 +122,9 @@ def _train_epoch(
     gradients: Gradients,
     bar: TrainingBar,
     after_step: Callable[[], None] | None,
+    start: float,
 ) -> None:
     """Take the steps that the epoch still lacks; name the batch of a loss that is not finite."""
-    start = time.perf_counter() - state.progress.seconds
     try:
         for _ in _steps(state, gradients, bar):
             state.progress.seconds = time.perf_counter() - start

@@ -244,15 +244,14 @@ class TrainingState:
         self.progress.correct = int(hits)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state after the last step; several processes call `settle` before.
+        """Return the state after the last step; several processes call this together.
 
         Raises
         ------
         NonFiniteLossError
             See `settle`.
         """
-        if distributed.world_size() == 1:
-            self.settle()
+        self.settle()
         return {
             "progress": asdict(self.progress),
             "generator": torch.get_rng_state(),
