@@ -254,7 +254,7 @@ def test_a_command_that_ends_ends_its_processes(
     assert "Traceback" not in said
     if number == signal.SIGINT:
         assert command.returncode == 128 + number
-        step = f"interrupted: go on with: python kernels/train.py --resume --out {folder}"
+        step = f"stopped: go on with: python kernels/train.py --resume --out {folder}"
         assert said.rstrip().endswith(step)
     end = time.monotonic() + 30
     while any(map(locked, folder.glob("fold-*"))):
