@@ -1,5 +1,7 @@
 # Everything a user types. `make help` lists the targets.
 PYTHON ?= python3
+# Kaggle's, for `make kaggle-image`.
+KAGGLE_PYTHON ?= python3.12
 # Options for pip: another package index, say.
 PIP_ARGS ?=
 DATA ?= data
@@ -23,10 +25,10 @@ option = $(if $(2),$(1) $(call quoted,$(2)))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo download pack train submit scores push pull dataset notebook test soak lint bench clean
+.PHONY: help install demo download pack train submit scores push pull dataset notebook test soak kaggle-image lint bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(VENV)/installed ## make .venv and install the kit into it
 
@@ -92,6 +94,15 @@ test: $(VENV)/test ## run the tests
 
 soak: $(VENV)/test ## run the long forms: more kills, 10,000 mutations, 2,000 epochs (see docs/reliability.md)
 	KIT_KILLS=20 $(BIN)/python -m pytest -m 'soak or not soak' -k 'soak or any_instant'
+
+kaggle-image: build/kaggle-image/installed $(VENV)/test ## run the script and the notebook with the versions of Kaggle's image
+	KIT_KAGGLE_IMAGE=build/kaggle-image/bin/python $(BIN)/python -m pytest \
+		tests/test_kernel_bundle.py tests/test_notebook.py -m 'soak or not soak' -k 'script or image'
+
+build/kaggle-image/installed: tests/kaggle-image.txt
+	$(KAGGLE_PYTHON) -m venv build/kaggle-image
+	build/kaggle-image/bin/pip install --disable-pip-version-check $(PIP_ARGS) -r tests/kaggle-image.txt
+	touch $@
 
 lint: $(VENV)/lint ## check style and types
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ import json
 import lzma
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import venv
@@ -18,9 +19,11 @@ from subprocess import CompletedProcess
 
 import pandas as pd
 import pytest
+import timm
 import torch
 from conftest import competition_files, write_folder
-from kaggle_server import KEY, KaggleServer, move_in, refusal, serve
+from kaggle_server import KEY, KaggleServer, move_in, refusal, serve, until
+from safetensors.torch import save_file
 
 from kit import kaggle, runs
 from kit.base import LOCK_NAME, KitError, RunOptions, parse_options
@@ -29,6 +32,7 @@ from kit.kaggle import Job, bundle
 from kit.kaggle.sums import CHECKSUMS
 
 ROOT = Path(__file__).parents[1]
+IMAGE = os.environ.get("KIT_KAGGLE_IMAGE")
 NAME = "hcd-before"
 RUN = f"runs/{NAME}"
 # On a GPU two trainings need not give the same bits.
@@ -40,7 +44,12 @@ LACKING = ("kit", "__editable__", "histopathologic", "captum", *bundle._EMBEDDED
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Python like that of Kaggle's image: the libraries are there, the kit is not."""
+    """A Python like that of Kaggle's image: the libraries are there, the kit is not.
+
+    `make kaggle-image` names one with the versions of that image.
+    """
+    if IMAGE:
+        return Path(IMAGE).absolute()
     folder = tmp_path_factory.mktemp("image")
     venv.create(folder, symlinks=True)
     site = next(folder.glob("lib/python*/site-packages"))
@@ -55,6 +64,7 @@ class Container:
 
     def __init__(self, folder: Path, mount: str) -> None:
         self.folder = folder
+        self.reach = kaggle.Reach()
         self.input = folder / "kaggle" / "input"
         self.working = folder / "kaggle" / "working"
         for made in (self.working, folder / "src", folder / "tmp"):
@@ -63,12 +73,22 @@ class Container:
 
     def run(self, python: Path, job: Job) -> CompletedProcess[str]:
         """Build a job's script and run it with nothing else at hand."""
-        kaggle.build_kernel(self.folder / "built", job, owner="nobody", repository=ROOT)
-        shutil.copy(self.folder / "built" / bundle.SCRIPT_FILE, self.folder / "src")
         before = listing(self.input)
+        with self.start(python, job) as process:
+            said = process.communicate()
+        assert listing(self.input) == before
+        assert "Traceback" not in said[1]
+        return CompletedProcess(process.args, process.returncode, *said)
+
+    def start(self, python: Path, job: Job) -> "subprocess.Popen[str]":
+        """Build a job's script and start it, as the leader of all that it starts."""
+        kaggle.build_kernel(
+            self.folder / "built", job, owner="nobody", repository=ROOT, reach=self.reach
+        )
+        shutil.copy(self.folder / "built" / bundle.SCRIPT_FILE, self.folder / "src")
         for path in [self.input, *self.input.rglob("*")]:
             path.chmod(0o555 if path.is_dir() else 0o444)
-        done = subprocess.run(
+        return subprocess.Popen(
             [python, "-I", bundle.SCRIPT_FILE],
             cwd=self.folder / "src",
             env={
@@ -78,12 +98,11 @@ class Container:
                 "HCD_KAGGLE_ROOT": str(self.folder / "kaggle"),
                 "OMP_NUM_THREADS": "1",
             },
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
-        assert listing(self.input) == before
-        assert "Traceback" not in done.stderr
-        return done
 
 
 def listing(folder: Path) -> set[str]:
@@ -118,7 +137,8 @@ def test_script_trains_alone_from_either_mount(
     """Under the older mount it goes on with its own earlier output."""
     alone = subprocess.run([python, "-I", "-c", "import kit"], capture_output=True, text=True)
     assert "No module named 'kit'" in alone.stderr
-    resume = mount == MOUNTS[1]
+    # A run goes on only with the PyTorch that began it.
+    resume = mount == MOUNTS[1] and not IMAGE
     container = Container(tmp_path, mount)
     if resume:
         shutil.copytree(reference[1], container.input / "notebooks/nobody" / NAME / RUN)
@@ -127,7 +147,8 @@ def test_script_trains_alone_from_either_mount(
     assert ("epoch 1/2" in done.stdout) is not resume
     assert listing(container.working) >= {"submission.csv", f"{RUN}/report.html"}
     assert len(pd.read_csv(container.working / "submission.csv")) == 9
-    same = ["model.safetensors", "split.csv", "valid.csv"]
+    # Another PyTorch rounds in another way.
+    same = ["split.csv"] if IMAGE else ["model.safetensors", "split.csv", "valid.csv"]
     for name in same:
         trained = (container.working / RUN / name).read_bytes()
         assert trained == (reference[0] / name).read_bytes()
@@ -135,6 +156,61 @@ def test_script_trains_alone_from_either_mount(
     content = (container.working / RUN / "last.pt").read_bytes()
     assert sums[f"{RUN}/last.pt"] == hashlib.sha256(content).hexdigest()
     assert not (tmp_path / "src" / "store").exists()
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("mount", MOUNTS)
+def test_script_that_was_killed_goes_on_from_its_checkpoint(
+    tmp_path: Path, python: Path, reference: dict[int, Path], mount: str
+) -> None:
+    """Killed within an epoch, as Kaggle kills, and resumed from what was left: the same bits."""
+    steps = (*ARGUMENTS, "--checkpoint-steps", "1")
+    container = Container(tmp_path / "one", mount)
+    left = container.working / RUN
+    with container.start(python, job(arguments=steps)) as process:
+        until(lambda: (left / "last.pt").exists(), seconds=120)
+        os.killpg(process.pid, signal.SIGKILL)
+    sums = json.loads((container.working / CHECKSUMS).read_text())
+    assert sums.keys() <= {f"{RUN}/{path.name}" for path in left.iterdir()}
+    again = Container(tmp_path / "two", mount)
+    shutil.copytree(left, again.input / "notebooks/nobody" / NAME / RUN)
+    done = again.run(python, job(arguments=steps, resume=True))
+    assert done.returncode == 0, done.stderr
+    if not IMAGE:
+        trained = (again.working / RUN / "model.safetensors").read_bytes()
+        assert trained == (reference[0] / "model.safetensors").read_bytes()
+    assert len(pd.read_csv(again.working / "submission.csv")) == 9
+
+
+SMALL = ("--epochs", "1", "--batch-size", "16", "--device", "cpu")
+STUDIES = {
+    "compare": (*SMALL, "--seeds", "1"),
+    "momentum": (*SMALL, "--seeds", "1", "--values", "0.9", "0.5"),
+    "search": (*SMALL, "--trials", "2"),
+}
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("command", STUDIES)
+def test_script_runs_a_study(tmp_path: Path, python: Path, command: str) -> None:
+    container = Container(tmp_path, MOUNTS[0])
+    done = container.run(python, job(command=command, arguments=STUDIES[command]))
+    assert done.returncode == 0, done.stderr
+    assert (container.working / "studies" / NAME / "report.html").is_file()
+
+
+@pytest.mark.soak
+def test_script_starts_from_mounted_weights(tmp_path: Path, python: Path) -> None:
+    container = Container(tmp_path, MOUNTS[0])
+    weights = container.input / "datasets/somebody/test_resnet/model.safetensors"
+    weights.parent.mkdir(parents=True)
+    save_file(timm.create_model("test_resnet").state_dict(), weights)
+    arguments = (*SMALL, "--model", "test_resnet", "--pretrained", "--folds", "2")
+    container.reach = kaggle.Reach(("somebody/test_resnet",))
+    done = container.run(python, job(arguments=arguments))
+    assert done.returncode == 0, done.stderr
+    assert f"the weights of test_resnet: {weights}" in done.stdout
+    assert len(pd.read_csv(container.working / "submission.csv")) == 9
 
 
 def test_script_stops_at_its_limit_and_says_how_to_go_on(tmp_path: Path, python: Path) -> None:

@@ -75,6 +75,14 @@ def test_it_is_small_and_the_same_each_time(text: str) -> None:
     assert text == kaggle.notebook_text(kaggle.Notebook(), ROOT)
 
 
+IMAGE = os.environ.get("KIT_KAGGLE_IMAGE")
+MOUNTS = ("competitions/histopathologic-cancer-detection", "histopathologic-cancer-detection")
+# As Kaggle does it, with nothing but the notebook.
+EXECUTE = """
+import nbformat
+from nbclient import NotebookClient
+NotebookClient(nbformat.read("notebook.ipynb", 4), timeout=None).execute()
+"""
 NEEDS_JUPYTER = pytest.mark.skipif(
     find_spec("nbclient") is None or find_spec("ipykernel") is None,
     reason="nbclient and ipykernel are not installed",
@@ -135,6 +143,35 @@ def test_a_cell_that_fails_is_told_and_the_rest_is_kept(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
     notebook = json.loads((tmp_path / "notebook.ipynb").read_text())
     assert any(one.get("ename") == "KitError" for one in all_outputs(notebook))
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(IMAGE is None, reason="make kaggle-image runs it in Kaggle's image")
+@pytest.mark.parametrize("mount", MOUNTS)
+def test_it_runs_alone_in_the_image(tmp_path: Path, mount: str) -> None:
+    assert IMAGE is not None
+    root, working = tmp_path / "kaggle", tmp_path / "kaggle" / "working"
+    write_folder(root / "input" / mount, competition_files(train=200, test=9))
+    working.mkdir()
+    small = kaggle.Notebook(epochs=2, seeds=2, sweep_seeds=2)
+    (working / "notebook.ipynb").write_text(kaggle.notebook_text(small, ROOT))
+    done = subprocess.run(
+        [Path(IMAGE).absolute(), "-c", EXECUTE],
+        cwd=working,
+        env={
+            "PATH": os.environ["PATH"],
+            "HOME": str(tmp_path),
+            "TMPDIR": str(tmp_path),
+            "HCD_KAGGLE_ROOT": str(root),
+            "OMP_NUM_THREADS": "1",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(pd.read_csv(working / "submission.csv")) == 9
+    assert (working / CHECKSUMS).is_file()
+    assert not list(working.glob("packed-*"))
 
 
 def all_outputs(notebook: dict[str, Any]) -> list[dict[str, Any]]:
