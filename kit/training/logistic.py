@@ -73,7 +73,7 @@ def fit_logistic(
     problem = _Problem(features, labels, strengths, used)
     weights, biases = _minimize(problem, tolerance)
     scale = problem.scale
-    plain = (weights.double() / scale.deviation[:, None].double()).numpy()
+    plain = (problem.expand(weights).double() / scale.deviation[:, None].double()).numpy()
     return Fit(plain, biases.double().numpy() - scale.mean.double().numpy() @ plain)
 
 
@@ -101,16 +101,23 @@ class _Problem:
     def __init__(self, features: Features, labels: Labels, strengths: Floats, used: Bools) -> None:
         self.scale = Scale(features)
         self._features = features
-        held = len(features) * features.shape[1] <= _MOST_HELD
+        count, width = features.shape
+        is_wide = count < width
+        held = is_wide or count * width <= _MOST_HELD
         self._held = torch.cat([*self._scaled()]) if held else None
+        self._span: Tensor | None = None
+        if is_wide:
+            assert self._held is not None
+            # Weights lie in the span of the tiles: there are as many coordinates as tiles.
+            self._held, self._span = _triangular(self._held)
         self._targets = torch.from_numpy(labels).float()[:, None]
         self._shares = torch.from_numpy(used).float()
         self._shares /= self._shares.sum(0)
         self._strengths = torch.from_numpy(strengths).float()
-        self.shape = features.shape[1], len(strengths)
+        self.shape = min(count, width), len(strengths)
         # All tiles that a function is fitted to have the same share.
         most = self._shares.amax(0)
-        self._bias_curvature = most * len(features) / 4
+        self._bias_curvature = most * count / 4
         self._curvatures = self._factors(most)
 
     def gradient(self, weights: Tensor, biases: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,6 +138,10 @@ class _Problem:
         for columns, factor in self._curvatures:
             step[:, columns] = torch.cholesky_solve(slopes[:, columns], factor)
         return step, bias_slopes / self._bias_curvature
+
+    def expand(self, weights: Tensor) -> Tensor:
+        """Return the weights of the scaled features."""
+        return weights if self._span is None else self._span @ weights
 
     def _factors(self, most: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Return the Cholesky factor of the bound for the columns of each strength."""
@@ -153,6 +164,20 @@ class _Problem:
 
     def _scaled(self) -> Iterator[Tensor]:
         return (self.scale(chunk) for chunk in _chunks(self._features))
+
+
+def _triangular(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return rows (tiles, features) in tiles' own coordinates, and the way back for weights.
+
+    With rows = L Q, where Q has orthonormal rows, L times coordinates is what rows times the
+    weights, Q' times the coordinates, are; and both have one length.
+    """
+    products = rows.double() @ rows.double().T
+    # Of rows whose mean is 0 one follows from the others.
+    products.diagonal().add_(1e-8 * products.diagonal().mean())
+    factor = torch.linalg.cholesky(products)
+    basis = torch.linalg.solve_triangular(factor, rows.double(), upper=False)
+    return factor.float(), basis.T.float()
 
 
 def _minimize(problem: _Problem, tolerance: float) -> tuple[Tensor, Tensor]:
