@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from tqdm import tqdm
 
 from kit import models, stats
 from kit.base import EpochResult, KitError, Recipe
@@ -443,3 +444,11 @@ def test_a_bar_over_several_trainings_tells_the_time_left(
         bar.advance(0.5, "epoch 2/2")
         bar.say("a line")
     assert capsys.readouterr().out == "a line\n"
+
+
+def test_a_bar_whose_shares_are_rounded_stays_whole() -> None:
+    """Their sum may be above the whole, of which tqdm warns when it draws the bar again."""
+    with TrainingBar(1) as bar:
+        for _ in range(10):
+            bar.advance(0.1 + 1e-12, "")
+        tqdm.write("note")

@@ -107,12 +107,12 @@ class TrainingBar:
             return
         text = ", ".join(part for part in (self.label, place, self.time_left()) if part)
         self._bar.set_description_str(text, refresh=False)
-        self._bar.update(share)
+        # Shares of steps add up to a whole within rounding.
+        self._bar.update(min(share, self._trainings - self._bar.n))
 
     def time_left(self) -> str:
         """Return the time that the rest takes at the mean pace so far, as "1:23 left"."""
         own, left = self._done - self._skipped, self._trainings - self._done
-        # Shares of steps add up to a whole within rounding.
         if own <= 0 or left < 1e-6:
             return ""
         seconds = (time.monotonic() - self._start) * left / own
