@@ -92,6 +92,8 @@ class Recipe:
     """Cross-validation: train this many runs, each of which holds another part out."""
     fold: Annotated[int, Field(ge=0)] | None = None
     """Of --folds: train only the run that holds this part out, from 0."""
+    train_tiles: Count | None = None
+    """Of the training side draw so many tiles, as if no others were labelled; None takes all."""
 
     crop: Annotated[int, Field(ge=1, le=competition.TILE_SIZE)] = competition.TILE_SIZE
     """Side of the central square that is cut out before resizing, in pixels."""

@@ -38,6 +38,8 @@ def holdout(labels: Labels, recipe: Recipe, slides: Strings | None = None) -> Ho
     Cross-validation: the tiles, or the slides, fall into `folds` parts, stratified, and the
     part `fold` is held out, in place of a share.
 
+    Of the training side `train_tiles` are drawn, with its share of positives.
+
     Parameters
     ----------
     labels
@@ -65,7 +67,7 @@ def holdout(labels: Labels, recipe: Recipe, slides: Strings | None = None) -> Ho
         train = np.setdiff1d(rows, valid)
         _check_sides(labels, train, valid)
         train = _balance(labels, train, recipe)
-    return Holdout(np.sort(train), np.sort(valid))
+    return Holdout(np.sort(_draw(labels, train, recipe)), np.sort(valid))
 
 
 def recipe_holdout(store: Store, recipe: Recipe) -> Holdout:
@@ -134,6 +136,28 @@ def _balance(labels: Labels, rows: Indices, recipe: Recipe) -> Indices:
     classes = [rows[labels[rows] == label] for label in (0, 1)]
     count = min(recipe.per_class, *map(len, classes))
     return np.concatenate([rng.choice(members, count, replace=False) for members in classes])
+
+
+def _draw(labels: Labels, rows: Indices, recipe: Recipe) -> Indices:
+    """Draw as many rows as the recipe says, with the same share of positives."""
+    count = recipe.train_tiles
+    if count is None or count == len(rows):
+        return rows
+    if not 2 <= count < len(rows):
+        raise KitError(
+            f"--train-tiles {count}: the training side has {len(rows)} tiles, and training takes "
+            "two or more"
+        )
+    try:
+        drawn, _ = train_test_split(
+            rows, train_size=count, stratify=labels[rows], random_state=recipe.seed
+        )
+    except ValueError as error:
+        raise KitError(
+            f"--train-tiles {count} of {len(rows)}: each class needs a tile on both sides of the "
+            "draw"
+        ) from error
+    return np.asarray(drawn)
 
 
 def _tiles_to_validate(labels: Labels, rows: Indices, recipe: Recipe) -> Indices:

@@ -8,6 +8,7 @@ from .explore import exploration_page as exploration_page
 from .galleries import choose_gallery as choose_gallery
 from .galleries import gallery_section as gallery_section
 from .gradcam import grad_cam as grad_cam
+from .learning import learning_figure as learning_figure
 from .page import Drawing as Drawing
 from .page import GalleryTile as GalleryTile
 from .page import Page as Page

@@ -9,6 +9,10 @@ from .figures import check_outcome as check_outcome
 from .figures import histories as histories
 from .figures import read_outcome as read_outcome
 from .figures import run_figures as run_figures
+from .learning import LearningCurve as LearningCurve
+from .learning import curve_table as curve_table
+from .learning import parse_tiles as parse_tiles
+from .learning import train_curve as train_curve
 from .momentum import RECALIBRATED as RECALIBRATED
 from .momentum import MomentumSweep as MomentumSweep
 from .momentum import sweep_momenta as sweep_momenta

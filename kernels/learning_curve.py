@@ -1,0 +1,101 @@
+"""Ask how many labels it takes: train recipes on ever more tiles, and draw their AUC.
+
+Each point is several draws of so many tiles, each a run in --out; each recipe trains as it always
+does, however few its tiles are. A curve that was stopped goes on where it was. Give --slides and
+--validate-on for one and the same holdout in all draws; else each seed holds out other tiles.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+from kit import base, data, report, study, training
+from kit.base import KitError, exit_on_error, write_text
+
+# In here as well, since Ctrl-C may come while the libraries of command lines load.
+with exit_on_error():
+    from pydantic import Field
+
+    from kit.base import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurveOptions:
+    """Which recipes, on how many tiles, judged on which."""
+
+    recipe: base.Repeated[str] = ()
+    """A recipe that comes with the kit, or a TOML file; may be given several times."""
+    tiles: tuple[str, ...] = ("100", "300", "1000", "3000", "all")
+    """Numbers of labelled tiles; all takes the whole training side."""
+    draws: base.Count = 5
+    """Of each number, with seeds from 0 on."""
+    model: str | None = None
+    """Of recipes that take a timm model: which."""
+    weights: Path | None = None
+    """Of recipes that take a timm model: the file of its weights."""
+    size: base.Count | None = None
+    """Of recipes that take a timm model: the side of its input in pixels."""
+    slides: Path | None = None
+    """CSV of id,slide: no slide is on both sides of the holdout."""
+    validate_on: tuple[str, ...] = ()
+    """Slides of --slides to validate on, in place of a random share."""
+    holdout: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of the tiles, or slides, kept for validation."""
+    data: Path = Path("data")
+    """Folder of the competition's data."""
+    out: Path = Path("studies/learning")
+    """Folder of the runs, the table and the picture."""
+    device: str = "auto"
+    """auto takes a GPU where there is one."""
+
+
+def main(options: CurveOptions) -> None:
+    """Train what is missing, then tabulate and draw."""
+    if not options.recipe:
+        raise KitError("name recipes: --recipe probe --recipe compact")
+    curve = study.LearningCurve(
+        options.out,
+        {Path(name).stem: recipe_of(name, options) for name in options.recipe},
+        study.parse_tiles(options.tiles),
+        tuple(range(options.draws)),
+    )
+    training.prepare_process()
+    tiles = data.open_store(options.data)
+    with (
+        base.going_on(base.same_command),
+        training.TrainingBar(len(curve.runs())) as bar,
+    ):
+        study.train_curve(curve, tiles, device=options.device, bar=bar)
+    table = study.curve_table(curve, tiles)
+    write_text(options.out / "learning.csv", table.to_csv(index=False, lineterminator="\n"))
+    picture = options.out / "learning.png"
+    report.save_figure(report.learning_figure(table), picture)
+    print(table.drop(columns="aucs").to_string(index=False, float_format="{:.4f}".format))
+    print(
+        "intervals are of the mean over draws (95 %, Student's t); they say nothing of other slides"
+    )
+    print(picture)
+
+
+def recipe_of(name: str, options: CurveOptions) -> Recipe:
+    """Read a recipe and give it the holdout, and the model where it takes one of timm."""
+    recipe = replace(
+        base.read_recipe(name),
+        slides=options.slides,
+        validate_on=options.validate_on,
+        holdout=options.holdout,
+    )
+    if not recipe.is_backbone:
+        return recipe
+    changed = {"model": options.model, "weights": options.weights, "size": options.size}
+    given = {key: value for key, value in changed.items() if value is not None}
+    pretrained = recipe.pretrained and options.weights is None
+    return replace(recipe, pretrained=pretrained, **given)  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    with exit_on_error():
+        main(base.parse_options(CurveOptions, __doc__, sys.argv[1:]))

@@ -1,0 +1,33 @@
+"""The picture of a learning curve."""
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
+
+from kit.report.style import DASHES, PALETTE, single
+
+
+def learning_figure(table: pd.DataFrame) -> Figure:
+    """Draw the AUC over the number of labelled tiles, with the interval of each mean.
+
+    Parameters
+    ----------
+    table
+        From `study.curve_table`.
+    """
+    figure, axes = single("How many labels?", height=3.8)
+    for number, (name, rows) in enumerate(table.groupby("recipe", sort=False)):
+        colour, dash = PALETTE[number % len(PALETTE)], DASHES[number % len(DASHES)]
+        axes.plot(rows["tiles"], rows["auc"], dash, color=colour, marker="o", label=str(name))
+        known = rows.dropna(subset=["low", "high"])
+        low, high = known["low"].astype(float), known["high"].astype(float)
+        axes.vlines(known["tiles"], low, high, colors=colour, linewidth=1.5, alpha=0.6)
+    tiles = sorted(set(table["tiles"]))
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(tiles))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticklabels([f"{count:,}" for count in tiles])
+    axes.set(xlabel="labelled tiles (logarithmic)", ylabel="AUC on held-out tiles")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    return figure
