@@ -483,7 +483,7 @@ class TestDownload:
 
     @pytest.mark.usefixtures("server")
     def test_keeps_an_archive_that_was_made_with_a_bad_tile(self, archive: bytes) -> None:
-        """Fetched anew it would be the same."""
+        """Fetched again it would be the same."""
         Path("data").mkdir()
         Path("data", ARCHIVE).write_bytes(with_another_tile(archive))
         done = run("download")
