@@ -19,7 +19,7 @@ from conftest import FORKSERVER, ROOT, Type, competition_files, run_kernel, writ
 from kit.base import FolderLock, KitError, read_json
 from kit.data import Store, pack_tiles
 from kit.training import Devices, choose_devices, devices
-from kit.training.bar import Progress
+from kit.training.bar import Progress, TrainingBar
 
 SMALL = "--batch-size 8 --widths 4 6 8"
 FOLDS = f"--epochs 6 --folds 2 {SMALL}"
@@ -276,3 +276,11 @@ def test_several_bars_are_one() -> None:
     assert devices._joint(told) == Progress(2.75, 1, "a; b")
     # The sum of a run's steps falls short of one by rounding.
     assert devices._joint([Progress(3 - 1e-9, 0, ""), Progress(2.5, 0, "")]).done == 3.5
+
+
+def test_a_bar_follows_what_others_have_done_up_and_down() -> None:
+    """A run whose process is killed is not done any more; rounding does not pass the whole."""
+    with TrainingBar(2) as bar:
+        for done in (1.5, 2 + 1e-9, 1.0, 2.0):
+            bar.show(Progress(done, 0, "runs"))
+            assert bar._bar.n == min(done, 2)

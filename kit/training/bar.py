@@ -108,7 +108,7 @@ class TrainingBar:
         text = ", ".join(part for part in (self.label, place, self.time_left()) if part)
         self._bar.set_description_str(text, refresh=False)
         # Shares of steps add up to a whole within rounding.
-        self._bar.update(min(share, self._trainings - self._bar.n))
+        self._bar.update(min(self._done, self._trainings) - self._bar.n)
 
     def time_left(self) -> str:
         """Return the time that the rest takes at the mean pace so far, as "1:23 left"."""

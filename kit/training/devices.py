@@ -144,6 +144,11 @@ class _Worker:
     connection: Connection
     progress: Progress | None = None
 
+    def finished(self) -> Progress | None:
+        """Return what it has told of whole trainings: the rest of one is another worker's."""
+        told = self.progress
+        return told and Progress(math.floor(told.done + 1e-6), math.floor(told.skipped), "")
+
     def describe_end(self) -> str:
         code = self.process.exitcode or 0
         how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
@@ -290,7 +295,7 @@ def _follow(workers: Sequence[_Worker], bar: TrainingBar) -> None:
                     worker.progress = message
                 case None:
                     worker.process.join()
-                    worker.progress = None
+                    worker.progress = worker.finished()
                     if worker.process.exitcode and len(alive) > 1:
                         bar.say(f"note: {worker.describe_end()}: the others take over its runs")
         bar.show(_joint(worker.progress for worker in workers))
