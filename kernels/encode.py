@@ -1,6 +1,6 @@
 """Encode the tiles by a pretrained model, once: features that probes are fitted to.
 
-They are kept beside the packed tiles, an array per split and view, and train.py --recipe probe
+They are kept beside the packed tiles, an array per split and view, where train.py's recipe probe
 reads them; it makes them itself where there are none. --list shows the pathology models that have
 short names, what their authors say of them, and under which terms.
 """

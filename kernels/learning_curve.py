@@ -98,4 +98,5 @@ def recipe_of(name: str, options: CurveOptions) -> Recipe:
 
 if __name__ == "__main__":
     with exit_on_error():
-        main(base.parse_options(CurveOptions, __doc__, sys.argv[1:]))
+        description = f"{__doc__}\n{base.describe_recipes()}"
+        main(base.parse_options(CurveOptions, description, sys.argv[1:]))

@@ -36,6 +36,7 @@ COMMANDS = [
 # They find no credentials, and so leave Kaggle's client alone.
 REFUSED = [
     "download --data new",
+    "learning_curve --data data",
     "scores",
     "submit --data data",
     "push",

@@ -10,6 +10,7 @@ from .command_line import Positional as Positional
 from .command_line import Repeated as Repeated
 from .command_line import RunOptions as RunOptions
 from .command_line import command as command
+from .command_line import describe_recipes as describe_recipes
 from .command_line import given_options as given_options
 from .command_line import parse_options as parse_options
 from .command_line import recipe_words as recipe_words

@@ -82,7 +82,7 @@ def parse_options(
         if default is None:
             name = _recipe_name(argv)
             values["default"] = kind(recipe=read_recipe(name), recipe_name=name)
-        description = f"{description.rstrip()}\n\n{_describe_recipes()}"
+        description = f"{description.rstrip()}\n\n{describe_recipes()}"
     parsed = tyro.cli(kind, args=argv, description=description, **values)
     try:
         options = TypeAdapter(kind).validate_python(dataclasses.asdict(parsed))
@@ -158,7 +158,7 @@ def _recipe_name(argv: Sequence[str]) -> str:
     return name
 
 
-def _describe_recipes() -> str:
+def describe_recipes() -> str:
     """List the recipes that come with the kit."""
     recipes = recipe_summaries()
     width = max(map(len, recipes))
