@@ -17,7 +17,8 @@ from kit import base, kaggle
 from kit.base import KitError, exit_on_error
 
 REPOSITORY = Path(__file__).parents[1]
-NOT_OF_NOTEBOOKS = ["command", "resume", "hours", "dataset", "kaggle_model", "internet"]
+MOST_HOURS = 11.7
+NOT_OF_NOTEBOOKS = ["command", "resume", "hours", "kaggle_model", "internet"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,11 @@ def main(options: PushOptions, arguments: list[str], given: set[str]) -> None:
         base.refuse_unused(given, NOT_OF_NOTEBOOKS, "with --notebook")
         if arguments:
             raise KitError("--notebook has no options after --: kernels/notebook.py has some")
+    if options.hours > MOST_HOURS:
+        raise KitError(
+            f"--hours {options.hours:g}: give {MOST_HOURS} or less, since Kaggle ends a kernel "
+            "after 12 hours"
+        )
     owner = kaggle.username()
     with tempfile.TemporaryDirectory() as temporary:
         build(options, arguments, Path(temporary), f"{owner}/{name}")
@@ -63,14 +69,14 @@ def main(options: PushOptions, arguments: list[str], given: set[str]) -> None:
 def build(options: PushOptions, arguments: list[str], folder: Path, kernel: str) -> None:
     """Write what is pushed."""
     owner, _, name = kernel.partition("/")
+    reach = kaggle.Reach(options.dataset, options.kaggle_model, options.internet)
     if options.notebook:
         settings = kaggle.Notebook(name=name, gpu=options.gpu)
-        kaggle.build_notebook(folder, settings, owner=owner, repository=REPOSITORY)
+        kaggle.build_notebook(folder, settings, owner=owner, repository=REPOSITORY, reach=reach)
         return
     job = kaggle.Job(
         options.command, tuple(arguments), name, options.resume, options.hours, options.gpu
     )
-    reach = kaggle.Reach(options.dataset, options.kaggle_model, options.internet)
     kaggle.build_kernel(folder, job, owner=owner, repository=REPOSITORY, reach=reach)
 
 

@@ -354,7 +354,7 @@ class TestPush:
             ),
             (
                 {"error": "Maximum weekly GPU quota of 30.00 hours reached."},
-                "30.00 hours reached.\n.*used up: `kaggle quota` says",
+                "30.00 hours reached.\n.*used up: `kaggle quota` .* say",
             ),
             ({"error": "Phone verification required"}, "required\nVerify the account's phone"),
             ({"error": "Notebook not found"}, "not found\nPush it under another --name"),

@@ -185,12 +185,13 @@ def joined(text: str | list[str]) -> str:
 def test_it_is_pushed_as_a_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serve() as server:
         move_in(server, tmp_path, monkeypatch)
-        command = [sys.executable, ROOT / "kernels" / "push.py", "--notebook"]
+        command = [sys.executable, ROOT / "kernels" / "push.py", "--notebook", "--dataset=me/tiles"]
         done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"next, once it has ended: python kernels/pull.py --name {NAME}" in done.stdout
     assert server.pushed["kernelType"] == "notebook"
     assert server.pushed["slug"] == f"nobody/{NAME}"
+    assert server.pushed["datasetDataSources"] == ["me/tiles"]
     assert server.pushed["machineShape"] == "NvidiaTeslaT4"
     cells = json.loads(server.pushed["text"])["cells"]
     assert "GPU = True" in cells[2]["source"]

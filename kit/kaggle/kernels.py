@@ -12,8 +12,8 @@ from kit.kaggle.faults import explain
 # Why Kaggle refuses a kernel, in the words that people have reported, and what to do.
 _REFUSALS = {
     "quota": (
-        "The week's hours are used up: `kaggle quota` says when there are new ones. Until then, "
-        "push with --no-gpu what a CPU can do"
+        "The week's hours are used up: `kaggle quota` (from client 2.2.5 on) and the settings "
+        "say when there are new ones. Until then, push with --no-gpu what a CPU can do"
     ),
     "session count": (
         "Others of the account's kernels run: wait for one to end, or stop one at "

@@ -15,7 +15,7 @@ from kit.base import KitError, write_json, write_text
 from kit.kaggle.bundle import METADATA_FILE, metadata, unpacking
 from kit.kaggle.job import Job
 from kit.kaggle.output import require_name
-from kit.kaggle.reach import NOTHING_ELSE
+from kit.kaggle.reach import NOTHING_ELSE, Reach
 
 NOTEBOOK_FILE = "notebook.ipynb"
 # Stands for the lines that unpack the kit.
@@ -84,7 +84,14 @@ def _cell(source: str, number: int) -> dict[str, Any]:
     return {"cell_type": "code", "execution_count": None, "outputs": [], **cell}
 
 
-def build_notebook(folder: Path, settings: Notebook, *, owner: str, repository: Path) -> None:
+def build_notebook(
+    folder: Path,
+    settings: Notebook,
+    *,
+    owner: str,
+    repository: Path,
+    reach: Reach = NOTHING_ELSE,
+) -> None:
     """Write the notebook and the metadata that `kaggle kernels push` takes.
 
     Parameters
@@ -101,7 +108,7 @@ def build_notebook(folder: Path, settings: Notebook, *, owner: str, repository: 
     write_text(folder / NOTEBOOK_FILE, notebook_text(settings, repository))
     job = Job("compare", (), settings.name, resume=False, hours=0.0, gpu=settings.gpu)
     own: dict[str, Any] = {"code_file": NOTEBOOK_FILE, "kernel_type": "notebook"}
-    write_json(folder / METADATA_FILE, metadata(job, owner=owner, reach=NOTHING_ELSE) | own)
+    write_json(folder / METADATA_FILE, metadata(job, owner=owner, reach=reach) | own)
 
 
 def execute_notebook(text: str, path: Path) -> None:

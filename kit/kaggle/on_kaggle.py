@@ -21,7 +21,9 @@ from kit.kaggle.sums import Checksums, is_unfinished
 from kit.kaggle.supervise import Supervisor
 
 PREDICTING = 0.4
-"""Hours that predicting may take beyond those of the job: Kaggle's own end comes after 12."""
+"""Hours that predicting may take beyond those of the job."""
+LAST_HOUR = 11.9
+"""When all has to have ended: Kaggle ends a kernel after 12 hours."""
 
 _NAME_GPUS = """
 import torch
@@ -66,7 +68,8 @@ def run_job(job: Job, home: Path, root: Path) -> None:
             predict = ["--run", str(job.folder), "--data", str(data), "--out", SUBMISSION]
             # A cross-validation has a model for each of two GPUs.
             predict += ["--devices", "auto"]
-            if not supervisor.run("predict", predict, until=until + 3600 * PREDICTING):
+            last = started + 3600 * min(job.hours + PREDICTING, LAST_HOUR)
+            if not supervisor.run("predict", predict, until=last):
                 print("the training is finished, and predicting was not in time: push it again")
                 print("with --resume, or predict where you pull it to")
     finally:
