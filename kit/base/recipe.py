@@ -37,7 +37,8 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 # Options that shape the kit's own networks and mean nothing to a timm backbone.
 OWN_ONLY = ("bn", "widths", "orientations", "bn_momentum", "bn_eps", "init")
 # Options that only a timm backbone takes.
-BACKBONE_ONLY = ("pretrained", "weights", "probe", "pool", "layer_decay", "frozen_epochs")
+_TUNING_ONLY = ("layer_decay", "drop_path", "lora", "checkpoint_blocks", "frozen_epochs")
+BACKBONE_ONLY = ("pretrained", "weights", "probe", "pool", *_TUNING_ONLY)
 # Options of training in steps, which a probe does not: it is fitted to all tiles at once.
 STEPS_ONLY = (
     "augment",
@@ -50,8 +51,7 @@ STEPS_ONLY = (
     "label_smoothing",
     "ema",
     "keep",
-    "layer_decay",
-    "frozen_epochs",
+    *_TUNING_ONLY,
 )
 _LAST_SEED = 2**32 - 1
 
@@ -158,6 +158,14 @@ class Recipe:
     pass over the training tiles more."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Of a timm model: a layer's learning rate over that of the layer above it."""
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of a timm model: the chance, at its last layer, that a tile skips a layer in training."""
+    lora: Annotated[int, Field(ge=0)] = 0
+    """Of a timm model with attention: leave it as it is, and train additions of this rank to its
+    attention, and the classifier; for models of hundreds of millions of parameters. 0: none."""
+    checkpoint_blocks: bool = False
+    """Of a timm model: compute activations again in the backward pass in place of holding them: a
+    fraction of the memory for a third more time."""
     frozen_epochs: Annotated[int, Field(ge=0)] = 0
     """Of a timm model: first epochs that train the classifier alone."""
     precision: Precision = "auto"
@@ -187,8 +195,14 @@ class Recipe:
             raise RecipeError("a probe needs a timm model, such as resnet18")
         if self.orientations > 1 and self.model != "compact":
             raise RecipeError("orientations needs the model compact")
-        if not self.is_backbone and (self.frozen_epochs or self.layer_decay < 1):
-            raise RecipeError("frozen_epochs and layer_decay need a timm model, such as resnet18")
+        self._check_tuning()
+
+    def _check_tuning(self) -> None:
+        """Refuse options of tuning for a model that is not tuned."""
+        fields = type(self).__dataclass_fields__
+        changed = [name for name in _TUNING_ONLY if getattr(self, name) != fields[name].default]
+        if changed and not self.is_backbone:
+            raise RecipeError(f"{' and '.join(changed)} need a timm model, such as resnet18")
 
     @property
     def is_backbone(self) -> bool:

@@ -17,6 +17,8 @@ from .factory import synchronize_batch_norms as synchronize_batch_norms
 from .fusing import fuse_norms as fuse_norms
 from .fusing import share_stem as share_stem
 from .layer_table import layer_table as layer_table
+from .lora import add_lora as add_lora
+from .lora import merge_lora as merge_lora
 from .networks import CompactCNN as CompactCNN
 from .networks import SmallCNN as SmallCNN
 from .norms import BatchNorm as BatchNorm

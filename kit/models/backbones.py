@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from kit.base import KitError, Recipe, competition
 from kit.models.hub import reason
+from kit.models.lora import add_lora
 from kit.models.sources import Source, find_source
 from kit.models.weights import load_weights
 
@@ -23,6 +24,8 @@ def create_backbone(recipe: Recipe) -> nn.Module:
     """
     source = find_source(recipe.model)
     options: dict[str, Any] = {"num_classes": 1, **source.options}
+    if recipe.drop_path:
+        options["drop_path_rate"] = recipe.drop_path
     try:
         model = _build(recipe, source, options)
     except _SizeError:
@@ -40,6 +43,10 @@ def create_backbone(recipe: Recipe) -> nn.Module:
         part.apply(_start_near_zero)
     if recipe.weights is not None:
         load_weights(model, recipe.weights, apart_from=classifier_layers(model))
+    if recipe.lora:
+        add_lora(model, recipe.lora)
+    if recipe.checkpoint_blocks:
+        _checkpoint_blocks(model, recipe.model)
     return model
 
 
@@ -74,6 +81,8 @@ def _build(recipe: Recipe, source: Source, options: dict[str, Any]) -> nn.Module
         with torch.no_grad():
             logits = model.eval()(images)
     except (RuntimeError, ValueError, AssertionError, LookupError, TypeError) as error:
+        if "drop_path_rate" in str(error):
+            raise KitError(f"{recipe.model} has no paths to drop: leave out --drop-path") from error
         raise _SizeError(recipe, source, error) from error
     if not isinstance(logits, Tensor) or logits.shape != (1, 1) or not classifier_layers(model):
         raise KitError(
@@ -81,6 +90,15 @@ def _build(recipe: Recipe, source: Source, options: dict[str, Any]) -> nn.Module
             "choose another --model"
         )
     return model.train()
+
+
+def _checkpoint_blocks(model: Any, name: str) -> None:
+    try:
+        model.set_grad_checkpointing(True)
+    except (AssertionError, AttributeError) as error:
+        raise KitError(
+            f"{name} has no blocks to compute again: leave out --checkpoint-blocks"
+        ) from error
 
 
 class _SizeError(KitError):

@@ -7,7 +7,8 @@ from torch import nn
 
 from kit.base import Recipe
 from kit.models.backbones import classifier_layers, create_backbone
-from kit.models.encoders import create_probe
+from kit.models.encoders import Probe, create_probe
+from kit.models.lora import lora_parameters
 from kit.models.networks import CompactCNN, SmallCNN
 
 
@@ -69,11 +70,19 @@ def parameter_groups(
 
 
 def freeze_backbone(model: nn.Module, *, frozen: bool) -> None:
-    """Let only a timm model's classifier learn, or everything."""
-    model.requires_grad_(not frozen)
-    if frozen:
+    """Let only a timm model's classifier learn, or everything.
+
+    Everything is, of a model with `add_lora`, what was added; a probe's encoder never learns.
+    """
+    if isinstance(model, Probe):
+        return
+    added = lora_parameters(model)
+    model.requires_grad_(not frozen and not added)
+    if frozen or added:
         for classifier in classifier_layers(model).values():
             classifier.requires_grad_(True)
+    for parameter in added:
+        parameter.requires_grad_(not frozen)
 
 
 def synchronize_batch_norms(model: nn.Module) -> nn.Module:

@@ -159,7 +159,7 @@ def load(folder: Path, *, device: str = "auto") -> TrainedModel:
     return TrainedModel(
         folder.name,
         recipe,
-        move_model(model, chosen),
+        move_model(models.merge_lora(model), chosen),
         chosen,
         choose_precision(recipe.precision, chosen),
         temperature=figures.get("temperature"),
