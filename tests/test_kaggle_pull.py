@@ -95,8 +95,8 @@ def test_brings_back_a_run_of_many_files_and_overwrites_nothing(server: KaggleSe
 
 def test_only_silence_ends_it(server: KaggleServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that comes slowly is waited for, far longer than silence would be."""
-    monkeypatch.setattr(client, "PATIENCE", 1.5)
-    server.output_faults = {LAST: [Trickle(4)]}
+    monkeypatch.setattr(client, "PATIENCE", 2.5)
+    server.output_faults = {LAST: [Trickle(5)]}
     got = kaggle.bring_back(KERNEL, Path(), ended_well=True)
     assert got.folder == Path(RUN)
     assert Path(LAST).read_bytes() == CONTENT

@@ -104,7 +104,7 @@ def _wakings(process: int) -> str:
     # Linux, Documentation/filesystems/proc.rst. Nothing where the process has just ended.
     with suppress(OSError):
         status = Path(f"/proc/{process}/status").read_text("utf-8")
-        return "".join(re.findall(r"^voluntary_ctxt_switches:.*", status, re.M))
+        return "".join(re.findall(r"^(?:non)?voluntary_ctxt_switches:.*", status, re.M))
     return ""
 
 
