@@ -71,12 +71,15 @@ def main(options: CompareOptions, argv: list[str]) -> None:
     first, second = comparison.arms
     predictions = study.pooled_predictions(comparison)
     slides = data.find_slides(tiles, comparison.arms[first].slides)
+    holdouts = study.find_holdouts(comparison.seeded(first), tiles)
+    judged = study.judge_arms(outcomes, predictions, first, second, holdouts)
     tables = {
+        "verdict": study.population_table(judged, holdouts),
         "table1": study.paired_table(outcomes, first, second),
         "delong": study.delong_table(predictions, first, second),
         "pooled": study.pooled_table(predictions, first, second, slides.by_id(tiles.train.ids)),
     }
-    verdict = study.paired_verdict(outcomes, first, second)
+    verdict = study.paired_verdict(judged, first, second)
     with base.FolderLock(options.out, wait=True):
         study.write_tables(options.out, tables, verdict)
     print("\n\n".join(map(str, [*tables.values(), verdict])))

@@ -32,12 +32,15 @@ def write_comparison(tiles: Store, folder: Path) -> Path:
     outcomes = study.train_arms(comparison, tiles, device="cpu")
     slides = find_slides(tiles)
     predictions = study.pooled_predictions(comparison)
+    holdouts = study.find_holdouts(comparison.seeded("before"), tiles)
+    judged = study.judge_arms(outcomes, predictions, *arms, holdouts)
     tables = {
+        "verdict": study.population_table(judged, holdouts),
         "table1": study.paired_table(outcomes, *arms),
         "delong": study.delong_table(predictions, *arms),
         "pooled": study.pooled_table(predictions, *arms, slides.by_id(tiles.train.ids)),
     }
-    verdict = study.paired_verdict(outcomes, *arms)
+    verdict = study.paired_verdict(judged, *arms)
     page = report.compare_page(
         comparison,
         study.histories(outcomes),

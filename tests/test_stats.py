@@ -390,7 +390,7 @@ def arms(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("n", [6, 10])
 def test_an_arm_against_itself(n: int) -> None:
-    """The interval covers and the p-value keeps its level; BCa does not with six seeds."""
+    """The interval covers and the p-value keeps its level."""
     rng = np.random.default_rng(0)
     results = [stats.paired_difference(*arms(rng, n)) for _ in range(SIMULATIONS)]
     found = np.mean([result.p_value <= 0.05 for result in results])
@@ -398,8 +398,6 @@ def test_an_arm_against_itself(n: int) -> None:
     assert found <= 0.08
     assert found >= 0.02 or n == 6  # 2 / 2**6 = 0.031 is the level that six seeds allow
     assert 0.92 <= covered <= 0.985
-    if n == 6:
-        assert np.mean([covers(result.bca, 0) for result in results]) < 0.92
 
 
 @given(hnp.arrays(float, st.integers(6, 11), elements=st.integers(-3, 6).map(float)))
@@ -469,17 +467,6 @@ def test_six_seeds_that_agree_are_a_conclusion_with_an_interval_from_least_to_mo
     assert stats.paired_difference(first, second) == result
 
 
-def test_bca_is_scipys() -> None:
-    skewed = 2.0 ** np.arange(8)
-    bca = stats.paired_difference(skewed, np.zeros(8)).bca
-    other = {
-        method: scipy.stats.bootstrap((skewed,), np.mean, n_resamples=50_000, method=method, rng=1)
-        for method in ("BCa", "percentile")
-    }
-    assert (bca.low, bca.high) == pytest.approx(other["BCa"].confidence_interval, rel=0.03)
-    assert bca.high > 1.1 * other["percentile"].confidence_interval.high
-
-
 @pytest.mark.parametrize("n", [17, 20, 70])
 def test_many_seeds_get_about_students_interval(n: int) -> None:
     first, second = arms(np.random.default_rng(0), n)
@@ -495,7 +482,7 @@ def test_fewer_than_six_seeds_allow_no_conclusion(n: int) -> None:
     result = stats.paired_difference(np.linspace(0.91, 0.95, n), np.full(n, 0.9))
     assert (result.n, result.p_value) == (n, None)
     assert (result.sd is None) == (n == 1)
-    assert result.difference.low is None and result.bca.low is None
+    assert result.difference.low is None
     assert f"these are {n} of the 6 seeds" in result.difference.note
 
 

@@ -16,7 +16,7 @@ from kit import runs, stats, study
 from kit.base import EpochResult, KitError, Recipe
 from kit.data import Store, loaders
 from kit.runs import Run
-from kit.study import MomentumSweep, Outcome, StatisticsBank, Study
+from kit.study import Holdouts, MomentumSweep, Outcome, StatisticsBank, Study
 
 ROOT = Path(__file__).parents[1]
 RECIPE = Recipe(epochs=3, batch_size=8, widths=(4, 6, 8))
@@ -46,6 +46,12 @@ def outcomes(differences: np.ndarray) -> dict[str, list[Outcome]]:
         "one": [outcome(0.7, 0.8, auc=auc + d) for auc, d in zip(base, differences, strict=True)],
         "two": [outcome(0.7, 0.8, auc=auc) for auc in base],
     }
+
+
+def verdict_of(differences: np.ndarray, holdouts: Holdouts) -> str:
+    arms = outcomes(differences)
+    judged = study.judge_arms(arms, pd.DataFrame(), "one", "two", holdouts)
+    return study.paired_verdict(judged, "one", "two")
 
 
 def test_arms_are_paired_in_all_but_the_order(tiles: Store, tmp_path: Path) -> None:
@@ -93,12 +99,15 @@ def test_table_holds_means_and_paired_differences() -> None:
     [
         ([0.01, 0.02, 0.03, 0.02, 0.01, 0.04], "one is better than two by 0.0217"),
         ([-0.01, -0.02, -0.03, -0.02, -0.01, -0.04], "two is better than one by 0.0217"),
-        ([0.01, -0.02, 0.03, -0.02, 0.01, 0.01], "Not shown: one is ahead of two by 0.0033"),
+        (
+            [0.01, -0.02, 0.03, -0.02, 0.01, 0.01],
+            "Not shown on these tiles: one is ahead of two by 0.0033",
+        ),
         ([0.1, 0.1, 0.11, 0.1, 0.1], "No conclusion is possible"),
     ],
 )
 def test_verdict_follows_from_the_numbers(differences: list[float], expected: str) -> None:
-    assert study.paired_verdict(outcomes(np.array(differences)), "one", "two").startswith(expected)
+    assert verdict_of(np.array(differences), Holdouts(0.4, {}, 3)).startswith(expected)
 
 
 def test_an_arm_against_itself_is_rarely_found_different() -> None:
@@ -106,7 +115,7 @@ def test_an_arm_against_itself_is_rarely_found_different() -> None:
     rng = np.random.default_rng(1)
     found = 0
     for _ in range(300):
-        verdict = study.paired_verdict(outcomes(0.01 * rng.standard_normal(8)), "one", "two")
+        verdict = verdict_of(0.01 * rng.standard_normal(8), Holdouts(0.4, {}, 3))
         found += "is better than" in verdict
     # Binomial with p = 0.05: 15 expected, standard deviation 3.8; three of them.
     assert found <= 26

@@ -17,6 +17,7 @@ from .slides import KnownSlides as KnownSlides
 from .slides import find_slides as find_slides
 from .slides import find_slides_table as find_slides_table
 from .slides import note_unused_slides as note_unused_slides
+from .slides import read_recipe_slides as read_recipe_slides
 from .slides import read_slides as read_slides
 from .slides import slides_fingerprint as slides_fingerprint
 from .split import Holdout as Holdout

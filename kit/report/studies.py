@@ -28,8 +28,13 @@ _JUDGED = (
 )
 _SEEDS_LIMIT = (
     "Pairs differ by their seed: split, initial weights, data order and augmentation. They share "
-    "the tiles that splits are drawn from, so the intervals say little of other hospitals or "
+    "the tiles that splits are drawn from, so no interval here speaks of other hospitals or "
     "scanners."
+)
+_POPULATIONS = (
+    "On these tiles: other seeds, the same pool of tiles; exact, and narrower with each seed. On "
+    "new tiles or new slides: the pool as well is one draw of many, which no seed adds to (Nadeau "
+    "and Bengio 2003; where all seeds hold out the same tiles, Obuchowski and Rockette 1995)."
 )
 
 
@@ -51,7 +56,7 @@ def compare_page(
     predictions
         From `study.pooled_predictions`.
     tables
-        `table1`, `delong` and `pooled`, as `study` makes them.
+        `verdict`, `table1`, `delong` and `pooled`, as `study` makes them.
     slides
         From `find_slides`.
     command
@@ -64,12 +69,17 @@ def compare_page(
         limits=[_SEEDS_LIMIT, *slides.notes],
         sections=[
             Section(
+                "Of what the verdict speaks",
+                text=[_POPULATIONS],
+                tables=[
+                    _table(tables["verdict"], "Validation AUC: the first arm less the second.")
+                ],
+            ),
+            Section(
                 "Figures",
                 text=[
                     f"{_JUDGED} The difference is the first arm less the second; its interval and "
-                    "p rest on sign flips of the paired differences. The BCa bootstrap's interval "
-                    "is beside them and is too narrow for few seeds. Only the first row "
-                    "decides the verdict."
+                    "p rest on sign flips of the paired differences, and speak of these tiles."
                 ],
                 tables=[_table(tables["table1"], "Table 1: both arms, paired by seed.")],
             ),
@@ -85,12 +95,16 @@ def compare_page(
 def _held_out_section(tables: Tables, drawings: Sequence[Drawing]) -> Section:
     pooled = (
         "All seeds' held-out tiles together, each compared with those of its own run. The more "
-        "alike the units are, the more an interval that takes them for independent flatters."
+        "alike the units are, the more an interval that takes them for independent flatters. It "
+        "speaks of these trained runs: what another seed would do is not in it."
     )
     return Section(
         "On the held-out tiles",
         tables=[
-            _table(tables["delong"], "The two runs of each seed (DeLong et al. 1988)."),
+            _table(
+                tables["delong"],
+                "The two runs of each seed, on new tiles of these slides (DeLong et al. 1988).",
+            ),
             _table(tables["pooled"], pooled),
         ],
         drawings=drawings,

@@ -1,9 +1,10 @@
 """Scores (AUC, accuracy, log loss, calibration), their intervals, and paired tests.
 
-It knows nothing of files, tiles or PyTorch: arrays go in, numbers come out. Three questions,
-three kinds of interval. How well would these weights do on other tiles of the same slides:
+It knows nothing of files, tiles or PyTorch: arrays go in, numbers come out. Four questions,
+four kinds of interval. How well would these weights do on other tiles of the same slides:
 `auc_interval`, `delong_test`. On tiles of other slides: `auc_bootstrap`, `bootstrap_test`. Does
-one recipe beat another, however it is seeded: `paired_difference`.
+one recipe beat another on these tiles, however it is seeded: `paired_difference`. On tiles or
+slides that were not there: `resampled_difference`, `crossed_difference`.
 """
 
 import lazy_loader

@@ -9,6 +9,8 @@ from .intervals import Comparison as Comparison
 from .intervals import Interval as Interval
 from .intervals import auc_interval as auc_interval
 from .intervals import delong_test as delong_test
+from .new_data import crossed_difference as crossed_difference
+from .new_data import resampled_difference as resampled_difference
 from .paired import PairedDifference as PairedDifference
 from .paired import min_seeds as min_seeds
 from .paired import paired_difference as paired_difference

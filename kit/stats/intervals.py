@@ -45,16 +45,22 @@ class Interval:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The AUC of a first run less that of a second on the same tiles.
+    """A first run or recipe less a second on the same tiles.
 
     Attributes
     ----------
     p_value
-        Two-sided, for no difference; None where the data allow none (see `difference.note`).
+        Two-sided, for no difference, corrected for the number of comparisons; None where the data
+        allow none (see `difference.note`).
     """
 
     difference: Interval
     p_value: float | None
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the test shows a difference: p is at most 5 %, and so the interval lacks 0."""
+        return self.p_value is not None and self.p_value <= 1 - CONFIDENCE
 
 
 def auc_interval(labels: npt.ArrayLike, scores: npt.ArrayLike) -> Interval:
@@ -75,14 +81,14 @@ def auc_interval(labels: npt.ArrayLike, scores: npt.ArrayLike) -> Interval:
     scores in O(n log n), as in Sun and Xu, IEEE Signal Processing Letters 21 (2014) 1389-1393.
     """
     positive, scores = checks.both_classes(labels, scores)
-    components = _components(positive, scores)
-    area = float(components[0].mean())
-    smaller = min(map(len, components))
+    of_tiles = components(positive, scores)
+    area = float(of_tiles[0].mean())
+    smaller = min(map(len, of_tiles))
     if smaller < 2:
         return Interval(area, None, None, TOO_FEW.format("tiles"))
     if area in (0, 1):
         return separated_interval(area, smaller)
-    error = np.sqrt(_variance(*components)) / (area * (1 - area))
+    error = np.sqrt(_variance(*of_tiles)) / (area * (1 - area))
     margin = stats.norm.ppf(UPPER_QUANTILE) * error
     return on_logit_scale(area, np.log(area / (1 - area)), margin)
 
@@ -109,8 +115,8 @@ def delong_test(labels: npt.ArrayLike, first: npt.ArrayLike, second: npt.ArrayLi
     ----------
     As in `auc_interval`.
     """
-    one = _components(*checks.both_classes(labels, first))
-    other = _components(*checks.both_classes(labels, second))
+    one = components(*checks.both_classes(labels, first))
+    other = components(*checks.both_classes(labels, second))
     positives, negatives = one[0] - other[0], one[1] - other[1]
     difference = float(positives.mean())
     if min(len(positives), len(negatives)) < 2:
@@ -129,18 +135,24 @@ def separated_interval(area: float, pairs: int) -> Interval:
     return Interval(area, float(bounds.low), float(bounds.high))
 
 
-def compare(difference: float, error: float, distribution: Any) -> Comparison:
-    """Return the interval and p-value of a difference from its standard error."""
+def compare(
+    difference: float, error: float, distribution: Any, *, level: float = 1 - CONFIDENCE
+) -> Comparison:
+    """Return the interval and p-value of a difference from its standard error.
+
+    A level below 5 % is Bonferroni's for several comparisons, and corrects p as well.
+    """
     if error < ROUNDING:
         note = "the difference has no variance on these tiles, so it has no interval"
         p_value = 1.0 if abs(difference) < ROUNDING else None
-        return Comparison(Interval(difference, None, None, note), p_value)
-    margin = float(distribution.ppf(UPPER_QUANTILE)) * error
-    p_value = float(2 * distribution.sf(abs(difference) / error))
-    return Comparison(Interval(difference, difference - margin, difference + margin), p_value)
+        return Comparison(Interval(difference, None, None, note, 1 - level), p_value)
+    margin = float(distribution.ppf(1 - level / 2)) * error
+    p_value = float(2 * distribution.sf(abs(difference) / error)) * (1 - CONFIDENCE) / level
+    interval = Interval(difference, difference - margin, difference + margin, "", 1 - level)
+    return Comparison(interval, min(1.0, p_value))
 
 
-def _components(positive: Bools, scores: Floats) -> tuple[Floats, Floats]:
+def components(positive: Bools, scores: Floats) -> tuple[Floats, Floats]:
     """Return DeLong's structural components of the positive and of the negative tiles.
 
     A tile's component is the share of the other class that it is ordered rightly with, ties

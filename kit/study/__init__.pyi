@@ -22,10 +22,14 @@ from .momentum_tables import momentum_verdict as momentum_verdict
 from .momentum_tables import notebook_table as notebook_table
 from .momentum_tables import sweep_tables as sweep_tables
 from .paired import delong_table as delong_table
+from .paired import judge_arms as judge_arms
 from .paired import paired_table as paired_table
 from .paired import paired_verdict as paired_verdict
 from .paired import pooled_predictions as pooled_predictions
 from .paired import pooled_table as pooled_table
+from .populations import Holdouts as Holdouts
+from .populations import find_holdouts as find_holdouts
+from .populations import population_table as population_table
 from .predicting import predict_shared as predict_shared
 from .search import Search as Search
 from .search import run_search as run_search

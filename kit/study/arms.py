@@ -48,6 +48,10 @@ class Study:
         """Return where the run of an arm and a seed lies."""
         return self.folder / "runs" / f"{arm}-{seed}"
 
+    def seeded(self, arm: str) -> list[Recipe]:
+        """Return an arm's recipes, one per seed."""
+        return [replace(self.arms[arm], seed=seed) for seed in self.seeds]
+
     def recipes(self) -> dict[Path, Recipe]:
         """Return the recipes of all runs by their folders, in the order of training."""
         return {
@@ -141,10 +145,7 @@ def train_arms(
 def _check_study(study: Study, store: Store, device: str) -> None:
     """Check all runs before the first is trained, and that their holdouts pair them."""
     holdouts = {
-        arm: check_recipes(
-            [replace(recipe, seed=seed) for seed in study.seeds], store, device=device, arm=arm
-        )
-        for arm, recipe in study.arms.items()
+        arm: check_recipes(study.seeded(arm), store, device=device, arm=arm) for arm in study.arms
     }
     for seed, one_seed in zip(study.seeds, zip(*holdouts.values(), strict=True), strict=True):
         if not all(np.array_equal(one_seed[0].valid, other.valid) for other in one_seed):

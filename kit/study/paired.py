@@ -8,18 +8,24 @@ import pandas as pd
 
 from kit import runs, stats
 from kit.base import Array, KitError
-from kit.stats import Interval
 from kit.study.arms import Study
 from kit.study.figures import PRIMARY, Outcomes, figures_by_run
-from kit.study.tables import StudyTable, bound_columns, explain_empty, test_columns
+from kit.study.populations import (
+    THESE_TILES,
+    Holdouts,
+    Judgement,
+    Judgements,
+    judge_pair,
+)
+from kit.study.tables import StudyTable, explain_empty, test_columns
 
 
 def paired_table(outcomes: Outcomes, first: str, second: str) -> StudyTable:
     """Return each figure's mean and spread in two arms, and their difference paired by seed.
 
-    The difference is the first arm less the second. Its interval, `low` to `high`, goes with `p`
-    (both from sign flips); the BCa bootstrap's is beside it and is too narrow for few seeds.
-    A figure that an arm does not have is left out.
+    The difference is the first arm less the second. Its interval, `low` to `high`, goes with `p`:
+    both are from sign flips and speak of these tiles. A figure that an arm does not have is left
+    out.
     """
     tables = figures_by_run({arm: outcomes[arm] for arm in (first, second)})
     rows, reasons = {}, {}
@@ -33,31 +39,73 @@ def paired_table(outcomes: Outcomes, first: str, second: str) -> StudyTable:
             f"{second} sd": pair[1].std(),
             "n": difference.n,
             **test_columns(difference),
-            **bound_columns(difference.bca, "BCa "),
         }
         reasons[figure] = difference.difference.note
     return _table(rows, reasons, "figure")
 
 
-def paired_verdict(outcomes: Outcomes, first: str, second: str) -> str:
-    """Say in one sentence which arm is better, by how much, how sure; or that none is shown."""
-    values = {arm: table[PRIMARY] for arm, table in figures_by_run(outcomes).items()}
-    swap = values[first].mean() < values[second].mean()
-    better, worse = (second, first) if swap else (first, second)
-    pair = stats.paired_difference(values[better], values[worse])
-    if pair.p_value is None:
-        return f"No conclusion is possible about {first} and {second}: {pair.difference.note}."
-    size = f"{pair.difference.estimate:.4f} {PRIMARY}"
-    how_sure = (
-        f"95 % interval {_from_to(pair.difference)}, sign-flip p = {pair.p_value:.3f}, "
-        f"{pair.n} seeds"
-    )
-    if not pair.is_shown:
-        return (
-            f"Not shown: {better} is ahead of {worse} by {size}, within what seeds alone may do "
-            f"({how_sure})."
+def judge_arms(
+    outcomes: Outcomes, predictions: pd.DataFrame, first: str, second: str, holdouts: Holdouts
+) -> Judgements:
+    """Test the difference of two arms' validation AUC on each population, the widest first.
+
+    Parameters
+    ----------
+    predictions
+        From `pooled_predictions`.
+    holdouts
+        From `find_holdouts`.
+    """
+    tables = figures_by_run(outcomes)
+    values = (tables[first][PRIMARY].to_numpy(), tables[second][PRIMARY].to_numpy())
+    return judge_pair(values, holdouts, predictions=predictions, arms=(first, second))
+
+
+def paired_verdict(judged: Judgements, first: str, second: str) -> str:
+    """Say which arm is better, by how much, how sure, and on what; or that none is shown.
+
+    The first sentence speaks of the widest population that the data allow.
+
+    Parameters
+    ----------
+    judged
+        From `judge_arms`.
+    """
+    population, widest = next(iter(judged.items()))
+    test, here = widest.test, judged[THESE_TILES].test
+    if test.p_value is None:
+        about = f"No conclusion is possible about {first} and {second}"
+        return f"{about} on {population}: {test.difference.note}."
+    better, worse, size, how_sure = _ahead(widest, first, second)
+    if test.is_shown:
+        sentence = f"{better} is better than {worse} by {size} on {population} ({how_sure})."
+    else:
+        what = "seeds" if population == THESE_TILES else "seeds and the choice of tiles"
+        sentence = (
+            f"Not shown on {population}: {better} is ahead of {worse} by {size}, within what "
+            f"{what} may do ({how_sure})."
         )
-    return f"{better} is better than {worse} by {size} ({how_sure})."
+    if population == THESE_TILES or here.p_value is None:
+        return sentence
+    *_, how_sure = _ahead(judged[THESE_TILES], first, second)
+    says = f"{better} is better" if here.is_shown else "no difference is shown"
+    return f"{sentence} On these tiles alone {says} ({how_sure})."
+
+
+def _ahead(judged: Judgement, first: str, second: str) -> tuple[str, str, str, str]:
+    """Return the arm that is ahead, the other, by how much, and how sure that is."""
+    test = judged.test
+    low, estimate, high = test.difference.low, test.difference.estimate, test.difference.high
+    # There is an interval wherever there is a p below 1.
+    bounds = (0.0, 0.0) if low is None or high is None else (low, high)
+    better, worse = first, second
+    if estimate < 0:
+        better, worse, bounds = second, first, (-bounds[1], -bounds[0])
+    how_sure = (
+        f"95 % interval {bounds[0]:+.4f} to {bounds[1]:+.4f}, {judged.method}, "
+        f"p = {test.p_value:.3f}"
+    )
+    return better, worse, f"{abs(estimate):.4f} {PRIMARY}", how_sure
 
 
 def pooled_predictions(study: Study) -> pd.DataFrame:
@@ -83,7 +131,10 @@ def pooled_predictions(study: Study) -> pd.DataFrame:
 
 
 def delong_table(predictions: pd.DataFrame, first: str, second: str) -> StudyTable:
-    """Compare the two runs of each seed on their held-out tiles (DeLong et al. 1988)."""
+    """Compare the two runs of each seed on their held-out tiles (DeLong et al. 1988).
+
+    It speaks of these trained runs on new tiles of these slides, not of another training.
+    """
     rows, reasons = {}, {}
     for seed, table in predictions.groupby("seed"):
         labels, one, two = (table[column].to_numpy() for column in ("label", first, second))
@@ -102,6 +153,7 @@ def pooled_table(
 ) -> StudyTable:
     """Compare the arms on all seeds' held-out tiles together, by bootstraps over tiles and slides.
 
+    It speaks of these trained runs, as if another training gave the same.
     Only tiles of one run are compared with each other. Tiles of one slide look alike, and one tile
     may be held out by several seeds: the naive interval over tiles takes them for independent, and
     flatters.
@@ -132,7 +184,3 @@ def pooled_table(
 def _table(rows: dict[Any, dict[str, Any]], reasons: Mapping[str, str], index: str) -> StudyTable:
     frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis(index)
     return StudyTable(frame, explain_empty(reasons))
-
-
-def _from_to(interval: Interval) -> str:
-    return f"{interval.low:+.4f} to {interval.high:+.4f}"

@@ -1,0 +1,169 @@
+"""Of what a comparison's verdict speaks, and whether it holds there: simulated studies."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+from simulated_studies import equal_arms, fixed_holdout
+
+from kit import stats, study
+from kit.base import KitError, Recipe
+from kit.data import Store
+from kit.study import Holdouts
+from kit.study.populations import MIN_HELD_OUT, MIN_SLIDES, judge_pair
+
+# A short form for each run of the tests, and the long one of docs/statistics.md.
+studies = pytest.mark.parametrize(
+    "number", [200, pytest.param(2000, marks=pytest.mark.soak)], ids=["200", "2000"]
+)
+
+
+def at_most(share: float, number: int) -> float:
+    """Return what a share of simulations may be by chance: three standard errors more."""
+    return share + 3 * (share * (1 - share) / number) ** 0.5
+
+
+def test_the_resampled_t_test_is_the_formula() -> None:
+    first = np.array([0.91, 0.9, 0.94, 0.92, 0.95, 0.93])
+    differences = first - 0.9
+    found = stats.resampled_difference(first, np.full(6, 0.9), 3 / 7)
+    error = differences.std(ddof=1) * (1 / 6 + 3 / 7) ** 0.5
+    student = scipy.stats.t(5)
+    assert found.p_value == pytest.approx(2 * student.sf(differences.mean() / error))
+    low, high = scipy.stats.t.interval(0.95, 5, differences.mean(), error)
+    assert (found.difference.low, found.difference.high) == pytest.approx((low, high))
+    # With nothing held out beyond what one seed needs it is Student's own test.
+    plain = stats.resampled_difference(first, np.full(6, 0.9), 0.0)
+    assert plain.p_value == pytest.approx(scipy.stats.ttest_1samp(differences, 0).pvalue)
+    four = stats.resampled_difference([*first, 0.94, 0.9], np.full(8, 0.9), 3 / 7, comparisons=4)
+    one = stats.resampled_difference([*first, 0.94, 0.9], np.full(8, 0.9), 3 / 7)
+    assert four.p_value == pytest.approx(min(1, 4 * one.p_value))
+    assert four.difference.confidence == pytest.approx(0.9875)
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_few_seeds_allow_no_conclusion_about_new_data(n: int) -> None:
+    found = stats.resampled_difference(np.linspace(0.9, 0.95, n), np.full(n, 0.9), 0.4)
+    assert found.p_value is None
+    assert found.difference.note == f"these are {n} of the 6 seeds that it takes"
+
+
+def test_seeds_without_noise_of_their_own_leave_delongs_test() -> None:
+    """Where all seeds give the same run, the tiles' covariance is all that is left."""
+    rng = np.random.default_rng(0)
+    labels, first, second, _ = fixed_holdout(rng, slides=20, seeds=1)
+    found = stats.crossed_difference(labels, *(np.repeat(one, 6, 0) for one in (first, second)))
+    delong = stats.delong_test(labels, first[0], second[0])
+    assert found.difference.estimate == pytest.approx(delong.difference.estimate)
+    width = found.difference.high - found.difference.low
+    freedom = min(labels.sum(), len(labels) - labels.sum()) - 1
+    quantiles = scipy.stats.t.ppf(0.975, freedom) / scipy.stats.norm.ppf(0.975)
+    expected = quantiles * (delong.difference.high - delong.difference.low)
+    assert width == pytest.approx(expected, rel=0.03)
+
+
+def test_copies_of_a_tile_on_its_slide_change_nothing_over_slides() -> None:
+    labels, first, second, _ = fixed_holdout(np.random.default_rng(0), slides=10, seeds=6)
+    once = stats.crossed_difference(labels, first, second)
+    copied = (np.repeat(one, 3, -1) for one in (labels, first, second, np.arange(len(labels))))
+    assert stats.crossed_difference(*copied).difference.high == pytest.approx(once.difference.high)
+
+
+def test_scores_that_do_not_pair_are_refused() -> None:
+    with pytest.raises(KitError, match=r"give \(seeds, tiles\)"):
+        stats.crossed_difference([0, 1], [[0.1, 0.2]], [0.1, 0.2])
+
+
+@studies
+@pytest.mark.parametrize("seeds", [6, 10])
+@pytest.mark.parametrize("tiles", [324, pytest.param(4272, marks=pytest.mark.soak)])
+def test_equal_arms_over_fresh_pools(tiles: int, seeds: int, number: int) -> None:
+    """The headline keeps its level, which the exact test on these tiles does not keep there."""
+    rng = np.random.default_rng(0)
+    headline = here = 0
+    for _ in range(number):
+        first, second, ratio = equal_arms(rng, tiles=tiles, seeds=seeds)
+        judged = judge_pair((first, second), Holdouts(ratio))
+        headline += judged["new tiles of these slides"].test.is_shown
+        here += judged["these tiles"].test.is_shown
+    print(f"{tiles} tiles, {seeds} seeds: headline {headline / number:.3f}, here {here / number}")
+    assert headline / number <= at_most(0.06, number)
+    assert here > headline
+
+
+@studies
+@pytest.mark.parametrize("by_slide", [False, True])
+def test_equal_arms_on_one_holdout(by_slide: bool, number: int) -> None:
+    rng = np.random.default_rng(0)
+    found = 0
+    for _ in range(number):
+        taste = 0.4 if by_slide else 0.0
+        labels, first, second, slides = fixed_holdout(rng, slides=20, seeds=6, taste=taste)
+        groups = slides if by_slide else None
+        found += stats.crossed_difference(labels, first, second, groups).is_shown
+    print(f"by slide {by_slide}: {found / number:.3f}")
+    assert found / number <= at_most(0.06, number)
+
+
+def test_a_verdict_speaks_of_the_widest_population_that_the_data_allow() -> None:
+    many, few = MIN_SLIDES, MIN_SLIDES - 1
+    assert Holdouts(0.4).population == "new tiles of these slides"
+    assert "no holdout keeps slides apart" in Holdouts(0.4).note
+    assert Holdouts(0.4, {}, many).population == "new slides"
+    assert Holdouts(0.4, {}, few).population == "these tiles"
+    assert f"{few} hold the scarcer class, and it takes {many}" in Holdouts(0.4, {}, few).note
+    assert Holdouts(None, {}, MIN_HELD_OUT - 1).population == "new tiles of these slides"
+    assert Holdouts(None, {}, MIN_HELD_OUT).population == "new slides"
+
+
+def test_a_verdict_names_both_populations() -> None:
+    """Ten seeds that agree prove little about new tiles."""
+    first = 0.8 + 0.01 * np.arange(-2, 8)
+    judged = judge_pair((first, np.full(10, 0.8)), Holdouts(3 / 7))
+    said = study.paired_verdict(judged, "one", "two")
+    assert said.startswith("Not shown on new tiles of these slides: one is ahead of two by 0.0250")
+    assert re.search(r"may do \(95 % interval .*, corrected resampled t test, p = 0\.\d+\)", said)
+    assert "On these tiles alone one is better (95 % interval" in said
+    table = study.population_table(judged, Holdouts(3 / 7))
+    assert table.frame.index.tolist() == ["on new tiles of these slides", "on these tiles"]
+    assert "Nothing is said of new slides" in table.notes[0]
+
+
+def test_holdouts_are_those_of_the_seeds(tiles: Store, tmp_path: Path) -> None:
+    seeds = [Recipe(seed=seed, batch_size=8) for seed in range(3)]
+    drawn = study.find_holdouts(seeds, tiles)
+    assert drawn.held_out_to_trained == pytest.approx(24 / 56)
+    assert drawn.slides is None
+    table = tmp_path / "slides.csv"
+    rows = [f"{tile},S{number % 7}\n" for number, tile in enumerate(tiles.train.ids)]
+    table.write_text("id,slide\n" + "".join(rows))
+    by_slide = study.find_holdouts([replace(one, slides=table) for one in seeds], tiles)
+    assert by_slide.held_out_to_trained == pytest.approx(0.4, abs=0.2)
+    assert by_slide.scarcer == 7
+    named = [replace(one, slides=table, validate_on=("S1", "S2")) for one in seeds]
+    assert study.find_holdouts(named, tiles) == replace(
+        by_slide, held_out_to_trained=None, scarcer=2
+    )
+
+
+def test_one_holdout_is_judged_by_its_predictions() -> None:
+    labels, first, second, slides = fixed_holdout(np.random.default_rng(1), slides=120, seeds=6)
+    ids = [f"{number:04}" for number in range(len(labels))]
+    by_id = dict(zip(ids, slides, strict=True))
+    predictions = pd.concat(
+        pd.DataFrame({"seed": seed, "id": ids, "label": labels, "a": one, "b": other})
+        for seed, (one, other) in enumerate(zip(first, second, strict=True))
+    )
+    aucs = [np.array([stats.auc(labels, one) for one in scores]) for scores in (first, second)]
+    judged = judge_pair(
+        (aucs[0], aucs[1]),
+        Holdouts(None, by_id, 60),
+        predictions=predictions.sample(frac=1, random_state=0),
+        arms=("a", "b"),
+    )
+    assert judged["new slides"].test == stats.crossed_difference(labels, first, second, slides)
+    assert judged["new slides"].method == "t test over seeds and slides"
