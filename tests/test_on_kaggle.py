@@ -212,7 +212,9 @@ def test_packed_tiles_that_are_mounted_are_used() -> None:
         put_file(f"kaggle/input/datasets/nobody/tiles/{name}")
     Path("kaggle/temp").mkdir()
     data = link_data(Path("kaggle").absolute(), Path("kaggle/temp"))
-    assert (data / "store").resolve() == Path("kaggle/input/datasets/nobody/tiles").resolve()
+    place = Path("kaggle/input/datasets/nobody/tiles/train.npy").resolve()
+    assert (data / "store" / "train.npy").resolve() == place
+    assert not (data / "store").is_symlink()
 
 
 @pytest.mark.usefixtures("working")

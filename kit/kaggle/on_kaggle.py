@@ -134,7 +134,10 @@ def link_data(root: Path, room: Path) -> Path:
     store = find_store(root)
     if store is not None and not (data / "store").exists():
         print(f"the packed tiles: {store}", flush=True)
-        (data / "store").symlink_to(store)
+        # Not a link to the folder: what is computed of tiles is kept beside it.
+        (data / "store").mkdir()
+        for path in store.iterdir():
+            (data / "store" / path.name).symlink_to(path)
     return data
 
 
