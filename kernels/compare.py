@@ -59,6 +59,9 @@ def main(options: CompareOptions, argv: list[str]) -> None:
         study.parse_arms(options.arm, recipe, base.given_options(argv)),
         tuple(range(recipe.seed, recipe.seed + options.seeds)),
     )
+    for arm in comparison.arms.values():
+        if not options.trust:
+            base.refuse_code(arm, base.given_options(argv))
     tiles = data.open_store(options.data)
     outcomes = training.share_out(
         devices,

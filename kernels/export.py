@@ -33,10 +33,13 @@ class ExportOptions:
     """Folder of the competition's data, to check what is written on."""
     tiles: base.Count = 512
     """How many test tiles to check it on, spread over all of them."""
+    trust: bool = False
+    """Run code that came with a run, a network of somebody's own: read it before."""
 
 
 def main(options: ExportOptions, argv: list[str]) -> None:
     """Write what is asked for."""
+    base.trust_code(options.trust)
     run, out, timm, tensorboard = options.run, options.out, options.timm, options.tensorboard
     if out is None and timm is None and tensorboard is None:
         raise KitError("say what to write: --out model.onnx, --timm FOLDER or --tensorboard FOLDER")

@@ -46,10 +46,13 @@ class PredictOptions:
     """In place of --device, for several models (runs, folds): a process on each takes a share of
     them. auto takes all GPUs, cuda:0 cuda:1 these two; cpu:2 is two processes that share the CPU's
     cores."""
+    trust: bool = False
+    """Run code that came with a run, a network of somebody's own: read it before."""
 
 
 def main(options: PredictOptions) -> None:
     """Predict and write."""
+    base.trust_code(options.trust)
     if bool(options.run) == (options.ensemble is not None):
         raise KitError("name runs (--run runs/NAME, several times) or one --ensemble FILE")
     devices = training.choose_devices(options.device, options.devices)

@@ -55,8 +55,9 @@ def main(options: SearchOptions, argv: list[str]) -> None:
     for name, share in result.importances.items():
         print(f"{name:24} {share:7.1%} of what sets good trials apart")
     print(report.search_verdict(result))
-    best = options.out / "best.toml"
-    print(f"next: {base.command('train', '--recipe', best, '--data', options.data)}")
+    words = ["--recipe", options.out / "best.toml", "--data", options.data]
+    trusted = ["--trust"] if options.recipe.custom else []
+    print(f"next: {base.command('train', *words, *trusted)}")
     where = "on the machine that trained the best trial"
     # Workers of a database may share no folder.
     if result.folder.exists():

@@ -36,10 +36,13 @@ class SubmitOptions:
     """Description on Kaggle; what is sent if empty."""
     timeout: base.Positive = 600
     """Seconds to wait for the score."""
+    trust: bool = False
+    """Where it predicts: run code that came with the run, a network of somebody's own."""
 
 
 def main(options: SubmitOptions) -> None:
     """Choose, check, submit, confirm, wait."""
+    base.trust_code(options.trust)
     if options.file is not None and options.run is not None:
         raise KitError("--file and --run exclude each other: name what is to be submitted once")
     tiles = data.open_store(options.data)

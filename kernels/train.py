@@ -130,10 +130,13 @@ def main(options: TrainOptions) -> None:
 def how_to_go_on(folder: Path, *options: str) -> str:
     """Say how a training goes on that has ended early, with further options."""
     try:
-        runs.begun_config(folder)
+        begun = runs.begun_config(folder)
     except KitError:
         more = f" with {shlex.join(options)}" if options else ""
         return f"nothing was begun: type the command again{more}"
+    if begun.get("custom"):
+        # It was run just now.
+        options += ("--trust",)
     return f"go on with: {runs.resume_command(folder, *options)}"
 
 
@@ -261,7 +264,12 @@ def write_page(folder: Path, tiles: data.Store) -> None:
 def default_folder(options: TrainOptions) -> Path:
     """Name a run by its recipe, its arm and its seed."""
     recipe = options.recipe
-    arm = recipe.model if recipe.is_backbone else recipe.bn
+    if "model" in recipe.custom:
+        arm = base.custom_name(recipe.model)
+    elif recipe.is_backbone:
+        arm = recipe.model
+    else:
+        arm = {"batch": recipe.bn, "none": "none"}.get(recipe.norm, f"{recipe.norm}-{recipe.bn}")
     return Path("runs") / f"{Path(options.recipe_name).stem}-{arm}-{recipe.seed}"
 
 
@@ -269,11 +277,14 @@ def describe(run: runs.Run) -> str:
     """Say what is about to be trained, on what."""
     recipe = run.recipe
     lines = [describe_layers(run)]
-    if not recipe.is_backbone:
+    if recipe.is_built_in and recipe.norm == "batch":
         lines.append(
             f"BatchNorm {recipe.bn} the activation, momentum {recipe.bn_momentum} as Keras "
             f"counts it ({1 - recipe.bn_momentum:.4g} as PyTorch does)"
         )
+    elif recipe.is_built_in:
+        where = "" if recipe.norm == "none" else f" {recipe.bn} the activation"
+        lines.append(f"norm {recipe.norm}{where}")
     lines.append(
         f"{len(run.holdout.train):,} tiles to train on, {len(run.holdout.valid):,} held out; "
         f"{str(run.dtype).removeprefix('torch.')} on {run.device}"
@@ -289,9 +300,9 @@ def describe(run: runs.Run) -> str:
 
 
 def describe_layers(run: runs.Run) -> str:
-    """Give the table of layers: all of the kit's own networks, the parts of a timm model."""
+    """Give the table of layers: all of the kit's own networks, the parts of other models."""
     size = run.recipe.size
-    if not run.recipe.is_backbone:
+    if run.recipe.is_built_in:
         return models.layer_table(run.state.model, size)
     heading, *layers, sums = models.layer_table(run.state.model, size, depth=1).splitlines()
     if len(layers) > MOST_LAYERS:

@@ -29,6 +29,7 @@ from kit import kaggle, runs
 from kit.base import LOCK_NAME, KitError, RunOptions, parse_options
 from kit.data import open_store
 from kit.kaggle import Job, bundle
+from kit.kaggle.reach import Reach, complete
 from kit.kaggle.sums import CHECKSUMS
 
 ROOT = Path(__file__).parents[1]
@@ -271,6 +272,16 @@ def test_only_files_that_options_take_go_along(
     names = zipfile.ZipFile(io.BytesIO(lzma.decompress(content))).namelist()
     assert [name for name in names if name.startswith("given/")] == sorted(embedded)
     assert text.count("{home}") == len(embedded)
+
+
+def test_a_network_of_ones_own_goes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text("class Net: pass\n")
+    text = bundle.script(job(arguments=("--epochs", "1", "--model", "net.py:Net")), ROOT)
+    assert "{home}/given/3/net.py:Net" in text
+    Path("own.toml").write_text('model = "net.py:Net"\n')
+    with pytest.raises(KitError, match=r"own\.toml names code, net\.py:Net, which would not go"):
+        complete(job(arguments=("--recipe", "own.toml")), Reach())
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from .command_line import describe_recipes as describe_recipes
 from .command_line import given_options as given_options
 from .command_line import parse_options as parse_options
 from .command_line import recipe_words as recipe_words
+from .command_line import refuse_code as refuse_code
 from .competition import ARCHIVE as ARCHIVE
 from .competition import CENTRE_SIZE as CENTRE_SIZE
 from .competition import CHANNEL_MEAN as CHANNEL_MEAN
@@ -26,6 +27,15 @@ from .competition import SPLITS as SPLITS
 from .competition import TILE_BYTES as TILE_BYTES
 from .competition import TILE_SIZE as TILE_SIZE
 from .competition import Split as Split
+from .custom import CustomCode as CustomCode
+from .custom import custom_name as custom_name
+from .custom import explain_custom as explain_custom
+from .custom import is_custom as is_custom
+from .custom import load_custom as load_custom
+from .custom import read_custom as read_custom
+from .custom import require_trust as require_trust
+from .custom import trust_code as trust_code
+from .custom import trusts_code as trusts_code
 from .errors import KeptError as KeptError
 from .errors import KitError as KitError
 from .errors import StoppedError as StoppedError
@@ -46,6 +56,7 @@ from .recipe import Bn as Bn
 from .recipe import Count as Count
 from .recipe import Init as Init
 from .recipe import Interpolation as Interpolation
+from .recipe import Norm as Norm
 from .recipe import Normalization as Normalization
 from .recipe import Orientations as Orientations
 from .recipe import Pool as Pool

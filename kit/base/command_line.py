@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -49,6 +49,9 @@ class RunOptions:
     cuda_graphs: bool = True
     """On a GPU that holds the tiles: launch all of a step at once. A network whose steps wait for
     the GPU needs --no-cuda-graphs."""
+    trust: bool = False
+    """Run code that the command line does not name itself: that of a recipe's file, or of a run
+    folder."""
 
 
 Options = TypeVar("Options")
@@ -91,7 +94,25 @@ def parse_options(
     if isinstance(options, RunOptions):
         # A search varies the augmentation, and with it whether stains are jittered.
         options.recipe.reject_unused(given_options(argv) - {"stain_strength"})
+        if not options.trust:
+            refuse_code(options.recipe, given_options(argv))
     return options
+
+
+def refuse_code(recipe: Recipe, given: Collection[str]) -> None:
+    """Refuse a recipe that names code which would be run, where a command line does not name it.
+
+    Raises
+    ------
+    KitError
+        Naming the code.
+    """
+    for option, reference in recipe.custom.items():
+        if option not in given:
+            raise KitError(
+                f"{option} = {reference} is code that would be executed: read it, and add --trust "
+                f"if you trust it, or name it yourself with --{option}"
+            )
 
 
 def command(name: str, *words: object) -> str:

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from importlib import resources
 from itertools import takewhile
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from kit.base import competition
+from kit.base.custom import is_custom
 from kit.base.errors import KitError
 from kit.base.values import describe_errors
 
 Bn = Literal["before", "after"]
+Norm = Literal["batch", "group", "layer", "instance", "none"]
 Interpolation = Literal["nearest", "bilinear", "area", "bicubic"]
 Normalization = Literal[
     "unit", "competition", "imagenet", "half", "clip", "bioptimus", "lunit", "model"
@@ -34,8 +36,8 @@ Count = Annotated[int, Field(gt=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
-# Options that shape the kit's own networks and mean nothing to a timm backbone.
-OWN_ONLY = ("bn", "widths", "orientations", "bn_momentum", "bn_eps", "init")
+# Options that shape the kit's own networks and mean nothing to another one.
+OWN_ONLY = ("norm", "bn", "widths", "orientations", "bn_momentum", "bn_eps", "init")
 # Options that only a timm backbone takes.
 _TUNING_ONLY = ("layer_decay", "drop_path", "lora", "checkpoint_blocks", "frozen_epochs")
 BACKBONE_ONLY = ("pretrained", "weights", "probe", "pool", *_TUNING_ONLY)
@@ -104,17 +106,22 @@ class Recipe:
     normalize: Normalization = "unit"
     """unit: inputs / 255; competition, imagenet, half, clip, bioptimus, lunit: those channel
     statistics as well; model: those that the timm model was trained with."""
-    augment: Augmentation = "none"
+    augment: str = "none"
     """d4: the eight symmetries of the square; stain: jittered H&E stains as well; colour: jittered
-    channels and saturation as well; full: any angle, zoom and blur as well."""
+    channels and saturation as well; full: any angle, zoom and blur as well; FILE.py:NAME: any
+    pipeline of albumentations, see docs/own-parts.md."""
     stain_strength: Annotated[float, Field(gt=0, le=3)] = 1.0
     """Of stain and colour: a factor on how far the stains' densities are jittered."""
 
     model: str = "small"
     """small (the study's network), compact (a deeper one), the name of any timm model,
-    hf-hub:OWNER/NAME, local-dir:FOLDER, or a pathology model's short name (encode.py --list)."""
+    hf-hub:OWNER/NAME, local-dir:FOLDER, a pathology model's short name (encode.py --list), or
+    FILE.py:NAME, a network of your own (docs/own-parts.md)."""
+    norm: Norm = "batch"
+    """Of the kit's own networks: over a batch's tiles, or of each tile by itself over groups of at
+    most 16 channels, all channels (layer) or each (instance); none leaves norms out."""
     bn: Bn = "before"
-    """BatchNorm before or after each activation of the kit's own networks."""
+    """The norm before or after each activation of the kit's own networks."""
     widths: Annotated[tuple[Count, ...], Field(min_length=2)] = (32, 64, 128)
     """small: channels of the convolutions, then units of the dense layer; compact: channels of
     the stages, in each orientation."""
@@ -124,7 +131,7 @@ class Recipe:
     bn_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Keras' sense: the share of a running statistic kept each step (PyTorch's is 1 minus it)."""
     bn_eps: Positive = 1e-3
-    """Added to BatchNorm's variance."""
+    """Added to a norm's variance."""
     init: Init = "keras"
     """keras: Glorot-uniform weights, zero biases; torch: PyTorch's own, and He's for compact."""
     pretrained: bool = False
@@ -193,6 +200,12 @@ class Recipe:
             raise RecipeError("pretrained and weights need a timm model, such as resnet18")
         if not self.is_backbone and self.is_probe:
             raise RecipeError("a probe needs a timm model, such as resnet18")
+        if self.augment not in get_args(Augmentation) and not is_custom(self.augment):
+            known = ", ".join(get_args(Augmentation))
+            raise RecipeError(
+                f"augment = {self.augment}: it is one of {known}, or a pipeline of your own, "
+                "FILE.py:NAME"
+            )
         if self.orientations > 1 and self.model != "compact":
             raise RecipeError("orientations needs the model compact")
         self._check_tuning()
@@ -205,9 +218,20 @@ class Recipe:
             raise RecipeError(f"{' and '.join(changed)} need a timm model, such as resnet18")
 
     @property
+    def is_built_in(self) -> bool:
+        """Whether the model is one of the kit's own."""
+        return self.model in ("small", "compact")
+
+    @property
     def is_backbone(self) -> bool:
-        """Whether the model is timm's, and not one of the kit's own."""
-        return self.model not in ("small", "compact")
+        """Whether the model is timm's."""
+        return not self.is_built_in and not is_custom(self.model)
+
+    @property
+    def custom(self) -> dict[str, str]:
+        """The options that name a person's own code, see `is_custom`, and what they name."""
+        named = {"model": self.model, "augment": self.augment}
+        return {name: reference for name, reference in named.items() if is_custom(reference)}
 
     @property
     def is_probe(self) -> bool:
@@ -229,15 +253,19 @@ class Recipe:
 
     def unused_options(self) -> dict[str, str]:
         """Return the options that this recipe makes nothing of, and for each one why."""
-        names = OWN_ONLY if self.is_backbone else BACKBONE_ONLY
+        names = [*(() if self.is_built_in else OWN_ONLY)]
+        names += () if self.is_backbone else BACKBONE_ONLY
         unused = dict.fromkeys(names, f"for --model {self.model}")
+        if self.is_built_in and self.norm != "batch":
+            without = ("bn", "bn_eps") if self.norm == "none" else ()
+            unused |= dict.fromkeys(("bn_momentum", *without), f"for --norm {self.norm}")
         if self.is_probe:
             unused |= dict.fromkeys(STEPS_ONLY, f"for --probe {self.probe}")
         elif self.is_backbone:
             unused["pool"] = "without --probe"
         if self.folds or self.validate_on:
             unused["holdout"] = f"beside {'--folds' if self.folds else '--validate-on'}"
-        if self.augment in ("none", "d4") and not self.is_probe:
+        if (self.augment in ("none", "d4") or "augment" in self.custom) and not self.is_probe:
             unused["stain_strength"] = f"for --augment {self.augment}"
         return unused
 

@@ -12,6 +12,7 @@ from .loaders import EVAL_BATCH_SIZE as EVAL_BATCH_SIZE
 from .loaders import EpochSampler as EpochSampler
 from .loaders import eval_loader as eval_loader
 from .loaders import train_loader as train_loader
+from .pipelines import recipe_augmentation as recipe_augmentation
 from .slides import UNKNOWN as UNKNOWN
 from .slides import KnownSlides as KnownSlides
 from .slides import find_slides as find_slides

@@ -3,6 +3,7 @@
 import math
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,8 @@ from kit.base import (
 )
 from kit.data import tensor_transforms, transforms
 from kit.data.mapped import map_temporary
-from kit.data.transforms import Keys, PerTile, Pipeline, Resize, TileAugmentation
+from kit.data.pipelines import PerTile, recipe_augmentation
+from kit.data.transforms import Keys, Pipeline, Resize, TileAugmentation
 
 Draw = tuple[int, int]
 """An epoch, and an index into a dataset."""
@@ -217,20 +219,21 @@ def recipe_dataset(
         rows = np.arange(len(tiles)) if rows is None else rows
         labels = None if labels is None else labels[rows]
         tiles, rows = _resize_all(tiles, rows, resize), None
-    kind = TileDataset if device is None else partial(DeviceDataset, device=device)
-    return kind(
+    kind: Any = TileDataset if device is None else partial(DeviceDataset, device=device)
+    dataset: TileDataset = kind(
         tiles,
         labels,
         rows=rows,
         resize=None if shrinks else resize,
-        augment=transforms.augmentation(recipe.augment, recipe.stain_strength) if train else None,
+        augment=recipe_augmentation(recipe) if train else None,
         seed=recipe.seed,
     )
+    return dataset
 
 
 def fits_on_device(recipe: Recipe, tiles: int, device: torch.device) -> bool:
     """Return whether a GPU has room for a recipe's tiles, and can do what it asks of them."""
-    if device.type != "cuda":
+    if device.type != "cuda" or "augment" in recipe.custom:
         return False
     side = min(recipe.size, TILE_SIZE)
     enlarges = side == TILE_SIZE and recipe.size != recipe.crop

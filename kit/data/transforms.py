@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from kit.base import Array, Augmentation, Floats, Indices, Interpolation, KitError
+from kit.base import Array, Augmentation, Floats, Indices, Interpolation
 from kit.data.stains import jitter_stains, stain_draws
 
 Pipeline: TypeAlias = A.Compose
@@ -108,6 +108,11 @@ def blur(images: Array, sigmas: Floats) -> Array:
         if sigma > 0:
             cv2.GaussianBlur(image, (0, 0), sigma, output)
     return result
+
+
+def is_pipeline(value: object) -> bool:
+    """Whether a value is a pipeline of albumentations."""
+    return isinstance(value, A.Compose)
 
 
 class StainJitter(A.ImageOnlyTransform):  # type: ignore[misc]
@@ -266,34 +271,6 @@ class TileAugmentation:
             stains=stain_draws(uniform[:, 1:5], self.strength) if self.stains else None,
             colours=(gains, self.gray * uniform[:, 8]) if self.gain else None,
         )
-
-
-class PerTile:
-    """Any albumentations pipeline, seeded for each tile by its key.
-
-    Albumentations 2.0.8 gives every loader worker the same draws, and the same again each
-    epoch. Seeding each tile by what it is, not by who loads it, makes the draws independent
-    of the number of workers, and those of a resumed run the same.
-    """
-
-    def __init__(self, pipeline: Pipeline) -> None:
-        self.pipeline = pipeline
-
-    def __call__(self, images: Array, keys: Keys) -> Array:
-        """Return the transformed images."""
-        return np.stack([self._one(*item) for item in zip(images, keys, strict=True)])
-
-    def _one(self, image: Array, key: np.uint64) -> Array:
-        self.pipeline.set_random_seed(int(key >> np.uint64(32)))
-        transformed: Array = self.pipeline(image=image)["image"]
-        shape, kind = tuple(transformed.shape), transformed.dtype
-        if not isinstance(transformed, np.ndarray) or shape[2:] != (3,) or kind != np.uint8:
-            raise KitError(
-                f"the pipeline turns tiles into {type(transformed).__name__} {shape} {kind}, not "
-                "into (height, width, 3) uint8 arrays: leave out ToTensorV2, which the dataset "
-                "does, and Normalize, which the training does"
-            )
-        return transformed
 
 
 def augmentation(kind: Augmentation, strength: float = 1.0) -> TileAugmentation | None:

@@ -12,7 +12,16 @@ from types import MappingProxyType
 from typing import Any, get_args, get_type_hints
 
 from kit import __version__
-from kit.base import SLUG, KitError, Recipe, recipe_names, write_json, write_text
+from kit.base import (
+    SLUG,
+    KitError,
+    Recipe,
+    is_custom,
+    read_custom,
+    recipe_names,
+    write_json,
+    write_text,
+)
 from kit.kaggle.job import Job
 from kit.kaggle.output import require_name
 from kit.kaggle.reach import NOTHING_ELSE, Reach, complete
@@ -155,6 +164,12 @@ def _embed(arguments: Sequence[str]) -> tuple[tuple[str, ...], dict[str, bytes]]
         option = flag or option
         if option in _RESERVED:
             raise KitError(f"{argument}: the script chooses --data, --out and --resume itself")
+        if option in ("--model", "--augment") and is_custom(value):
+            custom = read_custom(value)
+            name = f"given/{number}/{custom.path.name}"
+            files[name] = custom.text
+            replaced.append(f"{flag}{equals}{{home}}/{name}:{custom.name}")
+            continue
         file = value.partition("=")[2] if option == "--arm" else value
         if _is_given_file(option, file):
             name = f"given/{number}/{Path(file).name}"

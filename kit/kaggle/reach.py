@@ -63,6 +63,7 @@ def complete(job: Job, reach: Reach) -> Job:
     for flag, file in (("--slides", given.slides), ("--weights", given.weights)):
         if file is not None and not Path(file).is_file() and not file.startswith("/kaggle/"):
             raise KitError(f"{flag} {file}: there is no such file here, nor would there be there")
+    _require_named_code(given)
     wanted = _pretrained(given)
     if not wanted or reach.internet:
         return job
@@ -84,7 +85,7 @@ def complete(job: Job, reach: Reach) -> Job:
 def _given(arguments: tuple[str, ...]) -> argparse.Namespace:
     """Return what a command line says of weights and files."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for flag in ("--recipe", "--model", "--weights", "--slides"):
+    for flag in ("--recipe", "--model", "--augment", "--weights", "--slides"):
         parser.add_argument(flag)
     parser.add_argument("--arm", action="append", default=[])
     parser.add_argument("--pretrained", action=argparse.BooleanOptionalAction)
@@ -94,11 +95,25 @@ def _given(arguments: tuple[str, ...]) -> argparse.Namespace:
         raise KitError(str(error)) from error
 
 
+def _recipes(given: argparse.Namespace) -> list[str]:
+    return [arm.partition("=")[2] for arm in given.arm] or [given.recipe or "notebook"]
+
+
+def _require_named_code(given: argparse.Namespace) -> None:
+    """Refuse code that a recipe names: only what options name goes along."""
+    for name in _recipes(given):
+        for option, reference in read_recipe(name).custom.items():
+            if getattr(given, option) is None:
+                raise KitError(
+                    f"{name} names code, {reference}, which would not go along: name it after -- "
+                    f"with --{option} instead"
+                )
+
+
 def _pretrained(given: argparse.Namespace) -> list[str]:
     """Return the timm models that start from published weights."""
-    names = [arm.partition("=")[2] for arm in given.arm] or [given.recipe or "notebook"]
     models = []
-    for name in names:
+    for name in _recipes(given):
         recipe = read_recipe(name)
         asked = recipe.pretrained if given.pretrained is None else given.pretrained
         if asked and not given.weights and not recipe.weights:

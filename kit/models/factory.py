@@ -7,6 +7,7 @@ from torch import nn
 
 from kit.base import Recipe
 from kit.models.backbones import classifier_layers, create_backbone
+from kit.models.custom import create_custom
 from kit.models.encoders import Probe, create_probe
 from kit.models.lora import lora_parameters
 from kit.models.networks import CompactCNN, SmallCNN
@@ -20,7 +21,8 @@ def create_model(recipe: Recipe) -> nn.Module:
     Raises
     ------
     KitError
-        If the name is unknown, or the weights are not available.
+        If the name is unknown, or the weights are not available, or a network of one's own cannot
+        be trained, see `create_custom`.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -28,7 +30,10 @@ def create_model(recipe: Recipe) -> nn.Module:
             return create_probe(recipe)
         if recipe.is_backbone:
             return create_backbone(recipe)
+        if not recipe.is_built_in:
+            return create_custom(recipe)
         options: dict[str, Any] = {
+            "norm": recipe.norm,
             "momentum": recipe.bn_momentum,
             "eps": recipe.bn_eps,
             "widths": recipe.widths,

@@ -10,7 +10,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from kit.models.blocks import Block
 from kit.models.equivariance import GroupConv2d
-from kit.models.norms import BatchNorm2d
+from kit.models.norms import BatchNorm, BatchNorm2d, GroupBatchNorm2d
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -76,6 +76,9 @@ def share_stem(fused: Sequence[nn.Module]) -> None:
 
 def _fuse(block: Block) -> nn.Module:
     layer: Any = block.layer
+    if not isinstance(block.norm, BatchNorm | GroupBatchNorm2d):
+        # What depends on the tile cannot be fused into weights.
+        return block
     norm: Any = block.norm
     if isinstance(layer, GroupConv2d):
         layer, norm = layer.as_conv2d(), norm.as_batch_norm2d(layer.orientations)

@@ -1,16 +1,12 @@
 """The kit's own networks: the study's small CNN, and a compact one for scores."""
 
-from typing import TypeVar
-
 import torch
 from torch import Tensor, nn
 
-from kit.base import Bn, Init, KitError, Orientations, competition
+from kit.base import Bn, Init, KitError, Norm, Orientations, competition
 from kit.models.blocks import Block
 from kit.models.equivariance import GroupConv2d
-from kit.models.norms import BatchNorm, BatchNorm2d, GroupBatchNorm1d, GroupBatchNorm2d
-
-Norm = TypeVar("Norm", bound=BatchNorm)
+from kit.models.norms import GroupBatchNorm1d, GroupBatchNorm2d, create_norm
 
 # Sides of an input, in pixels, from which on CompactCNN's first convolution halves it.
 HALVED_SIZE = 64
@@ -27,10 +23,12 @@ class SmallCNN(nn.Module):
     Parameters
     ----------
     bn
-        Where BatchNorm stands.
+        Where the norm stands.
+    norm
+        Which one it is, see `create_norm`.
     momentum
-        In Keras' sense: the share of a running statistic that is kept at each step. PyTorch's
-        momentum is 1 minus this.
+        BatchNorm's, in Keras' sense: the share of a running statistic that is kept at each step.
+        PyTorch's momentum is 1 minus this.
     eps
         Added to the variance.
     widths
@@ -50,6 +48,7 @@ class SmallCNN(nn.Module):
         self,
         bn: Bn = "before",
         *,
+        norm: Norm = "batch",
         momentum: float = 0.99,
         eps: float = 1e-3,
         widths: tuple[int, ...] = (32, 64, 128),
@@ -62,15 +61,15 @@ class SmallCNN(nn.Module):
         self.features = nn.Sequential()
         inputs, side = competition.CHANNELS, size
         for outputs in channels:
-            norm = _norm(BatchNorm2d, outputs, momentum, eps)
-            self.features.append(Block(nn.Conv2d(inputs, outputs, 3), norm, bn, pool=3))
+            own = create_norm(norm, outputs, momentum=momentum, eps=eps)
+            self.features.append(Block(nn.Conv2d(inputs, outputs, 3), own, bn, pool=3))
             inputs, side = outputs, (side - 2) // 3
         if side < 1:
             raise KitError(
                 f"an input of {size} pixels is too small for {len(channels)} convolutions with "
                 "pooling: take fewer --widths or a larger --size"
             )
-        dense_norm = _norm(nn.BatchNorm1d, hidden, momentum, eps)
+        dense_norm = create_norm(norm, hidden, momentum=momentum, eps=eps, maps=False)
         self.flatten = nn.Flatten()
         self.dense = Block(nn.Linear(inputs * side**2, hidden), dense_norm, bn)
         self.head = nn.Linear(hidden, 1)
@@ -118,6 +117,7 @@ class CompactCNN(nn.Module):
         self,
         bn: Bn = "before",
         *,
+        norm: Norm = "batch",
         momentum: float = 0.9,
         eps: float = 1e-5,
         widths: tuple[int, ...] = (6, 12, 24),
@@ -147,13 +147,13 @@ class CompactCNN(nn.Module):
             )
             second = GroupConv2d(outputs, outputs, 3, orientations=orientations, padding=1)
             first_norm, second_norm = (
-                GroupBatchNorm2d(_norm(GroupBatchNorm1d, outputs, momentum, eps)) for _ in range(2)
+                self._map_norm(norm, outputs, momentum=momentum, eps=eps) for _ in range(2)
             )
             pool = 2 if number + 1 < len(widths) else None
             stage = Block(first, first_norm, bn), Block(second, second_norm, bn, pool=pool)
             self.stages.append(nn.Sequential(*stage))
             inputs = outputs
-        self.norm = _norm(nn.BatchNorm1d, 3 * sum(widths), momentum, eps)
+        self.norm = create_norm(norm, 3 * sum(widths), momentum=momentum, eps=eps, maps=False)
         self.head = nn.Linear(3 * sum(widths), 1)
         if init == "keras":
             self.apply(_init_keras)
@@ -161,6 +161,12 @@ class CompactCNN(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return logits of shape (batch, 1) for images of shape (batch, 3, size, size)."""
         return self.forward_head(self.forward_features(images))
+
+    def _map_norm(self, kind: Norm, channels: int, *, momentum: float, eps: float) -> nn.Module:
+        if kind == "batch":
+            return GroupBatchNorm2d(GroupBatchNorm1d(channels, eps=eps, momentum=1 - momentum))
+        orientations = self.orientations
+        return create_norm(kind, channels, momentum=momentum, eps=eps, orientations=orientations)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Return the `tile_statistics` of all stages, of shape (batch, features)."""
@@ -200,11 +206,6 @@ def tile_statistics(maps: Tensor, orientations: int) -> Tensor:
     centre = centre.view(batch, orientations, -1).mean(1)
     # The gradient of a root is unbounded at 0.
     return torch.cat([mean, (variance + 1e-4).sqrt(), centre], 1)
-
-
-def _norm(kind: type[Norm], channels: int, momentum: float, eps: float) -> Norm:
-    """Build a BatchNorm from a momentum in Keras' sense."""
-    return kind(channels, eps=eps, momentum=1 - momentum)
 
 
 def _init_keras(module: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""BatchNorm: norms that are faster to train, and questions about any model's norms."""
+"""Norms: those of the kit's networks, BatchNorms faster to train, questions about any model's."""
 
 from typing import Any
 
@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+from kit.base import Norm
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 
@@ -88,6 +90,71 @@ class GroupBatchNorm2d(nn.Module):
         # Where several GPUs train together, a SyncBatchNorm replaces it, which takes no maps.
         fast = isinstance(self.norm, GroupBatchNorm1d)
         return fast and self.norm.training and maps.device.type == "cpu"
+
+
+class GroupedNorm(nn.GroupNorm):
+    """A norm of each tile by itself, over groups of channels: group, layer or instance norm.
+
+    Parameters
+    ----------
+    groups
+        1 is layer norm; as many as there are channels is instance norm.
+    orientations
+        Maps of `GroupConv2d` have so many times the channels: all orientations of a channel are
+        normalised alike, so that the network stays equivariant.
+
+    References
+    ----------
+    Wu and He, Group normalization, ECCV 2018.
+    """
+
+    def __init__(self, groups: int, channels: int, *, eps: float, orientations: int = 1) -> None:
+        super().__init__(groups, channels, eps=eps)
+        self.orientations = orientations
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return normalised inputs: (batch, channels), or maps (batch, channels, height, width)."""
+        if self.orientations == 1:
+            return super().forward(inputs)
+        maps = inputs.view(len(inputs), self.orientations, -1, *inputs.shape[2:])
+        return super().forward(maps.transpose(1, 2)).transpose(1, 2).reshape(inputs.shape)
+
+
+def create_norm(
+    kind: Norm,
+    channels: int,
+    *,
+    momentum: float,
+    eps: float,
+    maps: bool = True,
+    orientations: int = 1,
+) -> nn.Module:
+    """Build a norm of one of the kit's own networks.
+
+    Parameters
+    ----------
+    momentum
+        BatchNorm's, in Keras' sense.
+    maps
+        Whether it normalises maps, and not vectors: a vector has one value per channel, which an
+        instance norm would make 0, so it is left as it is.
+    orientations
+        See `GroupedNorm`; BatchNorm has a class of its own for these maps.
+    """
+    if kind == "batch":
+        batch_norm = BatchNorm2d if maps else nn.BatchNorm1d
+        return batch_norm(channels, eps=eps, momentum=1 - momentum)
+    if kind == "none" or (kind == "instance" and not maps):
+        return nn.Identity()
+    smallest = -(-channels // LARGEST_GROUP)
+    groups = {"layer": 1, "instance": channels}.get(kind)
+    if groups is None:
+        groups = next(n for n in range(smallest, channels + 1) if channels % n == 0)
+    return GroupedNorm(groups, channels, eps=eps, orientations=orientations)
+
+
+LARGEST_GROUP = 16
+"""Channels of a group norm's group, at most: among the best of Wu and He's table 3."""
 
 
 def batch_norms(model: nn.Module) -> dict[str, BatchNorm]:

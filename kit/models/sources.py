@@ -176,8 +176,8 @@ def _timm_source(name: str) -> Source:
         close = ", ".join(difflib.get_close_matches(name, [*CARDS, *timm.list_models()]))
         hint = f"; did you mean {close}?" if close else ""
         raise KitError(
-            f"no model {name}: give small, compact, the name of a timm model, hf-hub:OWNER/NAME or "
-            f"local-dir:FOLDER{hint}"
+            f"no model {name}: give small, compact, the name of a timm model, hf-hub:OWNER/NAME, "
+            f"local-dir:FOLDER or FILE.py:NAME{hint}"
         )
     try:
         config = timm.get_pretrained_cfg(name)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from kit import models
 from kit.base import Recipe, plain_values, write_json
+from kit.runs.custom import kept_network
 from kit.runs.folder import inside
 
 ARCHITECTURE = "architecture"
@@ -19,8 +20,16 @@ def keep_architecture(folder: Path, recipe: Recipe) -> None:
 
 
 def rebuilding_recipe(folder: Path, recipe: Recipe) -> Recipe:
-    """Return a recipe that builds a run's model from its folder alone, without its weights."""
+    """Return a recipe that builds a run's model from its folder alone, without its weights.
+
+    Raises
+    ------
+    KitError
+        If the folder holds code that would be run and is not trusted.
+    """
     recipe = replace(recipe, pretrained=False, weights=None)
+    if "model" in recipe.custom:
+        return replace(recipe, model=kept_network(folder, recipe))
     if not models.is_elsewhere(recipe.model):
         return recipe
     kept = inside(folder, f"{ARCHITECTURE}/config.json").parent

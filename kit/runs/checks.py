@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kit import models
 from kit.base import KitError, Recipe, temporary_folder
-from kit.data import Holdout, Store, check_holdouts
+from kit.data import Holdout, Store, check_holdouts, recipe_augmentation
 from kit.runs.folder import read_config, require_free
 from kit.runs.folds import fold_recipes
 from kit.runs.holdout import resumed_holdout
@@ -30,7 +30,8 @@ def check_trainable(
     ------
     KitError
         If a side of a holdout lacks a class, a batch is not filled, a schedule has too few steps,
-        a model cannot be built, or there is no such device or no temporary folder.
+        a model or an augmentation cannot be built, or there is no such device or no temporary
+        folder.
     """
     # PyTorch's optimisers ask for it when they are made.
     temporary_folder()
@@ -41,6 +42,7 @@ def check_trainable(
         check_schedule(recipe, len(holdout.train) // recipe.batch_size)
         # Published weights are fetched when they are needed.
         own = models.follow_model(recipe)
+        recipe_augmentation(recipe)
         network = replace(own, pretrained=False, weights=None, fold=None, seed=0)
         if network not in built:
             models.create_model(network)

@@ -73,7 +73,7 @@ def write_timm(path: Path, folder: Path, tiles: Pixels) -> float:
     recipe = trained.recipe
     if not recipe.is_backbone:
         raise KitError(
-            f"{folder} holds {recipe.model}, which is the kit's and not timm's: export it to ONNX"
+            f"{folder} holds {recipe.model}, which is not a model of timm's: export it to ONNX"
         )
     if path.exists():
         raise KitError(f"{path} exists: name another folder with --timm")

@@ -6,6 +6,7 @@ history.jsonl      one object per epoch
 last.pt            all that resuming needs
 model.safetensors  the weights of the last epoch; of a probe, those of its head
 encoder.safetensors  of a probe, the weights of its encoder
+custom/            the code of a person's own network or augmentation
 architecture/      how a model is built that timm does not know by its name
 valid.csv          id,label,probability,logit on the holdout
 metrics.json       the final figures, with intervals; it is written last
@@ -15,7 +16,7 @@ A folder may come from anyone: whatever is read is checked, and nothing outside 
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from kit.base import (
 )
 
 # What a training that was stopped before its first checkpoint has written.
-_LEFT_BY_A_START = {LOCK_NAME, "config.json", "split.csv", "layers.txt", "architecture"}
+_LEFT_BY_A_START = {LOCK_NAME, "config.json", "split.csv", "layers.txt", "architecture", "custom"}
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class _Config:
     data: _Data
     class_names: tuple[str, ...] = ()
     options: _Options = _Options()
+    custom: dict[str, str] = field(default_factory=dict)
     resumed_from: dict[str, Any] | None = None
     precision: str | None = None
     device: str | None = None

@@ -13,6 +13,7 @@ import kit
 from kit import models
 from kit.base import CLASS_NAMES, KitError, Recipe, parse_recipe, recipe_values
 from kit.data import Store
+from kit.runs.custom import describe_code, other_code
 from kit.training import choose_precision
 
 # Of the recipe, what may change in a run that has begun: how long it trains, and in what precision.
@@ -75,8 +76,9 @@ def describe(recipe: Recipe, store: Store, device: torch.device) -> dict[str, An
             "std": std,
         },
         "class_names": CLASS_NAMES,
-        # A timm model keeps its own.
-        "bn_momentum_in_pytorch": None if recipe.is_backbone else 1 - recipe.bn_momentum,
+        # Other models keep their own.
+        "bn_momentum_in_pytorch": 1 - recipe.bn_momentum if recipe.is_built_in else None,
+        "custom": describe_code(recipe),
         "data": {"fingerprint": store.fingerprint, "is_standin": store.is_standin},
         "precision": str(dtype).removeprefix("torch."),
         "device": str(device),
@@ -102,10 +104,11 @@ def compare(
         if before != after:
             option = f"--{field.name.replace('_', '-')} was {before} and is {after}"
             (changeable if field.name in CHANGEABLE else fixed).append(option)
+    fixed += other_code(then, now)
     if then["data"]["fingerprint"] != now["data"]["fingerprint"]:
         fixed.append("the tiles or labels of --data were others")
     for name in SURROUNDINGS:
-        if name in ignore or (name == "timm" and not new.is_backbone):
+        if name in ignore or (name == "timm" and new.is_built_in):
             continue
         before, after = then.get(name), now[name]
         if before is not None and before != after:

@@ -14,6 +14,7 @@ from kit.data import (
     TileDataset,
     eval_loader,
     fits_on_device,
+    recipe_augmentation,
     recipe_dataset,
     train_loader,
 )
@@ -49,6 +50,8 @@ class RunLoaders:
         self.holdout = holdout
         self.device = device
         self.workers = workers
+        # What is wrong with a person's own pipeline is told before anything is written.
+        recipe_augmentation(recipe)
         self.holds_tiles = not workers and fits_on_device(recipe, len(store.train), device)
 
     @cached_property

@@ -34,6 +34,7 @@ from kit.data import (
 )
 from kit.runs.architecture import keep_architecture, rebuilding_recipe
 from kit.runs.checkpoint import load_checkpoint, write_checkpoint
+from kit.runs.custom import keep_code
 from kit.runs.folder import inside, read_config, require_free
 from kit.runs.holdout import holdout_fingerprint, resumed_holdout
 from kit.runs.identity import compare, describe, require_same
@@ -148,8 +149,11 @@ class Run:
                     "another --out"
                 )
             return self._new_state(self.recipe)
-        # The weights that the run began with are not needed any more.
-        state = self._new_state(rebuilding_recipe(self.folder, self.recipe))
+        # The weights that the run began with are not needed any more. A person's own network is
+        # built from the code that the recipe names, which is what the run began with.
+        is_custom = "model" in self.recipe.custom
+        recipe = self.recipe if is_custom else rebuilding_recipe(self.folder, self.recipe)
+        state = self._new_state(recipe)
         self.history = load_checkpoint(path, state, self._identity())
         if state.epoch > self.recipe.epochs:
             raise KitError(
@@ -167,6 +171,7 @@ class Run:
             require_free(self.folder)
             write_json(self.folder / "config.json", now)
             keep_architecture(self.folder, self.recipe)
+            keep_code(self.folder, self.recipe)
         elif compare(begun, now).any or begun.get("processes", 1) != now["processes"]:
             if parse_recipe(begun["recipe"], source="config.json").epochs != self.recipe.epochs:
                 # It is not finished any more: metrics.json, which says so, goes first.

@@ -79,10 +79,9 @@ def parse_arms(specifications: Sequence[str], base: Recipe, given: Set[str]) -> 
         BatchNorm is fixed by the model or by name.
     """
     if not specifications:
-        if base.is_backbone:
-            raise KitError(
-                f"the place of BatchNorm is fixed in {base.model}: name two recipes with --arm"
-            )
+        if not base.is_built_in or base.norm == "none":
+            where = base.model if not base.is_built_in else "a network with --norm none"
+            raise KitError(f"the place of norms is fixed in {where}: name two recipes with --arm")
         if "bn" in given:
             raise KitError("the arms differ in --bn: leave it out, or name two recipes with --arm")
         return {bn: replace(base, bn=bn) for bn in ("before", "after")}
@@ -195,5 +194,5 @@ def _check_pair(arms: Mapping[str, Recipe]) -> None:
 
 def _essence(recipe: Recipe) -> Recipe:
     """Return a recipe without what a study, or its model, does not use."""
-    unused = ("seed", *(OWN_ONLY if recipe.is_backbone else ()))
+    unused = ("seed", *(() if recipe.is_built_in else OWN_ONLY))
     return replace(recipe, **{name: getattr(Recipe, name) for name in unused})

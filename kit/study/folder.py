@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 import kit
-from kit import training
+from kit import base, training
 from kit.base import FolderLock, KitError, Recipe, plain_values, read_json, write_json
 from kit.data import Store, slides_fingerprint
 
@@ -15,7 +15,7 @@ STUDY_FILE = "study.json"
 
 
 def surroundings(recipes: Iterable[Recipe], store: Store, device: str) -> dict[str, Any]:
-    """Return what a study's runs share beside their recipes: versions, precision, data.
+    """Return what a study's runs share beside their recipes: code, versions, precision, data.
 
     Tiles' slides are known by their table's content, whatever it is called.
     """
@@ -23,7 +23,9 @@ def surroundings(recipes: Iterable[Recipe], store: Store, device: str) -> dict[s
     chosen = training.choose_device(device)
     tables = {recipe.slides for recipe in recipes if recipe.slides is not None}
     types = {training.choose_precision(recipe.precision, chosen) for recipe in recipes}
+    code = {ref: base.read_custom(ref).sha256 for one in recipes for ref in one.custom.values()}
     return {
+        **({"custom": code} if code else {}),
         "kit": kit.__version__,
         "torch": torch.__version__,
         "precision": sorted(str(dtype).removeprefix("torch.") for dtype in types),

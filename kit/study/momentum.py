@@ -135,10 +135,10 @@ def train_momenta(
     Raises
     ------
     KitError
-        As `sweep_momenta`; also for a timm model, which has a momentum of its own.
+        As `sweep_momenta`; also for a model that is not the kit's, which has a momentum of its own.
     """
     recipe = sweep.recipe
-    if recipe.is_backbone:
+    if not recipe.is_built_in:
         raise KitError(f"{recipe.model} has a momentum of its own: leave out --independent")
     _check_sweep(sweep)
     return train_arms(sweep.as_arms(), store, device=device, workers=workers, storage=storage)

@@ -97,9 +97,15 @@ def search_space(
     """
     model = models.create_model(replace(recipe, pretrained=False, weights=None))
     free = set(SEARCHED) - set(fixed)
-    if not recipe.is_backbone:
+    if recipe.is_built_in:
         free |= set(SEARCHED_OWN) - set(fixed)
-    if recipe.ema:
+    # A person's own pipeline is what is tried, and networks may take one size only.
+    free -= recipe.custom.keys()
+    if recipe.custom.keys() & {"augment"}:
+        free -= {"stain_strength"}
+    if recipe.norm == "none":
+        free -= {"bn"}
+    if recipe.ema or recipe.norm != "batch":
         # Averaged weights are evaluated with recalibrated statistics, which know no momentum.
         free -= {"bn_momentum"}
     sizes = _sizes(recipe, model)
@@ -152,8 +158,8 @@ def _sizes(recipe: Recipe, model: nn.Module) -> tuple[int, ...]:
     """Return the inputs to try, in pixels: the recipe's own and others that the model can take."""
     if recipe.model == "small":
         smallest = smallest_input(len(recipe.widths) - 1)
-    elif recipe.is_backbone:
-        if getattr(model, "default_cfg", {}).get("fixed_input_size"):
+    elif not recipe.is_built_in:
+        if "model" in recipe.custom or getattr(model, "default_cfg", {}).get("fixed_input_size"):
             return (recipe.size,)
         # Backbones halve their input five times, and were trained on larger ones.
         return _with(range(96, 225, 32), recipe.size)

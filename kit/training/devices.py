@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from kit.base import KitError
+from kit.base import KitError, trust_code, trusts_code
 from kit.training.bar import Progress, TrainingBar, tell_instead
 from kit.training.device import prepare_process
 from kit.training.gradients import use_cuda_graphs, uses_cuda_graphs
@@ -116,6 +116,7 @@ def share_out(
             threads=max(1, torch.get_num_threads() // len(devices.workers)),
             deterministic=torch.are_deterministic_algorithms_enabled(),
             cuda_graphs=uses_cuda_graphs(),
+            trusts_code=trusts_code(),
         )
         own = devices.workers[:runs]
         with TrainingBar(runs) as bar, _started(work, own, share) as workers:
@@ -133,6 +134,7 @@ class _Share:
     threads: int
     deterministic: bool
     cuda_graphs: bool
+    trusts_code: bool
 
 
 @dataclass
@@ -229,6 +231,7 @@ def _work(work: Work[object], device: str, share: _Share, connection: Connection
         os.environ["CUDA_VISIBLE_DEVICES"] = _visible(device)
     prepare_process(deterministic=share.deterministic)
     use_cuda_graphs(share.cuda_graphs)
+    trust_code(share.trusts_code)
     tell_instead(_Teller(connection))
     with (
         Path(os.devnull).open("w") as nowhere,
