@@ -30,7 +30,7 @@ class CompareOptions(RunOptions):
     arm: base.Repeated[str] = ()
     """NAME=RECIPE, twice: a recipe's name or file. By default BatchNorm before and after."""
     seeds: base.Count = 6
-    """Pairs of runs, from --seed on. Fewer than six allow no conclusion."""
+    """Pairs of runs, from --seed on; decide before you look. Fewer than six allow no conclusion."""
     storage: str | None = None
     """Database that hands the runs out, as postgresql+pg8000://...; a file in --out if none."""
 
@@ -82,7 +82,13 @@ def main(options: CompareOptions, argv: list[str]) -> None:
         "delong": study.delong_table(predictions, first, second),
         "pooled": study.pooled_table(predictions, first, second, slides.by_id(tiles.train.ids)),
     }
-    verdict = study.paired_verdict(judged, first, second)
+    verdict = study.record_look(
+        options.out,
+        comparison.seeds,
+        study.paired_verdict(judged, first, second),
+        conclusive=study.is_conclusive(judged),
+        held_out_to_trained=holdouts.held_out_to_trained,
+    )
     with base.FolderLock(options.out, wait=True):
         study.write_tables(options.out, tables, verdict)
     print("\n\n".join(map(str, [*tables.values(), verdict])))

@@ -1,11 +1,22 @@
 """Studies of two equal arms, simulated without training: what seeds, tiles and slides do."""
 
 import numpy as np
+import pytest
 from scipy.stats import rankdata
 
 Scores = np.ndarray
 
 FEATURES = 8
+
+# A short form for each run of the tests, and the long one of docs/statistics.md.
+studies = pytest.mark.parametrize(
+    "number", [200, pytest.param(2000, marks=pytest.mark.soak)], ids=["200", "2000"]
+)
+
+
+def at_most(share: float, number: int) -> float:
+    """Return what a share of simulations may be by chance: three standard errors more."""
+    return share + 3 * (share * (1 - share) / number) ** 0.5
 
 
 def equal_arms(

@@ -8,23 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
-from simulated_studies import equal_arms, fixed_holdout
+from simulated_studies import at_most, equal_arms, fixed_holdout, studies
 
 from kit import stats, study
 from kit.base import KitError, Recipe
 from kit.data import Store
 from kit.study import Holdouts
 from kit.study.populations import MIN_HELD_OUT, MIN_SLIDES, judge_pair
-
-# A short form for each run of the tests, and the long one of docs/statistics.md.
-studies = pytest.mark.parametrize(
-    "number", [200, pytest.param(2000, marks=pytest.mark.soak)], ids=["200", "2000"]
-)
-
-
-def at_most(share: float, number: int) -> float:
-    """Return what a share of simulations may be by chance: three standard errors more."""
-    return share + 3 * (share * (1 - share) / number) ** 0.5
 
 
 def test_the_resampled_t_test_is_the_formula() -> None:

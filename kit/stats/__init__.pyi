@@ -9,6 +9,7 @@ from .intervals import Comparison as Comparison
 from .intervals import Interval as Interval
 from .intervals import auc_interval as auc_interval
 from .intervals import delong_test as delong_test
+from .looks import false_share as false_share
 from .new_data import crossed_difference as crossed_difference
 from .new_data import resampled_difference as resampled_difference
 from .paired import PairedDifference as PairedDifference

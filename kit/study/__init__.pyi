@@ -13,6 +13,9 @@ from .learning import LearningCurve as LearningCurve
 from .learning import curve_table as curve_table
 from .learning import parse_tiles as parse_tiles
 from .learning import train_curve as train_curve
+from .looks import Look as Look
+from .looks import read_looks as read_looks
+from .looks import record_look as record_look
 from .momentum import RECALIBRATED as RECALIBRATED
 from .momentum import MomentumSweep as MomentumSweep
 from .momentum import sweep_momenta as sweep_momenta
@@ -29,6 +32,7 @@ from .paired import pooled_predictions as pooled_predictions
 from .paired import pooled_table as pooled_table
 from .populations import Holdouts as Holdouts
 from .populations import find_holdouts as find_holdouts
+from .populations import is_conclusive as is_conclusive
 from .populations import population_table as population_table
 from .predicting import predict_shared as predict_shared
 from .search import Search as Search

@@ -154,6 +154,11 @@ def judge_pair(
     return found | {THESE_TILES: Judgement(here, EXACT)}
 
 
+def is_conclusive(judged: Judgements) -> bool:
+    """Whether the test of the widest population could have shown a difference."""
+    return next(iter(judged.values())).test.p_value is not None
+
+
 def population_table(judged: Judgements, holdouts: Holdouts) -> StudyTable:
     """Return a row per population that the verdict speaks of, the widest first."""
     rows = {
