@@ -68,8 +68,9 @@ def report(output: kaggle.Output, status: kaggle.KernelStatus) -> None:
         print(f"not whole, and left out: {', '.join(output.damaged)}")
     if folder.parent.name == "runs" and not (folder / "metrics.json").exists():
         print("it has not come to its last epoch: push it again with --resume to go on")
-    elif (folder / "submission.csv").is_file():
-        print(f"next: {base.command('submit', '--run', folder)}")
+    elif (submission := folder / "submission.csv").is_file():
+        sent = ("--run", folder) if folder.parent.name == "runs" else ("--file", submission)
+        print(f"next: {base.command('submit', *sent)}")
 
 
 if __name__ == "__main__":

@@ -93,6 +93,17 @@ def test_brings_back_a_run_of_many_files_and_overwrites_nothing(server: KaggleSe
     assert not server.requests
 
 
+def test_the_submission_of_a_notebook_is_found(server: KaggleServer) -> None:
+    files = {name: content for name, content in output().items() if name == "submission.csv"}
+    files |= {f"studies/{NAME}/bn/study.json": b"{}"}
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    server.output = files | {CHECKSUMS: json.dumps(sums).encode()}
+    done = pull()
+    assert done.returncode == 0, done.stderr
+    sent = f"--file studies/{NAME}/submission.csv"
+    assert f"next: python kernels/submit.py {sent}" in done.stdout
+
+
 def test_only_silence_ends_it(server: KaggleServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that comes slowly is waited for, far longer than silence would be."""
     monkeypatch.setattr(client, "PATIENCE", 2.5)

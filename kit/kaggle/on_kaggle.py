@@ -126,7 +126,8 @@ def link_data(root: Path, room: Path) -> Path:
     if mount is None:
         raise KitError(
             f"the competition's data is in none of {', '.join(map(str, mounts))}: accept the "
-            f"rules at {competition.RULES_PAGE} and push again"
+            f"rules at {competition.RULES_PAGE} and push again, or add it to a notebook of yours "
+            "as an input"
         )
     data = room / "data"
     data.mkdir(exist_ok=True)
