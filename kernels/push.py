@@ -34,7 +34,7 @@ class PushOptions:
     hours: base.Positive = 11.5
     """Stop after so long, to save what is done: Kaggle ends a kernel after 12 h."""
     gpu: bool = True
-    """Ask for a T4; without one the CPU has to do."""
+    """Ask for two T4, and end at once if none comes; without, the CPU has to do."""
     dataset: base.Repeated[str] = ()
     """OWNER/NAME of a Kaggle dataset to mount, with weights or the packed tiles, say; may be given
     several times."""

@@ -171,14 +171,29 @@ def test_a_complete_kernel_has_to_come_whole(
     assert not Path(RUN).exists()
 
 
+def test_nothing_outside_is_fetched_or_deleted(server: KaggleServer) -> None:
+    """Whatever a kernel has listed and summed."""
+    Path("mine").write_text("mine")
+    names = (f"{RUN}/../../../mine", "../mine", str(Path("mine").absolute()))
+    sums = json.loads(server.output[CHECKSUMS]) | dict.fromkeys(names, "0")
+    server.output |= dict.fromkeys(names, b"theirs")
+    server.output[CHECKSUMS] = json.dumps(sums).encode()
+    kaggle.bring_back(KERNEL, Path(), ended_well=True)
+    assert Path("mine").read_text() == "mine"
+    assert Path(LAST).read_bytes() == CONTENT
+
+
 def test_of_a_kernel_that_was_stopped_what_is_whole_is_taken(server: KaggleServer) -> None:
     """It was ended between a checkpoint and its sum, say."""
     server.kernel_status = "CANCEL_ACKNOWLEDGED"
     server.output[LAST] = b"a later checkpoint"
     server.output.pop(f"{RUN}/metrics.json")
+    server.output[f"{RUN}/valid.csv"] = b"not summed yet"
+    server.output[f"{RUN}/.lock"] = b""
     done = pull()
     assert done.returncode == 0, done.stderr
-    assert f"not whole, and left out: {LAST}, {RUN}/metrics.json" in done.stdout
+    left_out = f"{LAST}, {RUN}/metrics.json, {RUN}/valid.csv"
+    assert f"not whole, and left out: {left_out}\n" in done.stdout
     assert "push it again with --resume to go on" in done.stdout
     assert len(listing(Path(RUN))) == 42 + 2
     assert "the kernel ended as CANCEL_ACKNOWLEDGED" in done.stderr

@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from kit.base import FolderLock, KitError, printable, write_text
+from kit.base import LOCK_NAME, FolderLock, KitError, printable, write_text
 from kit.kaggle.client import run_client
 from kit.kaggle.credentials import masked
 from kit.kaggle.job import FOLDERS, RECORD, SUBMISSION
@@ -128,10 +128,12 @@ def _fetch(kernel: str, staging: Path, lock: int) -> list[str]:
     _run(kernel, staging, lock, f"^{re.escape(CHECKSUMS)}$")
     if not (staging / CHECKSUMS).is_file():
         return []
-    expected = read_checksums(staging)
-    # With the names under which files are begun, which no sum vouches for, left out.
-    pattern = f"^(({'|'.join(set(FOLDERS.values()))})/{name}/(?!.*[.]partial)|{SUBMISSION})"
+    pattern = _wanted(name)
+    sums = read_checksums(staging).items()
+    expected = {file: value for file, value in sums if re.search(pattern, file)}
     error: KitError | None = None
+    # Of another version, too.
+    _drop_others(staging, expected)
     missing = sorted(expected.keys() - _keep_whole(staging, expected))
     while missing:
         before, error = _size(staging), None
@@ -146,7 +148,28 @@ def _fetch(kernel: str, staging: Path, lock: int) -> list[str]:
     if missing and error is not None:
         kept = f"\n{before / 1e6:,.1f} MB are kept: the same command goes on from there"
         raise KitError(f"{error}{kept}") from error
-    return missing
+    return missing + _drop_others(staging, expected)
+
+
+def _wanted(name: str) -> str:
+    """Return a pattern of the files to fetch: a run or study and its submission, nothing else.
+
+    No sum vouches for files under the names by which they are begun, and none may lead outside.
+    """
+    places = "|".join(dict.fromkeys(FOLDERS.values()))
+    return rf"^(?!.*(\.partial|\.\./))(({places})/{name}/|{SUBMISSION})"
+
+
+def _drop_others(staging: Path, expected: dict[str, str]) -> list[str]:
+    """Delete what came without a sum, as a kernel was ended before that; return its names."""
+    dropped = []
+    for place in _places(staging, staging.name.removeprefix(".pull-")):
+        for path in place.rglob("*"):
+            file = path.relative_to(staging).as_posix()
+            if path.is_file() and file not in expected and not path.name.endswith(_MARKER):
+                path.unlink()
+                dropped += [file] if path.name != LOCK_NAME else []
+    return dropped
 
 
 def _run(kernel: str, staging: Path, lock: int, pattern: str, show: "_Show | None" = None) -> None:
