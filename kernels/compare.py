@@ -1,8 +1,10 @@
-"""Compare two arms, paired by seed: BatchNorm before and after the activation, or two recipes.
+"""Compare arms, paired by seed: BatchNorm before and after the activation, or two recipes or more.
 
 A seed varies the split, the initial weights, the data order and the augmentation, identically
-in both arms. A study that was stopped goes on where it was: finished runs are kept. The same
-command on other machines that see the folder --out joins in: each run is trained by one of them.
+in all arms. Three arms or more are compared all with all, or with --control; p is then corrected
+for the number of comparisons. A study that was stopped goes on where it was: finished runs are
+kept. The same command on other machines that see the folder --out joins in: each run is trained by
+one of them.
 """
 
 from __future__ import annotations
@@ -28,9 +30,17 @@ class CompareOptions(RunOptions):
     out: Path = Path("studies/bn")
     """The study's folder."""
     arm: base.Repeated[str] = ()
-    """NAME=RECIPE, twice: a recipe's name or file. By default BatchNorm before and after."""
+    """NAME=RECIPE, twice or more: a recipe's name or file. BatchNorm before and after if none."""
+    control: str | None = None
+    """Of three arms or more: compare each with this one alone, and so make fewer comparisons."""
     seeds: base.Count = 6
     """Pairs of runs, from --seed on; decide before you look. Fewer than six allow no conclusion."""
+    margin: base.Positive | None = None
+    """Ask as well whether arms are the same within this difference in AUC, or one is at least not
+    worse by it; decide before you look."""
+    plan: base.Positive | None = None
+    """Judge nothing: say how many seeds would show this difference in AUC, from the spread of these
+    seeds, and what they would cost."""
     storage: str | None = None
     """Database that hands the runs out, as postgresql+pg8000://...; a file in --out if none."""
 
@@ -42,7 +52,7 @@ def read_options(argv: list[str]) -> CompareOptions:
     arms = named.parse_known_args(argv)[0].arm
     recipe = arms[0].partition("=")[2] if arms else ""
     if arms and "recipe" in base.given_options(argv):
-        raise base.KitError("--recipe means nothing beside --arm, which names two recipes: drop it")
+        raise base.KitError("--recipe means nothing beside --arm, which names recipes: drop it")
     return base.parse_options(
         CompareOptions, __doc__, [*(["--recipe", recipe] if recipe else []), *argv]
     )
@@ -53,15 +63,8 @@ def main(options: CompareOptions, argv: list[str]) -> None:
     devices = training.choose_devices(options.device, options.devices)
     training.prepare_process(deterministic=options.deterministic)
     training.use_cuda_graphs(options.cuda_graphs)
-    recipe = options.recipe
-    comparison = study.Study(
-        options.out,
-        study.parse_arms(options.arm, recipe, base.given_options(argv)),
-        tuple(range(recipe.seed, recipe.seed + options.seeds)),
-    )
-    for arm in comparison.arms.values():
-        if not options.trust:
-            base.refuse_code(arm, base.given_options(argv))
+    comparison = read_study(options, base.given_options(argv))
+    pairs = study.choose_pairs(comparison)
     tiles = data.open_store(options.data)
     outcomes = training.share_out(
         devices,
@@ -71,28 +74,42 @@ def main(options: CompareOptions, argv: list[str]) -> None:
         runs=len(comparison.recipes()),
         how_to_go_on=base.same_command,
     )
-    first, second = comparison.arms
+    arm = next(iter(comparison.arms))
+    holdouts = study.find_holdouts(comparison.seeded(arm), tiles)
+    if options.plan is not None:
+        print(study.plan_table(outcomes, pairs, holdouts, options.plan))
+        return
     predictions = study.pooled_predictions(comparison)
-    slides = data.find_slides(tiles, comparison.arms[first].slides)
-    holdouts = study.find_holdouts(comparison.seeded(first), tiles)
-    judged = study.judge_arms(outcomes, predictions, first, second, holdouts)
-    tables = {
-        "verdict": study.population_table(judged, holdouts),
-        "table1": study.paired_table(outcomes, first, second),
-        "delong": study.delong_table(predictions, first, second),
-        "pooled": study.pooled_table(predictions, first, second, slides.by_id(tiles.train.ids)),
-    }
+    slides = data.find_slides(tiles, comparison.arms[arm].slides)
+    judged = study.judge_several(outcomes, predictions, pairs, holdouts)
+    if len(comparison.arms) > 2:
+        verdict, write = study.several_verdict(judged), report.several_page
+        tables = {
+            "differences": study.differences_table(judged, holdouts),
+            "arms": study.several_table(outcomes),
+        }
+    else:
+        verdict, write = study.paired_verdict(judged[pairs[0]], *pairs[0]), report.compare_page
+        tables = {
+            "verdict": study.population_table(judged[pairs[0]], holdouts),
+            "table1": study.paired_table(outcomes, *pairs[0]),
+            "delong": study.delong_table(predictions, *pairs[0]),
+            "pooled": study.pooled_table(predictions, *pairs[0], slides.by_id(tiles.train.ids)),
+        }
+    if options.margin is not None:
+        within = [study.margin_verdict(own, *pair, options.margin) for pair, own in judged.items()]
+        verdict = "\n".join([verdict, *within])
     verdict = study.record_look(
         options.out,
         comparison.seeds,
-        study.paired_verdict(judged, first, second),
-        conclusive=study.is_conclusive(judged),
+        verdict,
+        conclusive=any(study.is_conclusive(own) for own in judged.values()),
         held_out_to_trained=holdouts.held_out_to_trained,
     )
     with base.FolderLock(options.out, wait=True):
         study.write_tables(options.out, tables, verdict)
     print("\n\n".join(map(str, [*tables.values(), verdict])))
-    page = report.compare_page(
+    page = write(
         comparison,
         study.histories(outcomes),
         predictions,
@@ -105,6 +122,19 @@ def main(options: CompareOptions, argv: list[str]) -> None:
     with base.FolderLock(options.out, wait=True):
         report.write_page(options.out / "report.html", page)
     print(f"the whole study: {options.out}/report.html")
+
+
+def read_study(options: CompareOptions, given: set[str]) -> study.Study:
+    """Return the arms and the seeds of a command line."""
+    arms = study.parse_arms(options.arm, options.recipe, given)
+    if len(arms) < 3:
+        base.refuse_unused(given, ["control"], "for two arms")
+    for recipe in arms.values():
+        if not options.trust:
+            base.refuse_code(recipe, given)
+    first = options.recipe.seed
+    seeds = tuple(range(first, first + options.seeds))
+    return study.Study(options.out, arms, seeds, options.control)
 
 
 if __name__ == "__main__":

@@ -159,8 +159,8 @@ def test_arms_are_read_from_recipes_and_options_hold_for_both(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("specifications", "message"),
     [
-        (["a=notebook"], "has two arms"),
-        (["a=notebook", "a=notebook"], "has two arms"),
+        (["a=notebook"], "has two arms or more"),
+        (["a=notebook", "a=notebook"], "has two arms or more"),
         (["a=notebook", "b=nothing"], "no recipe nothing"),
         (["a=notebook", "b=notebook"], "a and b are one recipe"),
         (["a=FILE/before.toml", "b=FILE/after.toml"], "a and b are one recipe"),

@@ -100,6 +100,26 @@ def arms(
     return figure
 
 
+def seeds_by_arm(values: Mapping[str, Sequence[float]], *, title: str) -> Figure:
+    """Draw each seed's value in each arm, a line through those of one seed, and the arms' means.
+
+    Parameters
+    ----------
+    values
+        An arm's name and one value per seed, in the same order of seeds.
+    """
+    figure, axes = single(title)
+    places = np.arange(len(values))
+    axes.plot(places, np.array(list(values.values())), color=GREY, lw=0.7, alpha=0.6)
+    for place, (name, (colour, _)) in zip(places, _arm_styles(values).items(), strict=True):
+        own = values[name]
+        axes.plot(np.full(len(own), place), own, "o", ms=4, color=colour)
+        axes.plot([place - 0.2, place + 0.2], [np.mean(own)] * 2, color=colour, lw=3)
+    axes.set_xticks(places, [plain(name) for name in values], rotation=20)
+    axes.set(ylabel="validation AUC", xlim=(-0.5, len(places) - 0.5))
+    return figure
+
+
 def roc(predictions: Predictions, *, title: str = "ROC curve") -> Figure:
     """Draw the ROC curve of each run or arm, with its AUC."""
     figure, axes = _roc_axes(title)

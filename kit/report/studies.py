@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 from scipy.special import expit
 
-from kit import runs
+from kit import runs, stats
 from kit.data import KnownSlides, Store
 from kit.report import plots
 from kit.report.galleries import choose_gallery, gallery_section
@@ -85,6 +85,60 @@ def compare_page(
             ),
             Section("Accuracy and loss", drawings=_plots_one_to_four(histories)),
             _held_out_section(tables, _prediction_drawings(comparison, predictions)),
+            *(one_run_gallery(arm, folder, store, slides) for arm, folder in last.items()),
+            rebuild_section(command, last),
+        ],
+        is_standin=store.is_standin,
+    )
+
+
+def several_page(
+    comparison: Study,
+    histories: Histories,
+    predictions: pd.DataFrame,
+    tables: Tables,
+    verdict: str,
+    *,
+    store: Store,
+    slides: KnownSlides,
+    command: str,
+) -> Page:
+    """Describe a comparison of three arms or more.
+
+    Parameters
+    ----------
+    predictions, slides, command
+        As for `compare_page`.
+    tables
+        `differences` and `arms`, as `study` makes them.
+    """
+    last = {arm: comparison.run_folder(arm, comparison.seeds[-1]) for arm in comparison.arms}
+    by_seed = [table for _, table in predictions.groupby("seed")]
+    aucs = {
+        arm: [stats.auc(table["label"], table[arm]) for table in by_seed] for arm in comparison.arms
+    }
+    points = plots.seeds_by_arm(aucs, title="Seeds by arm")
+    line = "A line joins the runs of one seed; the bars are means."
+    return Page(
+        title=f"{len(aucs)} arms, {len(comparison.seeds)} seeds",
+        verdict=verdict,
+        limits=[_SEEDS_LIMIT, *slides.notes],
+        sections=[
+            Section(
+                "Of what the verdict speaks",
+                text=[_POPULATIONS],
+                tables=[_table(tables["differences"], "Validation AUC, paired by seed.")],
+                drawings=[Drawing(points, line)],
+            ),
+            Section(
+                "Figures",
+                text=[_JUDGED],
+                tables=[_table(tables["arms"], "Means over the seeds of each arm.")],
+            ),
+            Section("Accuracy and loss", drawings=_plots_one_to_four(histories)),
+            Section(
+                "On the held-out tiles", drawings=_prediction_drawings(comparison, predictions)
+            ),
             *(one_run_gallery(arm, folder, store, slides) for arm, folder in last.items()),
             rebuild_section(command, last),
         ],

@@ -19,6 +19,10 @@ from .scores import accuracy as accuracy
 from .scores import auc as auc
 from .scores import log_loss as log_loss
 from .scores import summary as summary
+from .several import POWER as POWER
+from .several import holm as holm
+from .several import sd_bound as sd_bound
+from .several import seeds_needed as seeds_needed
 from .threshold import Confusion as Confusion
 from .threshold import best_threshold as best_threshold
 from .threshold import confusion as confusion

@@ -30,6 +30,7 @@ from .paired import paired_table as paired_table
 from .paired import paired_verdict as paired_verdict
 from .paired import pooled_predictions as pooled_predictions
 from .paired import pooled_table as pooled_table
+from .planning import plan_table as plan_table
 from .populations import Holdouts as Holdouts
 from .populations import find_holdouts as find_holdouts
 from .populations import is_conclusive as is_conclusive
@@ -39,6 +40,13 @@ from .search import Search as Search
 from .search import run_search as run_search
 from .search_result import IMPORTANCE_TRIALS as IMPORTANCE_TRIALS
 from .search_result import SearchResult as SearchResult
+from .several import SeveralJudgements as SeveralJudgements
+from .several import choose_pairs as choose_pairs
+from .several import differences_table as differences_table
+from .several import judge_several as judge_several
+from .several import margin_verdict as margin_verdict
+from .several import several_table as several_table
+from .several import several_verdict as several_verdict
 from .sharing import share_runs as share_runs
 from .space import Space as Space
 from .space import search_space as search_space

@@ -4,6 +4,7 @@ A seed varies the split, the initial tensors, the data order and the augmentatio
 in all arms.
 """
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
@@ -38,11 +39,14 @@ class Study:
         Holds study.json and runs/ARM-SEED.
     arms
         Recipes by name, in the order of their comparison. Their own seeds are not used.
+    control
+        Of three arms or more the one that the others are compared with; None compares all.
     """
 
     folder: Path
     arms: dict[str, Recipe]
     seeds: tuple[int, ...]
+    control: str | None = None
 
     def run_folder(self, arm: str, seed: int) -> Path:
         """Return where the run of an arm and a seed lies."""
@@ -69,12 +73,12 @@ def parse_arms(specifications: Sequence[str], base: Recipe, given: Set[str]) -> 
     base
         The recipe of the command line.
     given
-        Options named on the command line: they hold for both arms.
+        Options named on the command line: they hold for all arms.
 
     Raises
     ------
     KitError
-        If there are not two arms of different names, a name cannot name a folder, an option fits
+        If there are no two arms, or two of one name, a name cannot name a folder, an option fits
         one arm only, both arms are one recipe, their holdouts would differ, or the place of
         BatchNorm is fixed by the model or by name.
     """
@@ -86,11 +90,15 @@ def parse_arms(specifications: Sequence[str], base: Recipe, given: Set[str]) -> 
             raise KitError("the arms differ in --bn: leave it out, or name two recipes with --arm")
         return {bn: replace(base, bn=bn) for bn in ("before", "after")}
     named = dict(map(_split_arm, specifications))
-    if len(named) != 2 or len(specifications) != 2:
-        raise KitError("a comparison has two arms: --arm NAME=RECIPE --arm OTHER=RECIPE")
+    if len(named) < 2 or len(specifications) != len(named):
+        raise KitError(
+            "a comparison has two arms or more, with different names: --arm NAME=RECIPE --arm "
+            "OTHER=RECIPE"
+        )
     options = {name: getattr(base, name) for name in given if hasattr(base, name)}
     arms = {name: _read_arm(name, recipe, options) for name, recipe in named.items()}
-    _check_pair(arms)
+    for one, other in itertools.combinations(arms.items(), 2):
+        _check_pair(dict([one, other]))
     return arms
 
 
@@ -117,7 +125,8 @@ def train_arms(
     recipes = study.recipes()
     _check_study(study, store, device)
     shared = surroundings(study.arms.values(), store, device)
-    claim_folder(study.folder, {"kind": "arms", **shared, "arms": study.arms})
+    control = {} if study.control is None else {"control": study.control}
+    claim_folder(study.folder, {"kind": "arms", **shared, "arms": study.arms, **control})
     check_kept(recipes, store, device=device)
     folders = {folder.name: folder for folder in recipes}
 
@@ -172,7 +181,7 @@ def _read_arm(name: str, recipe: str, given: Mapping[str, object]) -> Recipe:
         arm.reject_unused(set(given))
     except (ValueError, KitError) as error:
         raise KitError(
-            f"arm {name} ({recipe}): {error}. Options of the command line hold for both arms: "
+            f"arm {name} ({recipe}): {error}. Options of the command line hold for all arms: "
             "write those of one into its recipe's file"
         ) from error
     return arm
@@ -186,7 +195,7 @@ def _check_pair(arms: Mapping[str, Recipe]) -> None:
             option = "--" + key.replace("_", "-")
             raise KitError(
                 f"the arms cannot be paired: their {key} differs ({one}: {getattr(first, key)}, "
-                f"{other}: {getattr(second, key)}). {option} sets it for both"
+                f"{other}: {getattr(second, key)}). {option} sets it for all"
             )
     if _essence(first) == _essence(second):
         raise KitError(f"arms {one} and {other} are one recipe: nothing could tell them apart")

@@ -1,5 +1,6 @@
 """The tables and the verdict of two arms, paired by seed."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -101,8 +102,11 @@ def _ahead(judged: Judgement, first: str, second: str) -> tuple[str, str, str, s
     better, worse = first, second
     if estimate < 0:
         better, worse, bounds = second, first, (-bounds[1], -bounds[0])
+    # That of one comparison is 95 %, and those of several hold together in 95 %.
+    is_one = math.isclose(test.difference.confidence, stats.CONFIDENCE)
+    together = "" if is_one else "simultaneous "
     how_sure = (
-        f"95 % interval {bounds[0]:+.4f} to {bounds[1]:+.4f}, {judged.method}, "
+        f"{together}95 % interval {bounds[0]:+.4f} to {bounds[1]:+.4f}, {judged.method}, "
         f"p = {test.p_value:.3f}"
     )
     return better, worse, f"{abs(estimate):.4f} {PRIMARY}", how_sure
@@ -122,11 +126,11 @@ def pooled_predictions(study: Study) -> pd.DataFrame:
     tables = []
     for seed in study.seeds:
         valid = {arm: runs.read_valid(study.run_folder(arm, seed)) for arm in study.arms}
-        first, second = valid.values()
-        if not first[["id", "label"]].equals(second[["id", "label"]]):
+        first, *others = (table[["id", "label"]] for table in valid.values())
+        if not all(first.equals(other) for other in others):
             raise KitError(f"the arms of seed {seed} hold out different tiles")
         columns = {arm: table["logit"] for arm, table in valid.items()}
-        tables.append(first[["id", "label"]].assign(seed=seed, **columns))
+        tables.append(first.assign(seed=seed, **columns))
     return pd.concat(tables, ignore_index=True)
 
 
