@@ -187,7 +187,8 @@ def test_every_command_takes_a_probe(store: data.Store, tmp_path: Path) -> None:
     weights = tmp_path / "weights.pth"
     torch.save(models.create_model(Recipe(model="test_resnet", size=96)).state_dict(), weights)
     probe = ("--recipe", "probe", "--model", "test_resnet", "--weights", weights)
-    probe = (*probe, "--no-pretrained", "--size", 48, "--data", store.data)
+    # One's own weights take the place of those that the recipe asks for.
+    probe = (*probe, "--size", 48, "--data", store.data)
     folds, cnn, other = (tmp_path / name for name in ("folds", "cnn", "other"))
     said = run_kernel("train", *probe, "--folds", 2, "--out", folds)
     assert "out-of-fold AUC" in said
@@ -204,3 +205,5 @@ def test_every_command_takes_a_probe(store: data.Store, tmp_path: Path) -> None:
     assert "a.onnx" in onnx
     refused = kernel("train", *probe, "--lr", 0.1, "--out", tmp_path / "no")
     assert refused.stderr == "error: --lr has no meaning for --probe linear: leave it out\n"
+    both = kernel("train", *probe, "--pretrained", "--out", tmp_path / "no")
+    assert "pretrained and weights exclude each other" in both.stderr + both.stdout

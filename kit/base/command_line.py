@@ -84,7 +84,11 @@ def parse_options(
     if issubclass(kind, RunOptions):
         if default is None:
             name = _recipe_name(argv)
-            values["default"] = kind(recipe=read_recipe(name), recipe_name=name)
+            recipe = read_recipe(name)
+            if {"weights", "pretrained"} & given_options(argv) == {"weights"}:
+                # One's own weights take the place of published ones.
+                recipe = dataclasses.replace(recipe, pretrained=False)
+            values["default"] = kind(recipe=recipe, recipe_name=name)
         description = f"{description.rstrip()}\n\n{describe_recipes()}"
     parsed = tyro.cli(kind, args=argv, description=description, **values)
     try:
