@@ -26,7 +26,10 @@ def learning_figure(table: pd.DataFrame) -> Figure:
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(tiles))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticklabels([f"{count:,}" for count in tiles])
+    # Two numbers side by side would run into each other.
+    following = [*tiles[1:], float("inf")]
+    pairs = zip(tiles, following, strict=True)
+    axes.set_xticklabels(["" if after < 2 * count else f"{count:,}" for count, after in pairs])
     axes.set(xlabel="labelled tiles (logarithmic)", ylabel="AUC on held-out tiles")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
