@@ -35,6 +35,8 @@ class CompareOptions(RunOptions):
     """Of three arms or more: compare each with this one alone, and so make fewer comparisons."""
     seeds: base.Count = 6
     """Pairs of runs, from --seed on; decide before you look. Fewer than six allow no conclusion."""
+    seed_list: tuple[int, ...] = ()
+    """The seeds themselves, in place of --seed and --seeds."""
     margin: base.Positive | None = None
     """Ask as well whether arms are the same within this difference in AUC, or one is at least not
     worse by it; decide before you look."""
@@ -132,8 +134,7 @@ def read_study(options: CompareOptions, given: set[str]) -> study.Study:
     for recipe in arms.values():
         if not options.trust:
             base.refuse_code(recipe, given)
-    first = options.recipe.seed
-    seeds = tuple(range(first, first + options.seeds))
+    seeds = study.choose_seeds(options.recipe.seed, options.seeds, options.seed_list, given)
     return study.Study(options.out, arms, seeds, options.control)
 
 

@@ -33,6 +33,8 @@ class MomentumOptions(RunOptions):
     """In Keras' sense (PyTorch's is 1 minus it); the others are compared with the first."""
     seeds: base.Count = 8
     """Trainings, from --seed on. Five values, compared fairly, need eight for a conclusion."""
+    seed_list: tuple[int, ...] = ()
+    """The seeds themselves, in place of --seed and --seeds."""
     independent: bool = False
     """Train every momentum by itself: the same figures for several times the cost."""
     storage: str | None = None
@@ -48,7 +50,8 @@ def main(options: MomentumOptions, argv: list[str]) -> None:
     training.use_cuda_graphs(options.cuda_graphs)
     tiles = data.open_store(options.data)
     recipe = options.recipe
-    seeds = tuple(range(recipe.seed, recipe.seed + options.seeds))
+    given = base.given_options(argv)
+    seeds = study.choose_seeds(recipe.seed, options.seeds, options.seed_list, given)
     sweep = study.MomentumSweep(options.out, recipe, options.values, seeds)
     train = study.train_momenta if options.independent else study.sweep_momenta
     all_runs = (sweep.as_arms() if options.independent else sweep).recipes()

@@ -72,7 +72,7 @@ def false_studies(arms: int, control: str | None, studies: int) -> int:
     found = 0
     for _ in range(studies):
         # A seed's split makes all arms better or worse.
-        values = 0.9 + 0.02 * rng.normal(size=8) + 0.01 * rng.normal(size=(arms, 8))
+        values = 0.9 + 0.02 * rng.normal(size=12) + 0.01 * rng.normal(size=(arms, 12))
         judged = judge(values, control).values()
         found += any(judgements[THESE_TILES].test.is_shown for judgements in judged)
     return found
@@ -256,3 +256,12 @@ def test_each_arm_is_a_recipe_of_its_own() -> None:
     arms = ["a=notebook", "b=compact", "c=notebook"]
     with pytest.raises(KitError, match="arms a and c are one recipe"):
         study.parse_arms(arms, Recipe(per_class=None), {"per_class"})
+
+
+def test_seeds_are_listed_or_counted() -> None:
+    assert study.choose_seeds(3, 2, (), set()) == (3, 4)
+    assert study.choose_seeds(3, 2, (7, 5), set()) == (7, 5)
+    with pytest.raises(KitError, match="--seed-list 5 5 names a seed twice"):
+        study.choose_seeds(0, 6, (5, 5), set())
+    with pytest.raises(KitError, match="--seeds has no meaning beside --seed-list"):
+        study.choose_seeds(0, 6, (5,), {"seeds"})

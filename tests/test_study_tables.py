@@ -63,3 +63,26 @@ def test_table_and_verdict_on_momentum_give_one_answer(number: int, gain: float)
     assert said.tolist() == (notebook["p"] <= 0.05).tolist()
     assert notebook["p"].tolist() == pytest.approx(table["p"].tolist()[1:], nan_ok=True)
     assert said.sum() == len(shown)
+
+
+def test_tables_are_written_for_a_paper(tmp_path: Path) -> None:
+    table = study.paired_table(arms(6), "before", "after")
+    study.write_tables(tmp_path, {"table1": table}, "The verdict.")
+    text = (tmp_path / "table1.md").read_text()
+    rows = [line[2:-2].split(" | ") for line in text.splitlines()]
+    assert rows[0][:2] == ["figure", "before mean (sd)"]
+    assert {len(row) for row in rows} == {len(table.shown.columns) + 1}
+    assert [row[0] for row in rows[2:]] == table.frame.index.tolist()
+    latex = (tmp_path / "table1.tex").read_text()
+    for rule in ("toprule", "midrule", "bottomrule"):
+        assert latex.count(f"\\{rule}") == 1
+    assert latex.count(r"\\") == len(rows) - 1
+    difference = table.frame.loc[study.PRIMARY, "difference"]
+    assert f"{difference:.4f}" in latex
+
+
+def test_what_typesetting_would_read_is_escaped(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"a_1 & 50 %": [np.nan, 0.5]}, index=pd.Index(["x|y", "z"], name="arm"))
+    study.write_tables(tmp_path, {"t": study.StudyTable(frame)}, "")
+    assert (tmp_path / "t.md").read_text().splitlines()[2:] == [r"| x\|y |  |", "| z | 0.5000 |"]
+    assert r"a\_1 \& 50 \%" in (tmp_path / "t.tex").read_text()

@@ -1,4 +1,5 @@
 from .arms import Study as Study
+from .arms import choose_seeds as choose_seeds
 from .arms import parse_arms as parse_arms
 from .arms import train_arms as train_arms
 from .figures import PRIMARY as PRIMARY

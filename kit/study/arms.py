@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kit.base import OWN_ONLY, EpochResult, KitError, Recipe, read_recipe
+from kit.base import OWN_ONLY, EpochResult, KitError, Recipe, read_recipe, refuse_unused
 from kit.data import Store
 from kit.study.checks import check_kept, check_recipes
 from kit.study.figures import Outcomes, read_outcome
@@ -63,6 +63,27 @@ class Study:
             for seed in self.seeds
             for arm, recipe in self.arms.items()
         }
+
+
+def choose_seeds(first: int, count: int, listed: Sequence[int], given: set[str]) -> tuple[int, ...]:
+    """Return the seeds of a study: those listed, or so many from the first one on.
+
+    Parameters
+    ----------
+    given
+        Options named on the command line.
+
+    Raises
+    ------
+    KitError
+        If a seed is listed twice, or seeds are given in both ways.
+    """
+    if not listed:
+        return tuple(range(first, first + count))
+    refuse_unused(given, ("seed", "seeds"), "beside --seed-list")
+    if len(set(listed)) < len(listed):
+        raise KitError(f"--seed-list {' '.join(map(str, listed))} names a seed twice")
+    return tuple(listed)
 
 
 def parse_arms(specifications: Sequence[str], base: Recipe, given: Set[str]) -> dict[str, Recipe]:

@@ -75,11 +75,38 @@ def explain_empty(reasons: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def write_tables(folder: Path, tables: Mapping[str, StudyTable], verdict: str) -> None:
-    """Write the numbers of each table as NAME.csv, the verdict and the notes as verdict.txt."""
+    """Write the numbers of each table as NAME.csv, the verdict and the notes as verdict.txt.
+
+    NAME.md and NAME.tex are the tables as they are printed, for a paper.
+    """
     for name, table in tables.items():
         write_text(folder / f"{name}.csv", table.frame.to_csv(lineterminator="\n"))
+        write_text(folder / f"{name}.md", as_markdown(table.shown))
+        write_text(folder / f"{name}.tex", as_latex(table.shown))
     lines = [verdict, *_notes(tables.values())]
     write_text(folder / "verdict.txt", "\n".join(lines) + "\n")
+
+
+def as_markdown(frame: pd.DataFrame) -> str:
+    """Return a table in Markdown, its index as the first column."""
+    cells = frame.reset_index().map(_cell)
+    rows = [list(map(str, cells.columns)), ["---"] * len(cells.columns), *cells.to_numpy().tolist()]
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return "".join(f"| {' | '.join(row)} |\n" for row in escaped)
+
+
+def as_latex(frame: pd.DataFrame) -> str:
+    """Return a table in LaTeX, for the package booktabs."""
+    cells = frame.reset_index().map(_cell)
+    text: str = cells.to_latex(index=False, escape=True)
+    return text
+
+
+def _cell(value: object) -> str:
+    """Return what stands in a cell: nothing where there is no number."""
+    if isinstance(value, float):
+        return "" if math.isnan(value) else _number(value)
+    return str(value)
 
 
 def _notes(tables: Iterable[StudyTable]) -> list[str]:
