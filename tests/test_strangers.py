@@ -145,7 +145,8 @@ def test_a_configuration_names_no_model_to_fetch(run: Path, model: str) -> None:
     config = json.loads((run / "config.json").read_text())
     config["recipe"] |= {"model": model, "pretrained": True}
     (run / "config.json").write_text(json.dumps(config))
-    with pytest.raises(KitError, match="no model"):
+    # The folder itself says how its model is built, or nothing does.
+    with pytest.raises(KitError, match=r"no model|run/architecture holds no config\.json"):
         runs.load(run, device="cpu")
 
 
