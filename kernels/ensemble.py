@@ -45,7 +45,7 @@ def main(options: EnsembleOptions) -> None:
     figures: dict[str, Any] = {}
     try:
         gain = runs.judge_gain(labels, predictions, mean, slides=slides)
-        figures, judged = asdict(gain), describe_gain(gain)
+        figures, judged = asdict(gain), describe_gain(gain, slides is not None)
     except KitError as error:
         # The ensemble itself is chosen on all tiles.
         judged = f"what choosing gains is not known: {error}"
@@ -88,13 +88,14 @@ def describe(aucs: dict[Path, float], chosen: runs.Ensemble) -> Iterator[str]:
         yield f"{auc:.4f}  weight {chosen.weights.get(str(folder), 0.0):.2f}  {folder}"
 
 
-def describe_gain(gain: runs.Gain) -> str:
-    """Tell what choosing gains."""
+def describe_gain(gain: runs.Gain, by_slide: bool) -> str:
+    """Tell what choosing gains, and on what."""
     p = gain.comparison.p_value
     p_value = "" if p is None else f", p = {p:.3f}"
+    where = "new slides" if by_slide else "new tiles of these slides"
     return (
-        f"chosen and judged on different tiles: the mean {gain.auc}, the best run "
-        f"{gain.best_run}; gain {gain.comparison.difference}{p_value}"
+        f"chosen and judged on different tiles, 95 % intervals for {where}: the mean {gain.auc}, "
+        f"the best run {gain.best_run}; gain {gain.comparison.difference}{p_value}"
     )
 
 

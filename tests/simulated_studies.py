@@ -19,6 +19,11 @@ def at_most(share: float, number: int) -> float:
     return share + 3 * (share * (1 - share) / number) ** 0.5
 
 
+def at_least(share: float, number: int) -> float:
+    """Return what a share of simulations may be by chance: three standard errors less."""
+    return share - 3 * (share * (1 - share) / number) ** 0.5
+
+
 def equal_arms(
     rng: np.random.Generator, *, tiles: int, seeds: int, gain: float = 0.0, noise: float = 0.1
 ) -> tuple[Scores, Scores, float]:

@@ -12,12 +12,13 @@ import sklearn.metrics
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from scipy.special import expit, logit
+from scipy.special import expit
+from simulated_studies import at_least, slide_sizes, studies
 from sklearn.calibration import calibration_curve
 
 from kit import stats
 from kit.base import KitError
-from kit.stats import Interval, bootstrap
+from kit.stats import Interval, bootstrap, intervals, slides
 
 SIMULATIONS = 500
 
@@ -52,14 +53,15 @@ def tiles(
 
 
 def tiles_of_slides(
-    rng: np.random.Generator, *, slides: int, separation: float, spread: float
+    rng: np.random.Generator, *, slides: int, separation: float, spread: float, kind: str = ""
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return labels, scores and slides; half the slides are normal, each has its own stain.
 
     Stain does not depend on tumour, so the true AUC over new slides is
     Phi(separation / sqrt(2 + 2 spread^2)).
     """
-    groups = np.repeat(np.arange(slides), rng.integers(10, 30, size=slides))
+    sizes = slide_sizes(rng, kind, slides) if kind else rng.integers(10, 30, size=slides)
+    groups = np.repeat(np.arange(slides), sizes)
     tumour_share = np.where(np.arange(slides) % 2, rng.beta(2, 2, size=slides), 0.0)
     labels = (rng.random(len(groups)) < tumour_share[groups]).astype(int)
     stain = spread * rng.normal(size=slides)
@@ -85,11 +87,8 @@ def written_out_components(labels: np.ndarray, scores: np.ndarray) -> tuple[np.n
     return psi.mean(axis=1), psi.mean(axis=0)
 
 
-def variance_of(interval: Interval) -> float:
-    """Return the variance of the AUC from which an interval on the logit scale was made."""
-    half_width = (logit(interval.high) - logit(interval.low)) / 2
-    scale = interval.estimate * (1 - interval.estimate)
-    return (half_width / scipy.stats.norm.ppf(0.975) * scale) ** 2
+def delongs_variance(labels: np.ndarray, scores: np.ndarray) -> float:
+    return intervals._variance(*intervals.components(labels == 1, scores))
 
 
 @st.composite
@@ -157,7 +156,7 @@ def test_delongs_variance_of_a_published_example() -> None:
     labels = np.repeat([0, 1], [sum(WFNS_GOOD), sum(WFNS_POOR)])
     interval = stats.auc_interval(labels, scores)
     assert interval.estimate == pytest.approx(0.823678861788618, rel=1e-12)
-    assert variance_of(interval) == pytest.approx(0.00146991470882363, rel=1e-9)
+    assert delongs_variance(labels, scores) == pytest.approx(0.00146991470882363, rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -175,14 +174,43 @@ def test_delongs_test_of_delongs_example_agrees_with_another_implementation(
 
 
 @given(scored_tiles())
-def test_delongs_interval_has_the_written_out_variance(data: tuple[np.ndarray, np.ndarray]) -> None:
+def test_delongs_variance_is_written_out(data: tuple[np.ndarray, np.ndarray]) -> None:
     labels, scores = data
-    interval = stats.auc_interval(labels, scores)
-    if interval.estimate in (0, 1):
-        return
     positives, negatives = written_out_components(labels, scores)
     variance = positives.var(ddof=1) / len(positives) + negatives.var(ddof=1) / len(negatives)
-    assert variance_of(interval) == pytest.approx(variance, rel=1e-9, abs=1e-15)
+    assert delongs_variance(labels, scores) == pytest.approx(variance, rel=1e-9, abs=1e-15)
+
+
+@given(scored_tiles())
+def test_the_bounds_lie_as_far_off_as_their_own_variance_allows(
+    data: tuple[np.ndarray, np.ndarray],
+) -> None:
+    labels, scores = data
+    interval = stats.auc_interval(labels, scores)
+    area, sizes = interval.estimate, (labels.sum(), len(labels) - labels.sum())
+    expected = intervals._binormal_variance(area, *sizes)
+    factor = max(1, delongs_variance(labels, scores) / expected) if 0 < area < 1 else 1
+    for bound in (interval.low, interval.high):
+        assert 0 <= bound <= 1
+        if 1e-9 < bound < 1 - 1e-9:
+            variance = factor * intervals._binormal_variance(bound, *sizes)
+            assert abs(bound - area) == pytest.approx(1.959964 * variance**0.5, rel=1e-3)
+
+
+def test_the_variance_of_normal_scores_is_what_they_have() -> None:
+    """Hanley and McNeil's formula, its bivariate normal probability by another way."""
+    separation = 1.2
+    area = scipy.stats.norm.cdf(separation / math.sqrt(2))
+    place = scipy.stats.norm.ppf(area)
+    both = scipy.stats.multivariate_normal([0, 0], [[1, 0.5], [0.5, 1]]).cdf([place, place])
+    expected = (area * (1 - area) + 38 * (both - area**2)) / (15 * 25)
+    assert intervals._binormal_variance(area, 15, 25) == pytest.approx(expected, rel=1e-4)
+    rng = np.random.default_rng(0)
+    drawn = [
+        stats.auc(*tiles(rng, positives=15, negatives=25, separation=separation))
+        for _ in range(4000)
+    ]
+    assert np.var(drawn) == pytest.approx(expected, rel=0.08)
 
 
 @given(scored_tiles(columns=2))
@@ -241,12 +269,29 @@ def test_delongs_test_of_two_equal_runs_finds_a_difference_in_one_of_twenty() ->
     assert 0.02 <= share(simulate) <= 0.08
 
 
-def test_a_perfect_auc_has_the_bound_that_its_independent_pairs_allow() -> None:
-    interval = stats.auc_interval([0, 0, 0, 0, 1, 1, 1], [1, 2, 3, 4, 5, 6, 7])
-    assert (interval.estimate, interval.high) == (1, 1)
-    assert interval.low == pytest.approx(0.025 ** (1 / 3))  # three pairs share no tile
-    reverse = stats.auc_interval([1, 1, 1, 1, 0, 0, 0], [1, 2, 3, 4, 5, 6, 7])
-    assert (reverse.low, reverse.high) == (0, pytest.approx(1 - interval.low))
+@pytest.mark.parametrize("labels", [[0, 0, 0, 0, 1, 1, 1], [1, 1, 1, 1, 0, 0, 0]])
+def test_a_perfect_auc_of_few_tiles_proves_little(labels: list[int]) -> None:
+    interval = stats.auc_interval(labels, [1, 2, 3, 4, 5, 6, 7])
+    assert interval.estimate in (0, 1)
+    far = 1 - interval.low if interval.estimate == 1 else interval.high
+    assert 0.4 < far < 0.5
+    assert interval.estimate in (interval.low, interval.high)
+
+
+@studies
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.5])
+@pytest.mark.parametrize("area", [0.7, 0.9, 0.97, 0.995])
+def test_the_interval_over_tiles_covers(area: float, share: float, number: int) -> None:
+    """Of 300 tiles, also where few are positive and the AUC is near one."""
+    separation = scipy.stats.norm.ppf(area) * math.sqrt(2)
+    rng = np.random.default_rng(0)
+    covered = 0
+    positives = round(300 * share)
+    for _ in range(number):
+        data = tiles(rng, positives=positives, negatives=300 - positives, separation=separation)
+        covered += covers(stats.auc_interval(*data), area)
+    print(f"{positives} of 300 positive, AUC {area}: {covered / number:.3f}")
+    assert covered / number >= at_least(0.93, number)
 
 
 # Bootstrap
@@ -264,29 +309,74 @@ def test_a_resample_has_the_auc_of_its_tiles_written_out(
     assert found == pytest.approx(expected)
 
 
-def test_the_bootstrap_over_tiles_is_about_delongs_interval() -> None:
+def test_the_jackknife_over_tiles_is_about_the_score_interval() -> None:
     data = tiles(np.random.default_rng(0), positives=800, negatives=1200, separation=1.5)
-    naive, delong = stats.auc_bootstrap(*data), stats.auc_interval(*data)
+    each = np.arange(len(data[0]))
+    naive, delong = stats.auc_jackknife(*data, each), stats.auc_interval(*data)
     assert naive.estimate == delong.estimate
     assert naive.high - naive.low == pytest.approx(delong.high - delong.low, rel=0.1)
 
 
 def test_copies_of_a_tile_on_its_slide_add_no_information() -> None:
     labels, scores = tiles(np.random.default_rng(0), positives=40, negatives=60, separation=1.0)
-    once = stats.auc_bootstrap(labels, scores)
-    copied = stats.auc_bootstrap(*(np.repeat(column, 5) for column in (labels, scores, range(100))))
+    once = stats.auc_jackknife(labels, scores, range(100))
+    copied = stats.auc_jackknife(*(np.repeat(column, 5) for column in (labels, scores, range(100))))
     assert (copied.low, copied.high) == pytest.approx((once.low, once.high), abs=2e-3)
 
 
-def test_the_bootstrap_gives_the_same_interval_at_every_call_and_for_every_name_of_a_slide() -> (
+def test_the_jackknife_gives_the_same_interval_at_every_call_and_for_every_name_of_a_slide() -> (
     None
 ):
     labels, scores, groups = tiles_of_slides(
         np.random.default_rng(0), slides=20, separation=2.0, spread=0.5
     )
     names = np.array([f"slide {number:03}" for number in groups])
-    interval = stats.auc_bootstrap(labels, scores, groups)
-    assert stats.auc_bootstrap(labels, scores, names) == interval
+    interval = stats.auc_jackknife(labels, scores, groups)
+    assert stats.auc_jackknife(labels, scores, names) == interval
+
+
+@given(scored_tiles(), st.data())
+def test_a_slide_is_left_out_as_written(
+    data: tuple[np.ndarray, np.ndarray], draws: st.DataObject
+) -> None:
+    labels, scores = data
+    groups = draws.draw(hnp.arrays(np.intp, len(labels), elements=st.integers(0, 3)))
+    groups[:4] = [4, 5, 4, 5]
+    units = np.unique(groups, return_inverse=True)[1]
+    ordered, pairs = slides._pairs_without(labels == 1, scores, units)
+    for unit in np.unique(units):
+        kept = units != unit
+        assert ordered[unit] / pairs[unit] == pytest.approx(stats.auc(labels[kept], scores[kept]))
+
+
+@studies
+@pytest.mark.parametrize("kind", ["equal", "lognormal", "pareto"])
+@pytest.mark.parametrize("number_of_slides", [20, 50])
+def test_the_interval_over_slides_covers(number_of_slides: int, kind: str, number: int) -> None:
+    truth = scipy.stats.norm.cdf(3.0 / math.sqrt(2 + 2 * 0.6**2))
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(number):
+        labels, scores, groups = tiles_of_slides(
+            rng, slides=number_of_slides, separation=3.0, spread=0.6, kind=kind
+        )
+        covered += covers(stats.auc_jackknife(labels, scores, groups), truth)
+    print(f"{number_of_slides} slides, {kind}: {covered / number:.3f}")
+    assert covered / number >= at_least(0.93, number)
+
+
+@studies
+@pytest.mark.parametrize("n", [6, 10, 16])
+@pytest.mark.parametrize("shared", [0.0, 0.9])
+def test_seed_noise_holds_two_new_runs(n: int, shared: float, number: int) -> None:
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(number):
+        common = shared**0.5 * rng.normal(size=n)
+        first, second = (common + (1 - shared) ** 0.5 * rng.normal(size=n) for _ in range(2))
+        held += abs(rng.normal() - rng.normal()) <= stats.seed_noise(first, second)
+    print(f"{n} seeds, shared {shared}: {held / number:.3f}")
+    assert held / number >= at_least(0.93, number)
 
 
 def test_the_interval_over_slides_covers_where_the_one_over_tiles_does_not() -> None:
@@ -295,7 +385,7 @@ def test_the_interval_over_slides_covers_where_the_one_over_tiles_does_not() -> 
     rng = np.random.default_rng(0)
     for _ in range(SIMULATIONS):
         data = tiles_of_slides(rng, slides=30, separation=2.0, spread=0.6)
-        covered["slides"] += covers(stats.auc_bootstrap(*data, resamples=200), truth)
+        covered["slides"] += covers(stats.auc_jackknife(*data), truth)
         covered["tiles"] += covers(stats.auc_interval(*data[:2]), truth)
     assert 0.92 <= covered["slides"] / SIMULATIONS <= 0.98
     assert covered["tiles"] / SIMULATIONS < 0.85
@@ -329,7 +419,7 @@ def test_the_test_over_slides_has_as_many_degrees_of_freedom_as_tumour_slides_al
 
 def test_perfect_scores_on_few_slides_prove_little() -> None:
     labels, groups = [0, 0, 1, 1] * 4, np.repeat(np.arange(4), 4)
-    interval = stats.auc_bootstrap(labels, labels, groups)
+    interval = stats.auc_jackknife(labels, labels, groups)
     assert interval.high == 1
     assert interval.low == pytest.approx(0.025 ** (1 / 2))  # two pairs share no slide
 
@@ -337,7 +427,7 @@ def test_perfect_scores_on_few_slides_prove_little() -> None:
 def test_one_slide_with_tumour_gives_no_interval_but_a_note() -> None:
     labels, scores = [0, 0, 0, 1, 0, 1], [1, 2, 3, 4, 5, 6]
     groups = [1, 1, 2, 3, 3, 3]
-    interval = stats.auc_bootstrap(labels, scores, groups)
+    interval = stats.auc_jackknife(labels, scores, groups)
     assert (interval.low, interval.high) == (None, None)
     assert "fewer than two slides" in interval.note
     comparison = stats.bootstrap_test(labels, scores, scores[::-1], groups)
@@ -590,7 +680,12 @@ def test_the_best_threshold_lies_between_its_neighbours() -> None:
 
 # Faults
 
-OF_SCORES = [stats.auc, stats.auc_interval, stats.auc_bootstrap, stats.fit_temperature]
+
+def over_slides(labels: list[int], scores: list[float]) -> Interval:
+    return stats.auc_jackknife(labels, scores, labels)
+
+
+OF_SCORES = [stats.auc, stats.auc_interval, over_slides, stats.fit_temperature]
 OF_PROBABILITIES = [stats.accuracy, stats.log_loss, stats.expected_calibration_error]
 
 
@@ -630,7 +725,7 @@ def test_logits_are_refused_where_probabilities_are_needed(metric: Callable[...,
 
 def test_groups_of_another_length_are_refused() -> None:
     with pytest.raises(KitError, match="4 tiles but groups of shape"):
-        stats.auc_bootstrap([0, 1, 0, 1], [1, 2, 3, 4], [1, 2])
+        stats.auc_jackknife([0, 1, 0, 1], [1, 2, 3, 4], [1, 2])
 
 
 @pytest.mark.parametrize(

@@ -83,11 +83,11 @@ def _figures(
     """Tabulate the final figures; `slides` are known where the holdout keeps slides apart."""
     labels, probabilities = valid["label"].to_numpy(), valid["probability"].to_numpy()
     error = stats.expected_calibration_error(labels, probabilities)
-    aucs = {"of other tiles of these slides (DeLong)": Interval(**figures["auc"])}
+    aucs = {"of other tiles of these slides (score interval)": Interval(**figures["auc"])}
     places = pd.Index(store.train.ids).get_indexer(pd.Index(valid["id"]))
     if slides.of_tiles is not None and (slides.of_tiles[places] != UNKNOWN).all():
-        by_slide = stats.auc_bootstrap(labels, valid["logit"], slides.of_tiles[places])
-        aucs["of other slides (bootstrap over slides)"] = by_slide
+        by_slide = stats.auc_jackknife(labels, valid["logit"], slides.of_tiles[places])
+        aucs["of other slides (jackknife over slides)"] = by_slide
     rows = [
         *(("AUC", auc.estimate, "" if auc.note else bounds(auc), of) for of, auc in aucs.items()),
         ("AUC of hard labels", figures["auc_of_hard_labels"], "", "what 0 and 1 would score"),

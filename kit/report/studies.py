@@ -221,8 +221,8 @@ def _notebook_sections(tables: Tables) -> list[Section]:
     if "notebook" not in tables:
         return []
     text = (
-        "Seed noise is how far two single runs of one momentum lie apart by their seeds alone in "
-        "95 of 100 cases."
+        "Seed noise is how far two single runs, one of each momentum, lie apart by their seeds "
+        "alone in 95 of 100 cases (Student's quantile)."
     )
     table = _table(tables["notebook"], "One run each there, paired seeds here.")
     return [Section("The notebook's differences", text=[text], tables=[table])]

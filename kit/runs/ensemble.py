@@ -53,8 +53,10 @@ class Gain:
     """What choosing an ensemble brings over choosing the best run.
 
     Both are chosen on four fifths of the tiles (of the slides, where they are known) and judged
-    on the last, five times over, so that neither is judged on what it was chosen by. The intervals
-    are DeLong's over tiles, or a bootstrap's over slides.
+    on the last, five times over, so that neither is judged on what it was chosen by. The gain is
+    the mean of the five, and its error knows that the choices share their tiles
+    (`stats.parts_difference`). The AUCs are of all parts together, with the intervals of
+    `stats.auc_interval` over tiles or `stats.auc_jackknife` over slides, as if chosen before.
     """
 
     auc: Interval
@@ -146,7 +148,7 @@ def judge_gain(
     predictions
         (runs, tiles).
     slides
-        (tiles,); the intervals then speak of other slides, too.
+        (tiles,); the intervals then speak of other slides, too; else of other tiles of these.
 
     Raises
     ------
@@ -154,6 +156,7 @@ def judge_gain(
         If too few tiles or slides hold one of the classes.
     """
     together, single = np.empty(len(labels)), np.empty(len(labels))
+    by_part = []
     for rest, part in _parts(labels, slides, seed):
         weights = select(labels[rest], predictions[:, rest], mean)
         best = int(np.argmax([stats.auc(labels[rest], one[rest]) for one in predictions]))
@@ -161,17 +164,13 @@ def judge_gain(
         # taken over all tiles, as parts differ in their share of positive ones.
         together[part] = rankdata(weights @ _comparable(predictions, mean))[part]
         single[part] = rankdata(predictions[best])[part]
+        if len(np.unique(labels[part])) == 2:
+            by_part.append([stats.auc(labels[part], one[part]) for one in (together, single)])
+    gain = stats.parts_difference(*zip(*by_part, strict=True))
     if slides is None:
-        return Gain(
-            stats.auc_interval(labels, together),
-            stats.auc_interval(labels, single),
-            stats.delong_test(labels, together, single),
-        )
-    return Gain(
-        stats.auc_bootstrap(labels, together, slides),
-        stats.auc_bootstrap(labels, single, slides),
-        stats.bootstrap_test(labels, together, single, slides),
-    )
+        return Gain(stats.auc_interval(labels, together), stats.auc_interval(labels, single), gain)
+    of_mean, of_best = (stats.auc_jackknife(labels, one, slides) for one in (together, single))
+    return Gain(of_mean, of_best, gain)
 
 
 def _parts(labels: Labels, slides: Strings | None, seed: int) -> Iterator[tuple[Indices, Indices]]:

@@ -1,4 +1,3 @@
-from .bootstrap import auc_bootstrap as auc_bootstrap
 from .bootstrap import bootstrap_test as bootstrap_test
 from .calibration import TEMPERATURES as TEMPERATURES
 from .calibration import expected_calibration_error as expected_calibration_error
@@ -11,10 +10,12 @@ from .intervals import auc_interval as auc_interval
 from .intervals import delong_test as delong_test
 from .looks import false_share as false_share
 from .new_data import crossed_difference as crossed_difference
+from .new_data import parts_difference as parts_difference
 from .new_data import resampled_difference as resampled_difference
 from .paired import PairedDifference as PairedDifference
 from .paired import min_seeds as min_seeds
 from .paired import paired_difference as paired_difference
+from .paired import seed_noise as seed_noise
 from .scores import accuracy as accuracy
 from .scores import auc as auc
 from .scores import log_loss as log_loss
@@ -23,6 +24,7 @@ from .several import POWER as POWER
 from .several import holm as holm
 from .several import sd_bound as sd_bound
 from .several import seeds_needed as seeds_needed
+from .slides import auc_jackknife as auc_jackknife
 from .threshold import Confusion as Confusion
 from .threshold import best_threshold as best_threshold
 from .threshold import confusion as confusion

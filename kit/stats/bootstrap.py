@@ -1,10 +1,8 @@
-"""The AUC on tiles of other slides: bootstraps over tiles or whole slides.
+"""Two runs on tiles of other slides, or on more tiles of these: a bootstrap of their difference.
 
-Simulated with slides of 20 to 40 tiles, half of them without a positive one. The nominal 95 % of
-`auc_bootstrap` covers 96 to 98 % with 10 slides, 93 to 96 % with 20 to 100. The percentile and BCa
-intervals of the same resamples cover 81 to 88 % with 10 slides and 87 to 91 % with 20; an interval
-over tiles covers 55 to 80 %, whatever the number of slides. Of two equal runs `bootstrap_test`
-finds a difference at 5 % in about 1 % of cases with 10 slides, 1 to 4 % with 20, 4 to 5 % with 100.
+Simulated with slides of 20 to 40 tiles, half of them without a positive one: of two equal runs
+`bootstrap_test` finds a difference at 5 % in about 1 % of cases with 10 slides, 1 to 4 % with 20,
+4 to 5 % with 100.
 """
 
 import itertools
@@ -18,66 +16,11 @@ from kit.base import Bools, Floats, Indices, KitError
 from kit.stats import checks
 from kit.stats.intervals import (
     TOO_FEW,
-    UPPER_QUANTILE,
     Comparison,
     Interval,
     compare,
-    on_logit_scale,
-    separated_interval,
 )
-from kit.stats.scores import auc
-
-
-def auc_bootstrap(
-    labels: npt.ArrayLike,
-    scores: npt.ArrayLike,
-    groups: npt.ArrayLike | None = None,
-    *,
-    resamples: int = 1000,
-) -> Interval:
-    """Return the AUC with a bootstrap interval over tiles, or over the slides in `groups`.
-
-    Whole slides are drawn with replacement, so the interval speaks of new slides; over tiles
-    it speaks of more tiles of the same slides and is usually much narrower. Its width is the
-    standard deviation of the resampled AUCs on the logit scale times Student's quantile with
-    one degree of freedom less than there are slides of the scarcer class. Resamples that
-    lack a class are drawn again. The draws are the same at every call.
-
-    Parameters
-    ----------
-    labels
-        0 or 1, one per tile.
-    scores
-        As in `auc`.
-    groups
-        The slide of each tile; each tile by itself if None.
-    resamples
-        Number of bootstrap samples.
-
-    Raises
-    ------
-    KitError
-        As `auc`; or if `groups` has another length.
-
-    """
-    positive, scores = checks.both_classes(labels, scores)
-    units = _units(positive, groups)
-    area = auc(positive, scores)
-    smaller = _smaller_class(positive, units)
-    if smaller < 2:
-        return Interval(area, None, None, TOO_FEW.format(_unit_name(groups)))
-    if area in (0, 1):
-        return separated_interval(area, min(smaller, (units.max() + 1) // 2))
-    pairs = positive.sum() * (~positive).sum()
-    parts = _parts(positive, None)
-    counts = itertools.islice(_tile_counts(positive, units, parts), resamples)
-    area_of = _aucs_of_counts(positive, [scores], parts)
-    areas = np.array([area_of(times)[0] for times in counts])
-    # Half a pair more on either side keeps a resample without a misordered pair finite.
-    logits = np.log((areas * pairs + 0.5) / ((1 - areas) * pairs + 0.5))
-    centre = np.log((area * pairs + 0.5) / ((1 - area) * pairs + 0.5))
-    margin = stats.t.ppf(UPPER_QUANTILE, smaller - 1) * logits.std(ddof=1)
-    return on_logit_scale(area, centre, margin)
+from kit.stats.slides import smaller_class, units_of
 
 
 def bootstrap_test(
@@ -93,7 +36,7 @@ def bootstrap_test(
 
     Both runs see the same resamples. Interval and p-value come from the resampled
     differences' standard deviation and Student's distribution, with the degrees of freedom
-    of `auc_bootstrap`.
+    of `auc_jackknife`.
 
     Parameters
     ----------
@@ -114,15 +57,15 @@ def bootstrap_test(
     Raises
     ------
     KitError
-        As `auc_bootstrap`; or if no part of `within` holds both classes.
+        As `auc_jackknife`; or if no part of `within` holds both classes.
     """
     positive, first = checks.both_classes(labels, first)
     _, second = checks.both_classes(labels, second)
-    units, parts = _units(positive, groups), _parts(positive, within)
+    units, parts = units_of(positive, groups), _parts(positive, within)
     areas = _aucs_of_counts(positive, [first, second], parts)
     one, other = areas(np.ones(len(positive), np.int64))
     difference = float(one - other)
-    smaller = _smaller_class(positive, units)
+    smaller = smaller_class(positive, units)
     if smaller < 2:
         note = TOO_FEW.format(_unit_name(groups))
         return Comparison(Interval(difference, None, None, note), None)
@@ -132,25 +75,8 @@ def bootstrap_test(
     return compare(difference, error, stats.t(smaller - 1))
 
 
-def _units(positive: Bools, groups: npt.ArrayLike | None) -> Indices:
-    """Return for each tile the number of the unit that is resampled: its slide, or itself."""
-    if groups is None:
-        return np.arange(len(positive))
-    groups = np.asarray(groups)
-    if groups.shape != positive.shape:
-        raise KitError(
-            f"{len(positive)} tiles but groups of shape {groups.shape}: give one slide per tile"
-        )
-    return np.unique(groups, return_inverse=True)[1]
-
-
 def _unit_name(groups: npt.ArrayLike | None) -> str:
     return "tiles" if groups is None else "slides"
-
-
-def _smaller_class(positive: Bools, units: Indices) -> int:
-    """Return how many units hold the class that fewer units hold."""
-    return min(len(np.unique(units[positive])), len(np.unique(units[~positive])))
 
 
 def _parts(positive: Bools, within: npt.ArrayLike | None) -> list[Indices]:

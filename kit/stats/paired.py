@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
 from kit.base import Floats, KitError
 from kit.stats import checks
@@ -95,6 +96,24 @@ def paired_difference(
     interval = _sign_flip_interval(mean, means, level)
     p_value = min(1.0, comparisons * _sign_flip_p_value(means))
     return PairedDifference(n, sd, interval, p_value)
+
+
+def seed_noise(first: npt.ArrayLike, second: npt.ArrayLike) -> float:
+    """Return how far two single runs, one of each arm, lie apart by seeds alone in 95 % of cases.
+
+    It is Student's quantile with one degree of freedom less than there are seeds times the root of
+    the sum of both variances. Not a number for one seed.
+
+    Parameters
+    ----------
+    first, second
+        One value per seed, in the same order of seeds.
+    """
+    one, other = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    if len(one) < 2:
+        return math.nan
+    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(one) - 1))
+    return quantile * math.sqrt(one.var(ddof=1) + other.var(ddof=1))
 
 
 def min_seeds(comparisons: int = 1) -> int:

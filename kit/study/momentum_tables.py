@@ -47,8 +47,9 @@ def momentum_table(outcomes: Outcomes) -> StudyTable:
 def notebook_table(outcomes: Outcomes) -> StudyTable:
     """Hold the notebook's differences of one run each against those of many seeds.
 
-    `seed noise` is how far two single runs of one momentum lie apart by their seeds alone in
-    95 of 100 cases: 1.96 times the root of two times the standard deviation between seeds.
+    `seed noise` is how far two single runs, one of each momentum, lie apart by their seeds alone
+    in 95 of 100 cases: the root of both variances between seeds times Student's quantile, since
+    few seeds do not know them.
     """
     tables = figures_by_run(outcomes)
     known = [name for name in NOTEBOOK if name in tables]
@@ -57,7 +58,7 @@ def notebook_table(outcomes: Outcomes) -> StudyTable:
         for column, figure in enumerate(("training accuracy", "validation accuracy")):
             one, other = (tables[key][figure] for key in (name, known[0]))
             pair = stats.paired_difference(one, other, comparisons=len(outcomes) - 1)
-            noise = 1.96 * 2**0.5 * max(one.std(), other.std())
+            noise = stats.seed_noise(one, other)
             claimed = NOTEBOOK[name][column] - NOTEBOOK[known[0]][column]
             same = one.equals(other)
             row = f"{name} against {known[0]}, {figure}"
