@@ -168,7 +168,8 @@ def train_folds(
         if not (part / PAGE).exists():
             # It was stopped between its figures and its page.
             write_page(part, tiles)
-    print(conclude_folds(runs.pool_folds(folder, force=options.force), folder))
+    pooled = runs.pool_folds(folder, force=options.force)
+    print(conclude_folds(pooled, folder, tiles, options.recipe.slides))
     print(next_command(folder, options))
 
 
@@ -205,7 +206,7 @@ def share_folds(
         own = replace(options, recipe=recipes[part], resume=(part / "config.json").exists())
         run = open_run(own, tiles, part, device)
         yield from run.train(progress=bar)
-        bar.say(f"{conclude(part)}\n{kept_note(run)}".rstrip())
+        bar.say(f"{conclude(part, tiles)}\n{kept_note(run)}".rstrip())
         write_page(part, tiles)
 
     study.share_runs(list(parts), folder, train_one, is_done=lambda name: is_finished(parts[name]))
@@ -250,7 +251,7 @@ def train(
         bar.say(f"{epoch_line(result, run.recipe.epochs)}  {bar.time_left()}".rstrip())
     if run.rank > 0:
         return
-    bar.say(f"{conclude(folder)}\n{kept_note(run)}".rstrip())
+    bar.say(f"{conclude(folder, tiles)}\n{kept_note(run)}".rstrip())
     write_page(folder, tiles)
     bar.say(f"the whole run: {folder / PAGE}")
 
@@ -321,14 +322,29 @@ def epoch_line(result: base.EpochResult, epochs: int) -> str:
     )
 
 
-def conclude(folder: Path) -> str:
+def conclude(folder: Path, tiles: data.Store) -> str:
     """Give the final figures."""
     final = runs.read_metrics(folder)
+    slides = runs.read_config(folder)["recipe"]["slides"]
     return (
-        f"{folder}: AUC {stats.Interval(**final['auc'])} (95 % interval, over tiles), accuracy "
-        f"{final['accuracy']:.4f}, log loss {final['log_loss']:.4f} on {final['tiles']:,} "
-        f"held-out tiles"
+        f"{folder}: AUC {describe_auc(folder, tiles, slides)}, accuracy {final['accuracy']:.4f}, "
+        f"log loss {final['log_loss']:.4f} on {final['tiles']:,} held-out tiles"
     )
+
+
+def describe_auc(folder: Path, tiles: data.Store, slides: Path | str | None) -> str:
+    """Give the AUC with the interval of each population that the holdout can speak of."""
+    over_tiles = stats.Interval(**runs.read_metrics(folder)["auc"])
+    here = f"{over_tiles} (95 % interval for new tiles of these slides)"
+    if slides is None:
+        return here
+    known = data.find_slides(tiles, slides).of_tiles
+    over_slides = runs.auc_over_slides(runs.read_valid(folder), tiles, known)
+    if over_slides is None:
+        return f"{here}, nothing for new slides: not all are known"
+    wide = f"{over_slides}{'' if over_slides.note else ' (95 % interval for new slides)'}"
+    bounds = str(over_tiles).partition(" ")[2]
+    return f"{wide}, for new tiles of these slides {bounds}"
 
 
 def kept_note(run: runs.Run) -> str:
@@ -350,13 +366,15 @@ def kept_note(run: runs.Run) -> str:
     )
 
 
-def conclude_folds(figures: dict[str, Any], folder: Path) -> str:
+def conclude_folds(
+    figures: dict[str, Any], folder: Path, tiles: data.Store, slides: Path | None
+) -> str:
     """Give the pooled figures of a cross-validation."""
     by_fold = ", ".join(f"{auc:.4f}" for auc in figures["auc_by_fold"])
     note = "; optimistic, since these tiles chose the epochs" if runs.keeps_best(folder) else ""
     return (
-        f"{folder}: out-of-fold AUC {stats.Interval(**figures['auc'])} (95 % interval, over tiles) "
-        f"on {figures['tiles']:,} tiles; by fold {by_fold}, mean "
+        f"{folder}: out-of-fold AUC {describe_auc(folder, tiles, slides)} on "
+        f"{figures['tiles']:,} tiles; by fold {by_fold}, mean "
         f"{figures['mean_auc_of_folds']:.4f}{note}"
     )
 

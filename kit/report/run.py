@@ -7,7 +7,7 @@ import pandas as pd
 
 from kit import runs, stats
 from kit.base import KitError
-from kit.data import UNKNOWN, KnownSlides, Store, find_slides
+from kit.data import KnownSlides, Store, find_slides
 from kit.report import plots
 from kit.report.galleries import choose_gallery, gallery_section
 from kit.report.page import Drawing, Page, Section, Table, bounds
@@ -33,7 +33,7 @@ def run_page(folder: Path, store: Store) -> Page:
     return Page(
         title=f"Run {folder.name}",
         verdict=f"AUC {auc.estimate:.4f} on {figures['tiles']:,} held-out tiles "
-        f"(95 % interval {bounds(auc)}).",
+        f"(95 % interval for new tiles of these slides {bounds(auc)}).",
         limits=[*_limits(folder, by_slide=table is not None), *slides.notes],
         sections=[
             Section(
@@ -84,9 +84,8 @@ def _figures(
     labels, probabilities = valid["label"].to_numpy(), valid["probability"].to_numpy()
     error = stats.expected_calibration_error(labels, probabilities)
     aucs = {"of other tiles of these slides (score interval)": Interval(**figures["auc"])}
-    places = pd.Index(store.train.ids).get_indexer(pd.Index(valid["id"]))
-    if slides.of_tiles is not None and (slides.of_tiles[places] != UNKNOWN).all():
-        by_slide = stats.auc_jackknife(labels, valid["logit"], slides.of_tiles[places])
+    by_slide = runs.auc_over_slides(valid, store, slides.of_tiles)
+    if by_slide is not None:
         aucs["of other slides (jackknife over slides)"] = by_slide
     rows = [
         *(("AUC", auc.estimate, "" if auc.note else bounds(auc), of) for of, auc in aucs.items()),

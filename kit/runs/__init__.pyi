@@ -24,6 +24,7 @@ from .folds import keeps_best as keeps_best
 from .folds import members as members
 from .folds import pool_folds as pool_folds
 from .folds import require_distinct as require_distinct
+from .predictions import auc_over_slides as auc_over_slides
 from .predictions import final_metrics as final_metrics
 from .predictions import read_metrics as read_metrics
 from .predictions import read_valid as read_valid

@@ -22,6 +22,7 @@ from kit.base import (
     write_json,
     write_text,
 )
+from kit.data import UNKNOWN, Store
 from kit.runs.folder import finished_file, read_bytes, read_typed
 
 # The largest float64 below 1, whose logit is 36.7: what a table without logits may round to 1.
@@ -133,7 +134,7 @@ def write_predictions(
 
 
 def final_metrics(labels: Labels, logits: Floats) -> dict[str, Any]:
-    """Return the holdout's figures, with a 95 % interval (DeLong) for the AUC.
+    """Return the holdout's figures, with a 95 % interval for the AUC on new tiles of these slides.
 
     Parameters
     ----------
@@ -156,6 +157,24 @@ def final_metrics(labels: Labels, logits: Floats) -> dict[str, Any]:
         "expected_calibration_error": stats.expected_calibration_error(labels, probabilities),
         "temperature": stats.fit_temperature(labels, logits),
     }
+
+
+def auc_over_slides(
+    valid: pd.DataFrame, store: Store, of_tiles: Strings | None
+) -> stats.Interval | None:
+    """Return the AUC of held-out predictions with an interval for new slides, if all are known.
+
+    Parameters
+    ----------
+    valid
+        From `read_valid`.
+    of_tiles
+        As in `KnownSlides`, of a holdout that keeps slides apart.
+    """
+    places = pd.Index(store.train.ids).get_indexer(pd.Index(valid["id"]))
+    if of_tiles is None or (of_tiles[places] == UNKNOWN).any():
+        return None
+    return stats.auc_jackknife(valid["label"], valid["logit"], of_tiles[places])
 
 
 def _numbers(
