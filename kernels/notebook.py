@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kit import base, kaggle
-from kit.base import exit_on_error
+from kit.base import exit_on_error, write_text
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -49,7 +49,7 @@ def main(options: NotebookOptions) -> None:
         with base.going_on(lambda: "the same command goes on"):
             kaggle.execute_notebook(text, out)
     else:
-        base.write_text(out, text)
+        write_text(out, text)
     print(f"{options.out}: open it in Jupyter, or upload it to Kaggle (Create, Notebook, File)")
 
 

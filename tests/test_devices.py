@@ -232,7 +232,9 @@ def test_a_request_to_stop_keeps_a_checkpoint_of_each_run(place: Path, type_in: 
     assert not any(locked(part) for part in folder.glob("fold-*"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.soak)]
+)
 def test_a_command_that_ends_ends_its_processes(
     tiles: Store, tmp_path: Path, number: signal.Signals
 ) -> None:

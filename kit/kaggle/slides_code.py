@@ -11,7 +11,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kit.base import KitError, Strings, competition, read_table, require_ids, require_values
+from kit.base import (
+    KitError,
+    Strings,
+    competition,
+    read_table,
+    require_ids,
+    require_values,
+    write_text,
+)
 
 SUFFIX = ".numbers"
 """What a coded table's name ends on."""
@@ -77,7 +85,7 @@ def unpack_slides(folder: Path, data: Path) -> None:
         table = read_table(labels.read_bytes(), ["id"], source=str(labels))
         ids = require_ids(table["id"], source=str(labels)).to_numpy(str)
         target = path.with_suffix("")
-        target.write_text(decode_slides(path.read_bytes(), ids, source=target.name))
+        write_text(target, decode_slides(path.read_bytes(), ids, source=target.name))
 
 
 def _digest(ids: "Strings | pd.Index[str]") -> str:
