@@ -8,12 +8,12 @@ the same command joins in.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from kit import base, data, report, study, training
+from kit import base, data, report, stats, study, training
 from kit.base import exit_on_error
 
 # In here as well, since Ctrl-C may come while the libraries of command lines load.
@@ -61,8 +61,15 @@ def main(options: MomentumOptions, argv: list[str]) -> None:
         runs=len(all_runs),
         how_to_go_on=base.same_command,
     )
-    tables = study.sweep_tables(outcomes)
-    verdict = study.momentum_verdict(outcomes)
+    holdouts = study.find_holdouts([replace(recipe, seed=seed) for seed in seeds], tiles)
+    tables = study.sweep_tables(outcomes, holdouts)
+    verdict = study.record_look(
+        options.out,
+        seeds,
+        study.momentum_verdict(outcomes, holdouts),
+        conclusive=len(seeds) >= stats.min_seeds(len(outcomes) - 1),
+        held_out_to_trained=holdouts.held_out_to_trained,
+    )
     with base.FolderLock(options.out, wait=True):
         study.write_tables(options.out, tables, verdict)
     print("\n\n".join(map(str, [*tables.values(), verdict])))

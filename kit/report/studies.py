@@ -202,7 +202,8 @@ def momentum_page(
 def _momentum_section(table: StudyTable) -> Section:
     caption = (
         "Table 2: means over the seeds. The intervals and p of what is gained are corrected for "
-        "the number of momenta (Bonferroni), as in the verdict."
+        "the number of momenta (Bonferroni) and speak of what the verdict names. Momenta that are "
+        "picked because they are shown look better than they are: count on the low end."
     )
     return Section(
         "Figures",

@@ -4,7 +4,10 @@ import pandas as pd
 
 from kit import stats
 from kit.study.figures import PRIMARY, Outcomes, figures_by_run
+from kit.study.populations import EXACT, RESAMPLED, THESE_TILES, Holdouts
 from kit.study.tables import StudyTable, explain_empty, test_columns
+
+Test = stats.Comparison | stats.PairedDifference
 
 NOTEBOOK = {
     "0.99": (0.8409, 0.7505),
@@ -17,13 +20,14 @@ NOTEBOOK = {
 _SAME_TRAINING = "every momentum has the same training, so its accuracy differs by nothing"
 
 
-def momentum_table(outcomes: Outcomes) -> StudyTable:
+def momentum_table(outcomes: Outcomes, holdouts: Holdouts | None = None) -> StudyTable:
     """Return each momentum's figures, and what each gains over the first, paired by seed.
 
-    The gains' intervals and p are corrected for their number (Bonferroni).
+    The gains' intervals and p are corrected for their number (Bonferroni), and speak of new
+    tiles or slides where `holdouts` allow it, else of these tiles.
     """
     tables = figures_by_run(outcomes)
-    gains = _gains(outcomes)
+    gains = _gains(outcomes, holdouts)
     rows = {}
     for name, table in tables.items():
         row: dict[str, object] = {"n": len(table)}
@@ -44,7 +48,7 @@ def momentum_table(outcomes: Outcomes) -> StudyTable:
     return StudyTable(frame, explain_empty({name: g.difference.note for name, g in gains.items()}))
 
 
-def notebook_table(outcomes: Outcomes) -> StudyTable:
+def notebook_table(outcomes: Outcomes, holdouts: Holdouts | None = None) -> StudyTable:
     """Hold the notebook's differences of one run each against those of many seeds.
 
     `seed noise` is how far two single runs, one of each momentum, lie apart by their seeds alone
@@ -57,7 +61,7 @@ def notebook_table(outcomes: Outcomes) -> StudyTable:
     for name in known[1:]:
         for column, figure in enumerate(("training accuracy", "validation accuracy")):
             one, other = (tables[key][figure] for key in (name, known[0]))
-            pair = stats.paired_difference(one, other, comparisons=len(outcomes) - 1)
+            pair = _test(one, other, holdouts, len(outcomes) - 1)
             noise = stats.seed_noise(one, other)
             claimed = NOTEBOOK[name][column] - NOTEBOOK[known[0]][column]
             same = one.equals(other)
@@ -75,33 +79,37 @@ def notebook_table(outcomes: Outcomes) -> StudyTable:
     return StudyTable(frame, explain_empty(reasons))
 
 
-def sweep_tables(outcomes: Outcomes) -> dict[str, StudyTable]:
+def sweep_tables(outcomes: Outcomes, holdouts: Holdouts | None = None) -> dict[str, StudyTable]:
     """Return the tables of a sweep by their files' names.
 
     There is nothing of the notebook's where it tried fewer than two of the momenta.
     """
-    tables = {"table2": momentum_table(outcomes), "notebook": notebook_table(outcomes)}
+    tables = {
+        "table2": momentum_table(outcomes, holdouts),
+        "notebook": notebook_table(outcomes, holdouts),
+    }
     return {name: table for name, table in tables.items() if not table.frame.empty}
 
 
-def momentum_verdict(outcomes: Outcomes) -> str:
+def momentum_verdict(outcomes: Outcomes, holdouts: Holdouts | None = None) -> str:
     """Say in one sentence which momenta differ from the first, or that none is shown.
 
     Each is tested against the first; Bonferroni's correction keeps the chance of any false
     finding at 5 %.
     """
-    gains = _gains(outcomes)
+    gains = _gains(outcomes, holdouts)
+    population, method = _speaks_of(holdouts)
     reference, first = next(iter(outcomes.items()))
     needed, seeds = stats.min_seeds(len(gains)), len(first)
     comparisons = "1 comparison" if len(gains) == 1 else f"{len(gains)} comparisons"
-    about = f"{comparisons} with momentum {reference} in validation accuracy"
+    about = f"{comparisons} with momentum {reference} in validation accuracy on {population}"
     if seeds < needed:
         return (
             f"No conclusion is possible from {about}: {seeds} seeds cannot give a corrected p of "
             f"{1 - stats.CONFIDENCE:.2f} or less, {needed} could."
         )
     shown = {name: pair for name, pair in gains.items() if pair.is_shown}
-    how_sure = f"sign flips, corrected for {comparisons}, {seeds} seeds"
+    how_sure = f"{method}, corrected for {comparisons}, {seeds} seeds"
     if not shown:
         smallest = min((pair.p_value for pair in gains.values() if pair.p_value), default=1.0)
         return f"Not shown: {about} find none ({how_sure}; the smallest p is {smallest:.3f})."
@@ -111,19 +119,37 @@ def momentum_verdict(outcomes: Outcomes) -> str:
     return f"In {about}, {found} ({how_sure})."
 
 
-def _gains(outcomes: Outcomes) -> dict[str, stats.PairedDifference]:
+def _gains(outcomes: Outcomes, holdouts: Holdouts | None) -> dict[str, Test]:
     """Test every momentum's validation accuracy against the first one's."""
     accuracies = {
         name: table["validation accuracy"] for name, table in figures_by_run(outcomes).items()
     }
     first, *others = accuracies
     return {
-        name: stats.paired_difference(accuracies[name], accuracies[first], comparisons=len(others))
-        for name in others
+        name: _test(accuracies[name], accuracies[first], holdouts, len(others)) for name in others
     }
 
 
-def _explain(claimed: float, noise: float, pair: stats.PairedDifference) -> str:
+def _test(one: pd.Series, other: pd.Series, holdouts: Holdouts | None, comparisons: int) -> Test:
+    """Test a gain on the widest population that the holdouts allow."""
+    population, _ = _speaks_of(holdouts)
+    if population == THESE_TILES or holdouts is None or holdouts.held_out_to_trained is None:
+        return stats.paired_difference(one, other, comparisons=comparisons)
+    return stats.resampled_difference(
+        one, other, holdouts.held_out_to_trained, comparisons=comparisons
+    )
+
+
+def _speaks_of(holdouts: Holdouts | None) -> tuple[str, str]:
+    """Return the population of the gains' test, and its name."""
+    # One holdout of all seeds says nothing of other tiles by accuracies alone.
+    if holdouts is None or holdouts.held_out_to_trained is None:
+        return THESE_TILES, EXACT
+    population = holdouts.population
+    return population, EXACT if population == THESE_TILES else RESAMPLED
+
+
+def _explain(claimed: float, noise: float, pair: Test) -> str:
     if pair.is_shown:
         same = (claimed > 0) == (pair.difference.estimate > 0)
         return "shown" if same else "shown the other way round"

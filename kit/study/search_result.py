@@ -10,6 +10,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pandas as pd
 import tomli_w
@@ -36,6 +37,8 @@ class SearchResult:
     auc
         Validation AUC of what the best trial keeps: optimistic, as it is the highest of many on
         one holdout.
+    median
+        Validation AUC of the median finished trial: what none was picked for.
     folder
         The best trial's, on the machine that trained it.
     runs
@@ -49,6 +52,7 @@ class SearchResult:
 
     recipe: Recipe
     auc: float
+    median: float
     folder: Path
     runs: tuple[Path, ...]
     importances: dict[str, float]
@@ -68,6 +72,15 @@ def conclude(study: Study, space: Space, out: Path, seeds: int) -> SearchResult:
     result = SearchResult(
         recipe=recipe,
         auc=study.best_value,
+        median=float(
+            np.median(
+                [
+                    t.value
+                    for t in finished
+                    if t.state == TrialState.COMPLETE and t.value is not None
+                ]
+            )
+        ),
         folder=trial_folder(out, best),
         runs=tuple(run_folders(out, best, recipe, seeds)),
         importances=_importances(study) if complete >= IMPORTANCE_TRIALS else {},
