@@ -171,7 +171,8 @@ def test_ctrl_c_at_any_instant_of_a_training_is_never_a_traceback(
         time.sleep(6 * rng.random())
         os.killpg(process.pid, signal.SIGINT)
         status, said = ending(process)
-        assert (status in (0, 130), "Traceback" in said) == (True, False), said
+        # At the interpreter's own end the signal itself ends it, as it ends any program.
+        assert (status in (0, 130, -signal.SIGINT), "Traceback" in said) == (True, False), said
 
 
 def test_a_second_ctrl_c_ends_a_command_that_is_at_its_end() -> None:
