@@ -345,6 +345,16 @@ def test_command_that_rebuilds_is_the_run_s_own(folder: Path, tiles: Store) -> N
     assert str(folder) == words[words.index("--out") + 1]
 
 
+def test_a_deterministic_run_is_rebuilt_so(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "run")
+    config = json.loads((copy / "config.json").read_text())
+    for deterministic in (False, True):
+        options = {"options": {"deterministic": deterministic}}
+        (copy / "config.json").write_text(json.dumps(config | options))
+        words = shlex.split(report.train_command(copy, Path("data")))
+        assert ("--deterministic" in words) is deterministic
+
+
 def test_a_forced_run_is_said_to_have_no_command(folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(folder, tmp_path / "forced")
     config = json.loads((copy / "config.json").read_text())

@@ -22,9 +22,10 @@ def rebuild_section(typed: str, folders: Mapping[str, Path]) -> Section:
     facts = {name: _provenance(folder) for name, folder in folders.items()}
     recipes = {name: runs.read_config(folder)["recipe"] for name, folder in folders.items()}
     text = [
-        "On the same CPU and number of threads the same command, with the data and the versions of "
-        "these fingerprints, gives the same weights bit for bit. Elsewhere the last digits differ, "
-        "and training turns that into as much as another seed does."
+        "On the same CPU and number of threads, or on the same GPU with --deterministic, the same "
+        "command, with the data and the versions of these fingerprints, gives the same weights bit "
+        "for bit. Elsewhere the last digits differ, and training turns that into as much as "
+        "another seed does."
     ]
     forced = [name for name, folder in folders.items() if _was_forced(folder)]
     if forced:
@@ -52,6 +53,8 @@ def train_command(folder: Path, data: Path) -> str:
     recipe = parse_recipe(config["recipe"], source=f"{folder}/config.json")
     words = [*recipe_words(recipe), "--data", data, "--out", folder]
     words += ["--device", config["device"], "--workers", config["workers"]]
+    if config.get("options", {}).get("deterministic"):
+        words.append("--deterministic")
     processes = config.get("processes", 1)
     typed = command("train", *words)
     if processes == 1:
