@@ -30,6 +30,8 @@ from kit.runs import Run
         (("class_names",), 2, "class_names = 2"),
         (("workers",), "two", "workers = 'two'"),
         (("options",), {"data": 1}, r"options\.data = 1"),
+        (("options",), {"deterministic": "no"}, r"options\.deterministic = 'no'"),
+        (("options",), {"cuda_graphs": 2}, r"options\.cuda_graphs = 2"),
     ],
 )
 def test_a_configuration_of_other_types_names_the_entry(

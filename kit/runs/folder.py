@@ -54,6 +54,8 @@ class _Options:
     device: str | None = None
     devices: tuple[str, ...] = ()
     workers: int | None = None
+    deterministic: bool = False
+    cuda_graphs: bool = True
     checkpoint_steps: int | None = None
 
 
