@@ -62,7 +62,6 @@ def compare_page(
     command
         What was typed.
     """
-    last = {arm: comparison.run_folder(arm, comparison.seeds[-1]) for arm in comparison.arms}
     return Page(
         title=f"{' against '.join(comparison.arms)}, {len(comparison.seeds)} seeds",
         verdict=verdict,
@@ -85,8 +84,7 @@ def compare_page(
             ),
             Section("Accuracy and loss", drawings=_plots_one_to_four(histories)),
             _held_out_section(tables, _prediction_drawings(comparison, predictions)),
-            *(one_run_gallery(arm, folder, store, slides) for arm, folder in last.items()),
-            rebuild_section(command, last),
+            *_last_runs(comparison, store, slides, command),
         ],
         is_standin=store.is_standin,
     )
@@ -112,7 +110,6 @@ def several_page(
     tables
         `differences` and `arms`, as `study` makes them.
     """
-    last = {arm: comparison.run_folder(arm, comparison.seeds[-1]) for arm in comparison.arms}
     by_seed = [table for _, table in predictions.groupby("seed")]
     aucs = {
         arm: [stats.auc(table["label"], table[arm]) for table in by_seed] for arm in comparison.arms
@@ -139,11 +136,17 @@ def several_page(
             Section(
                 "On the held-out tiles", drawings=_prediction_drawings(comparison, predictions)
             ),
-            *(one_run_gallery(arm, folder, store, slides) for arm, folder in last.items()),
-            rebuild_section(command, last),
+            *_last_runs(comparison, store, slides, command),
         ],
         is_standin=store.is_standin,
     )
+
+
+def _last_runs(comparison: Study, store: Store, slides: KnownSlides, command: str) -> list[Section]:
+    """Show the tiles of each arm's run of the last seed, and how these runs are made again."""
+    last = {arm: comparison.run_folder(arm, comparison.seeds[-1]) for arm in comparison.arms}
+    galleries = [one_run_gallery(arm, folder, store, slides) for arm, folder in last.items()]
+    return [*galleries, rebuild_section(command, last)]
 
 
 def _held_out_section(tables: Tables, drawings: Sequence[Drawing]) -> Section:

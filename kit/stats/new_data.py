@@ -52,7 +52,7 @@ def resampled_difference(
     level = (1 - CONFIDENCE) / comparisons
     if n < min_seeds(comparisons):
         return _too_few_seeds(mean, n, comparisons)
-    error = float(differences.std(ddof=1) * np.sqrt(1 / n + held_out_to_trained))
+    error = _resampled_error(differences, held_out_to_trained)
     return compare(mean, error, stats.t(n - 1), level=level)
 
 
@@ -80,8 +80,13 @@ def parts_difference(first: npt.ArrayLike, second: npt.ArrayLike) -> Comparison:
     n, mean = len(differences), float(differences.mean())
     if n < 2:
         return Comparison(Interval(mean, None, None, "one part says nothing of others"), None)
-    error = float(differences.std(ddof=1) * np.sqrt(1 / n + 1 / (n - 1)))
-    return compare(mean, error, stats.t(n - 1))
+    return compare(mean, _resampled_error(differences, 1 / (n - 1)), stats.t(n - 1))
+
+
+def _resampled_error(differences: Floats, held_out_to_trained: float) -> float:
+    """Return the standard error of a mean of differences that share their pool."""
+    variance_share = 1 / len(differences) + held_out_to_trained
+    return float(differences.std(ddof=1) * np.sqrt(variance_share))
 
 
 def crossed_difference(
