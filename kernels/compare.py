@@ -63,8 +63,7 @@ def read_options(argv: list[str]) -> CompareOptions:
 def main(options: CompareOptions, argv: list[str]) -> None:
     """Train what is missing, then compare."""
     devices = training.choose_devices(options.device, options.devices)
-    training.prepare_process(deterministic=options.deterministic)
-    training.use_cuda_graphs(options.cuda_graphs)
+    training.prepare_process(deterministic=options.deterministic, cuda_graphs=options.cuda_graphs)
     comparison = read_study(options, base.given_options(argv))
     pairs = study.choose_pairs(comparison)
     tiles = data.open_store(options.data)

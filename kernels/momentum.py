@@ -46,8 +46,7 @@ def main(options: MomentumOptions, argv: list[str]) -> None:
     if "bn_momentum" in base.given_options(argv):
         raise base.KitError("the momenta are those of --values: leave --bn-momentum out")
     devices = training.choose_devices(options.device, options.devices)
-    training.prepare_process(deterministic=options.deterministic)
-    training.use_cuda_graphs(options.cuda_graphs)
+    training.prepare_process(deterministic=options.deterministic, cuda_graphs=options.cuda_graphs)
     tiles = data.open_store(options.data)
     recipe = options.recipe
     given = base.given_options(argv)

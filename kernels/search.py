@@ -36,8 +36,7 @@ class SearchOptions(RunOptions):
 def main(options: SearchOptions, argv: list[str]) -> None:
     """Search until enough trials are finished, then tell what was found."""
     devices = training.choose_devices(options.device, options.devices)
-    training.prepare_process(deterministic=options.deterministic)
-    training.use_cuda_graphs(options.cuda_graphs)
+    training.prepare_process(deterministic=options.deterministic, cuda_graphs=options.cuda_graphs)
     tiles = data.open_store(options.data)
     search = study.Search(
         folder=options.out,

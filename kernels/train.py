@@ -107,8 +107,7 @@ def main(options: TrainOptions) -> None:
             f"--devices {' '.join(options.devices)} shares out the runs of --folds, and there is "
             "one run: choose a --device, or train it on several with torchrun (docs/scale.md)"
         )
-    training.prepare_process(deterministic=options.deterministic)
-    training.use_cuda_graphs(options.cuda_graphs)
+    training.prepare_process(deterministic=options.deterministic, cuda_graphs=options.cuda_graphs)
     with base.going_on(lambda *more: how_to_go_on(folder, *more)):
         with training.distributed.rank_zero_first():
             tiles = data.open_store(options.data)

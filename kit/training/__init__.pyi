@@ -9,6 +9,7 @@ from .device import explain_full_memory as explain_full_memory
 from .device import move_model as move_model
 from .device import prepare_process as prepare_process
 from .device import reuse_memory as reuse_memory
+from .device import use_cuda_graphs as use_cuda_graphs
 from .devices import Devices as Devices
 from .devices import Work as Work
 from .devices import choose_devices as choose_devices
@@ -18,7 +19,6 @@ from .encoding import TileEncoder as TileEncoder
 from .gradients import Gradients as Gradients
 from .gradients import GraphedCall as GraphedCall
 from .gradients import compute_gradients as compute_gradients
-from .gradients import use_cuda_graphs as use_cuda_graphs
 from .inference import Normalize as Normalize
 from .inference import predict as predict
 from .inference import predict_logits as predict_logits

@@ -96,10 +96,17 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
-def prepare_process(*, deterministic: bool = False) -> None:
-    """Let the rest of this process compute fast: see `reuse_memory` and `choose_kernels`."""
+_uses_graphs = True
+
+
+def prepare_process(*, deterministic: bool = False, cuda_graphs: bool = True) -> None:
+    """Let the rest of this process compute fast.
+
+    See `reuse_memory`, `choose_kernels` and `use_cuda_graphs`.
+    """
     reuse_memory()
     choose_kernels(deterministic=deterministic)
+    use_cuda_graphs(cuda_graphs)
 
 
 def choose_kernels(*, deterministic: bool) -> None:
@@ -123,6 +130,21 @@ def choose_kernels(*, deterministic: bool) -> None:
     # Warned of, not refused: max pooling, whose windows here do not overlap, counts as if it
     # added up in any order.
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
+
+
+def use_cuda_graphs(use: bool) -> None:
+    """Choose whether trainings of this process record their steps as CUDA graphs; by default yes.
+
+    A network cannot be recorded that waits for the device within a step, as one does whose shapes
+    follow from numbers; what it draws by Python's own generators would be drawn only once.
+    """
+    global _uses_graphs
+    _uses_graphs = use
+
+
+def uses_cuda_graphs() -> bool:
+    """Return what `use_cuda_graphs` has chosen."""
+    return _uses_graphs
 
 
 def prefetch(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:

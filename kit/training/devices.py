@@ -21,8 +21,7 @@ import torch
 
 from kit.base import KitError, trust_code, trusts_code
 from kit.training.bar import Progress, TrainingBar, tell_instead
-from kit.training.device import prepare_process
-from kit.training.gradients import use_cuda_graphs, uses_cuda_graphs
+from kit.training.device import prepare_process, uses_cuda_graphs
 
 # A forked process could not use a GPU that this one has used.
 PROCESSES: Any = multiprocessing.get_context("spawn")
@@ -229,8 +228,7 @@ def _work(work: Work[object], device: str, share: _Share, connection: Connection
     if device != "cpu":
         # Read when CUDA is first used, which is later than this.
         os.environ["CUDA_VISIBLE_DEVICES"] = _visible(device)
-    prepare_process(deterministic=share.deterministic)
-    use_cuda_graphs(share.cuda_graphs)
+    prepare_process(deterministic=share.deterministic, cuda_graphs=share.cuda_graphs)
     trust_code(share.trusts_code)
     tell_instead(_Teller(connection))
     with (

@@ -10,28 +10,11 @@ from torch.utils.data import DataLoader
 from kit.base import KitError
 from kit.data import Batch, DeviceDataset, EpochSampler
 from kit.training import distributed
-from kit.training.device import autocast, prefetch
+from kit.training.device import autocast, prefetch, uses_cuda_graphs
 from kit.training.state import TrainingState
 
 # Calls before the recording: in them cuDNN chooses its kernels, and caches fill.
 WARM_UP_CALLS = 3
-
-_uses_graphs = True
-
-
-def use_cuda_graphs(use: bool) -> None:
-    """Choose whether trainings of this process record their steps as CUDA graphs; by default yes.
-
-    A network cannot be recorded that waits for the device within a step, as one does whose shapes
-    follow from numbers; what it draws by Python's own generators would be drawn only once.
-    """
-    global _uses_graphs
-    _uses_graphs = use
-
-
-def uses_cuda_graphs() -> bool:
-    """Return what `use_cuda_graphs` has chosen."""
-    return _uses_graphs
 
 
 def compute_gradients(
@@ -93,7 +76,7 @@ class Gradients:
         # New for each epoch: it holds on to the parameters that learn.
         network = distributed.data_parallel(state.model).train()
         is_alone = distributed.world_size() == 1 and state.device.type == "cuda"
-        if _uses_graphs and is_alone and isinstance(dataset, DeviceDataset):
+        if uses_cuda_graphs() and is_alone and isinstance(dataset, DeviceDataset):
             if self._graphed is None or self._graphed.learning != _learning(network):
                 self._graphed = _GraphedGradients(state, dataset)
             yield from self._graphed.of_epoch(self.sampler)
