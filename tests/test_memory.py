@@ -5,12 +5,15 @@ import os
 import resource
 import runpy
 import sys
+from multiprocessing import Queue
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import FORKSERVER, ROOT, competition_files, run_kernel, write_zip
 
 from kit.data import open_store
+from kit.training.device import reuse_memory
 
 # Of glibc's malloc.h.
 M_ARENA_MAX = -8
@@ -75,3 +78,23 @@ def test_predicting_without_memory_is_a_message(
     assert status == 1
     assert f"error: the memory of cpu is full while {doing}: end other programs" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="another C library")
+def test_the_memory_of_a_large_map_is_used_again() -> None:
+    pages = FORKSERVER.Queue()
+    process = FORKSERVER.Process(target=_count_faults, args=(pages,))
+    process.start()
+    faults = pages.get(timeout=60)
+    process.join()
+    # Each of the ten takes 16,384 pages of 4 kB where the system maps it.
+    assert faults * PAGE < 2 * 64 * 2**20
+
+
+def _count_faults(pages: "Queue[int]") -> None:
+    reuse_memory()
+    torch.ones(2**24)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(2**24)
+    pages.put(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
