@@ -32,6 +32,7 @@ COMMANDS = [
     "predict --ensemble ensembles/both/ensemble.json --data data",
     "export --run runs/one --data data --out one.onnx --tensorboard board",
     "export --run runs/two --timm timm",
+    "runs --html runs.html --out runs.csv",
 ]
 # They find no credentials, and so leave Kaggle's client alone.
 REFUSED = [

@@ -12,6 +12,8 @@ from .command_line import RunOptions as RunOptions
 from .command_line import command as command
 from .command_line import describe_recipes as describe_recipes
 from .command_line import given_options as given_options
+from .command_line import nearest_recipe as nearest_recipe
+from .command_line import option_words as option_words
 from .command_line import parse_options as parse_options
 from .command_line import recipe_words as recipe_words
 from .command_line import refuse_code as refuse_code
@@ -46,6 +48,9 @@ from .files import atomic_path as atomic_path
 from .files import output_file as output_file
 from .files import temporary_folder as temporary_folder
 from .files import write_text as write_text
+from .formats import as_latex as as_latex
+from .formats import as_markdown as as_markdown
+from .formats import format_number as format_number
 from .locks import LOCK_NAME as LOCK_NAME
 from .locks import FileLock as FileLock
 from .locks import FolderLock as FolderLock

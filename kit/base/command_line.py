@@ -3,8 +3,9 @@
 import argparse
 import dataclasses
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -130,7 +131,36 @@ def recipe_words(recipe: Recipe) -> list[str]:
     They name the nearest of the kit's own recipes, and the options that differ from it. Options
     that the recipe does not use are left out.
     """
-    return min((_words_from(name, recipe) for name in recipe_names()), key=len)
+    name, changed = nearest_recipe(recipe)
+    return ["--recipe", name, *option_words(changed)]
+
+
+def nearest_recipe(recipe: Recipe) -> tuple[str, dict[str, Any]]:
+    """Return the nearest of the kit's own recipes, and the options that differ from it.
+
+    Options that the recipe does not use are left out.
+    """
+    unused = recipe.unused_options()
+    used = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(Recipe)}
+    used = {name: value for name, value in used.items() if name not in unused}
+    differences = {
+        name: {option: value for option, value in used.items() if value != getattr(near, option)}
+        for name, near in _own_recipes().items()
+    }
+    name = min(differences, key=lambda name: len(option_words(differences[name])))
+    return name, differences[name]
+
+
+def option_words(values: Mapping[str, Any]) -> list[str]:
+    """Return the words of a command line that give a recipe's options these values."""
+    words: list[str] = []
+    for name, value in values.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return words
 
 
 def given_options(argv: Sequence[str]) -> set[str]:
@@ -159,21 +189,10 @@ def _check_repeated(argv: Sequence[str]) -> None:
             raise KitError(f"{flag} is given {names.count(name)} times: name all slides after one")
 
 
-def _words_from(name: str, recipe: Recipe) -> list[str]:
-    """Return the words that make a recipe of one that comes with the kit."""
-    near, words = read_recipe(name), ["--recipe", name]
-    unused = recipe.unused_options()
-    for field in dataclasses.fields(Recipe):
-        value = getattr(recipe, field.name)
-        if value == getattr(near, field.name) or field.name in unused:
-            continue
-        flag = field.name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            values = value if isinstance(value, tuple) else (value,)
-            words += [f"--{flag}", *map(str, values)]
-    return words
+@cache
+def _own_recipes() -> dict[str, Recipe]:
+    """Return the recipes that come with the kit, by their names."""
+    return {name: read_recipe(name) for name in recipe_names()}
 
 
 def _recipe_name(argv: Sequence[str]) -> str:

@@ -1,9 +1,10 @@
 """Plain values, as JSON holds them: read with their types, or refused with file, key and value."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -29,11 +30,18 @@ def read_json(path: Path, kind: type[Values], *, what: str) -> Values:
         are named.
     """
     try:
-        return TypeAdapter(kind).validate_json(path.read_bytes(), strict=True)
+        adapter: TypeAdapter[Values] = _adapter(cast(Hashable, kind))
+        return adapter.validate_json(path.read_bytes(), strict=True)
     except OSError as error:
         raise KitError(f"cannot read {path}: {error.strerror}") from error
     except ValidationError as error:
         raise KitError(f"{path} is not {what}: {describe_errors(error)}") from error
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    """Return what checks a type; making it takes longer than reading a small file."""
+    return TypeAdapter(kind)
 
 
 def write_json(path: Path, values: Any) -> None:

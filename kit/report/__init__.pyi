@@ -9,8 +9,10 @@ from .galleries import choose_gallery as choose_gallery
 from .galleries import gallery_section as gallery_section
 from .gradcam import grad_cam as grad_cam
 from .learning import learning_figure as learning_figure
+from .overview import overview_page as overview_page
 from .page import Drawing as Drawing
 from .page import GalleryTile as GalleryTile
+from .page import Link as Link
 from .page import Page as Page
 from .page import Section as Section
 from .page import Table as Table

@@ -38,6 +38,14 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Link:
+    """A cell that leads to another page, by an address relative to this one."""
+
+    text: str
+    address: str
+
+
+@dataclass(frozen=True)
 class Drawing:
     """A figure of a page."""
 
@@ -153,6 +161,8 @@ def _asset(name: str) -> str:
 
 def _cell(value: Any) -> str:
     """Show a value: integers with separators, other numbers with four decimals or two digits."""
+    if isinstance(value, Link):
+        return Markup('<a href="{}">{}</a>').format(value.address, value.text)
     if value is None or value is pd.NA or value != value:
         return "\N{EN DASH}"
     if isinstance(value, int | np.integer):

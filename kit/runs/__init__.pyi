@@ -24,6 +24,10 @@ from .folds import keeps_best as keeps_best
 from .folds import members as members
 from .folds import pool_folds as pool_folds
 from .folds import require_distinct as require_distinct
+from .listing import choose_runs as choose_runs
+from .listing import shown_table as shown_table
+from .listing import table_notes as table_notes
+from .overview import runs_table as runs_table
 from .predictions import auc_over_slides as auc_over_slides
 from .predictions import final_metrics as final_metrics
 from .predictions import read_metrics as read_metrics

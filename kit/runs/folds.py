@@ -11,7 +11,6 @@ import pandas as pd
 from kit import stats
 from kit.base import KitError, Recipe, parse_recipe, recipe_values
 from kit.runs.folder import read_config, resume_command
-from kit.runs.identity import compare, require_same
 from kit.runs.predictions import read_valid, write_predictions
 
 
@@ -112,6 +111,9 @@ def pool_folds(folder: Path, *, force: bool = False) -> dict[str, Any]:
 
 def _folds(folder: Path, *, force: bool) -> list[Path]:
     """Return the folders of a cross-validation's finished runs, in their order."""
+    # It takes PyTorch, which looking at a folder does not.
+    from kit.runs.identity import compare, require_same
+
     configs = {path.name: read_config(path) for path in sorted(folder.glob("fold-*"))}
     first = next(iter(configs.values()))
     recipe = parse_recipe(first["recipe"], source=f"{folder}/{next(iter(configs))}/config.json")

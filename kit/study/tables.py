@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from kit.base import write_text
+from kit.base import as_latex, as_markdown, format_number, write_text
 from kit.stats import Comparison, Interval, PairedDifference
 
 
@@ -40,7 +40,7 @@ class StudyTable:
 
     def __str__(self) -> str:
         width = max(80, shutil.get_terminal_size().columns)
-        text = self.shown.to_string(float_format=_number, na_rep="", line_width=width)
+        text = self.shown.to_string(float_format=format_number, na_rep="", line_width=width)
         return "\n".join([text, *self.notes])
 
 
@@ -87,35 +87,8 @@ def write_tables(folder: Path, tables: Mapping[str, StudyTable], verdict: str) -
     write_text(folder / "verdict.txt", "\n".join(lines) + "\n")
 
 
-def as_markdown(frame: pd.DataFrame) -> str:
-    """Return a table in Markdown, its index as the first column."""
-    cells = frame.reset_index().map(_cell)
-    rows = [list(map(str, cells.columns)), ["---"] * len(cells.columns), *cells.to_numpy().tolist()]
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    return "".join(f"| {' | '.join(row)} |\n" for row in escaped)
-
-
-def as_latex(frame: pd.DataFrame) -> str:
-    """Return a table in LaTeX, for the package booktabs."""
-    cells = frame.reset_index().map(_cell)
-    text: str = cells.to_latex(index=False, escape=True)
-    return text
-
-
-def _cell(value: object) -> str:
-    """Return what stands in a cell: nothing where there is no number."""
-    if isinstance(value, float):
-        return "" if math.isnan(value) else _number(value)
-    return str(value)
-
-
 def _notes(tables: Iterable[StudyTable]) -> list[str]:
     return list(dict.fromkeys(note for table in tables for note in table.notes))
-
-
-def _number(value: float) -> str:
-    """Show four decimals, or the size of what has none of them."""
-    return f"{value:.4f}" if value == 0 or abs(value) >= 5e-5 else f"{value:.1e}"
 
 
 def _mean_and_spread(mean: float, spread: float) -> str:
