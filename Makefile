@@ -72,7 +72,7 @@ train: $(VENV)/installed ## train, with options in ARGS
 
 submit: $(VENV)/installed ## submit RUN (predicted if need be) or FILE and wait for its score
 	$(BIN)/python kernels/submit.py $(call option,--run,$(RUN)) $(call option,--file,$(FILE)) \
-		$(call option,--data,$(DATA)) $(call option,--message,$(MESSAGE))
+		$(call option,--data,$(DATA)) $(call option,--message,$(MESSAGE)) $(ARGS)
 
 scores: $(VENV)/installed ## list past submissions and their scores
 	$(BIN)/python kernels/scores.py
@@ -81,13 +81,13 @@ push: $(VENV)/installed ## run KERNEL with ARGS on Kaggle; PUSH=--resume goes on
 	$(BIN)/python kernels/push.py --command $(KERNEL) --name $(NAME) $(PUSH) -- $(ARGS)
 
 dataset: $(VENV)/installed ## upload the packed tiles as a private dataset on Kaggle
-	$(BIN)/python kernels/dataset.py $(call option,--data,$(DATA))
+	$(BIN)/python kernels/dataset.py $(call option,--data,$(DATA)) $(ARGS)
 
 notebook: $(VENV)/notebook ## the study as notebook.ipynb, executed here, with options in ARGS
 	$(BIN)/python kernels/notebook.py $(call option,--data,$(DATA)) $(ARGS)
 
 pull: $(VENV)/installed ## bring back what that kernel has left, as a run folder
-	$(BIN)/python kernels/pull.py --name $(NAME)
+	$(BIN)/python kernels/pull.py --name $(NAME) $(ARGS)
 
 test: $(VENV)/test ## run the tests
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal

@@ -32,7 +32,10 @@ def main(options: DatasetOptions) -> None:
         raise KitError(f"{options.data} holds the synthetic stand-in: there is nothing to upload")
     owner = kaggle.username()
     size = sum(path.stat().st_size for path in tiles.folder.iterdir())
-    print(f"uploading {size / 1e9:.1f} GB with {kaggle.credential()}", file=sys.stderr)
+    print(
+        f"uploading {size / 1e9:.1f} GB with {kaggle.credential()}; the client shows no progress",
+        file=sys.stderr,
+    )
     staging = tiles.folder.with_name(f"{tiles.folder.name}-upload")
     with base.going_on(lambda: "the same command goes on"):
         address = kaggle.create_dataset(tiles.folder, staging, owner=owner, name=options.name)

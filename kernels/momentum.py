@@ -41,10 +41,15 @@ class MomentumOptions(RunOptions):
     """Database that hands the runs out, as postgresql+pg8000://...; a file in --out if none."""
 
 
-def main(options: MomentumOptions, argv: list[str]) -> None:
-    """Train what is missing, then compare the momenta."""
+def read_options(argv: list[str]) -> MomentumOptions:
+    """Read a command line."""
     if "bn_momentum" in base.given_options(argv):
         raise base.KitError("the momenta are those of --values: leave --bn-momentum out")
+    return base.parse_options(MomentumOptions, __doc__, argv)
+
+
+def main(options: MomentumOptions, argv: list[str]) -> None:
+    """Train what is missing, then compare the momenta."""
     devices = training.choose_devices(options.device, options.devices)
     training.prepare_process(deterministic=options.deterministic, cuda_graphs=options.cuda_graphs)
     tiles = data.open_store(options.data)
@@ -89,4 +94,4 @@ def main(options: MomentumOptions, argv: list[str]) -> None:
 
 if __name__ == "__main__":
     with exit_on_error(), base.going_on(base.same_command):
-        main(base.parse_options(MomentumOptions, __doc__, sys.argv[1:]), sys.argv[1:])
+        main(read_options(sys.argv[1:]), sys.argv[1:])

@@ -45,10 +45,8 @@ def main(options: PullOptions) -> None:
         print(f"the kernel ended as {status.name} {status.failure}".rstrip(), file=sys.stderr)
         tell_log(output.log)
     if output.folder is None:
-        raise KitError(
-            f"{kernel} has left no run and no study"
-            f"{f': its log is {output.log}' if output.log else ''}"
-        )
+        why = f"its log, {output.log}, may say why. Then" if output.log else "there is no log;"
+        raise KitError(f"{kernel} has left no run and no study: {why} push it again")
     report(output, status)
 
 
@@ -66,11 +64,25 @@ def report(output: kaggle.Output, status: kaggle.KernelStatus) -> None:
     print(f"{folder}: checked, of a kernel that ended as {status.name}")
     if output.damaged:
         print(f"not whole, and left out: {', '.join(output.damaged)}")
-    if folder.parent.name == "runs" and not (folder / "metrics.json").exists():
-        print("it has not come to its last epoch: push it again with --resume to go on")
-    elif (submission := folder / "submission.csv").is_file():
-        sent = ("--run", folder) if folder.parent.name == "runs" else ("--file", submission)
-        print(f"next: {base.command('submit', *sent)}")
+    print(next_step(folder))
+
+
+def next_step(folder: Path) -> str:
+    """Say what to do with a run or a study that has come, finished or not."""
+    is_run = folder.parent.name == "runs"
+    if is_run and not (folder / "metrics.json").exists():
+        return "it has not come to its end: push it again with the same options and --resume"
+    if (submission := folder / "submission.csv").is_file():
+        sent = ("--run", folder) if is_run else ("--file", submission)
+        return f"next: {base.command('submit', *sent)}"
+    if is_run:
+        return f"next: {base.command('predict', '--run', folder)}"
+    if (folder / "report.html").exists():
+        return f"the whole study: {folder}/report.html"
+    return (
+        "it has not come to its end: push it again with the same options, and with --resume unless "
+        "it is a notebook"
+    )
 
 
 if __name__ == "__main__":

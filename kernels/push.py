@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from kit import base, kaggle
@@ -78,6 +79,14 @@ def build(options: PushOptions, arguments: list[str], folder: Path, kernel: str)
         options.command, tuple(arguments), name, options.resume, options.hours, options.gpu
     )
     kaggle.build_kernel(folder, job, owner=owner, repository=REPOSITORY, reach=reach)
+    require_options(options.command, arguments)
+
+
+def require_options(command: str, arguments: list[str]) -> None:
+    """Refuse here what the command would refuse there, after a wait for a GPU."""
+    # What is refused is that command's, and so is the help.
+    sys.argv = [str(Path(__file__).with_name(f"{command}.py")), *arguments]
+    import_module(command).read_options(arguments)
 
 
 if __name__ == "__main__":

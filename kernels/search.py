@@ -33,6 +33,11 @@ class SearchOptions(RunOptions):
     """Database, as postgresql+pg8000://..., where workers share no folder; else a file in --out."""
 
 
+def read_options(argv: list[str]) -> SearchOptions:
+    """Read a command line."""
+    return base.parse_options(SearchOptions, __doc__, argv)
+
+
 def main(options: SearchOptions, argv: list[str]) -> None:
     """Search until enough trials are finished, then tell what was found."""
     devices = training.choose_devices(options.device, options.devices)
@@ -69,4 +74,4 @@ def main(options: SearchOptions, argv: list[str]) -> None:
 
 if __name__ == "__main__":
     with exit_on_error(), base.going_on(base.same_command):
-        main(base.parse_options(SearchOptions, __doc__, sys.argv[1:]), sys.argv[1:])
+        main(read_options(sys.argv[1:]), sys.argv[1:])

@@ -59,7 +59,7 @@ KEPT = (
 )
 
 
-def parse(argv: list[str]) -> TrainOptions:
+def read_options(argv: list[str]) -> TrainOptions:
     """Read a command line; a run that goes on has its own options where the line gives none."""
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     peek.add_argument("--resume", action=argparse.BooleanOptionalAction)
@@ -386,6 +386,6 @@ def next_command(folder: Path, options: TrainOptions) -> str:
 
 if __name__ == "__main__":
     with exit_on_error():
-        given = parse(sys.argv[1:])
+        given = read_options(sys.argv[1:])
         with training.distributed.process_group():
             main(given)

@@ -343,6 +343,10 @@ class _Handler(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         name = urlsplit(self.path).path.rpartition("/")[2]
         self._note(name)
+        if self.headers.get("Content-Range", "").startswith("bytes */"):
+            # How much has come: nothing.
+            self._answer(Answer(308, b""))
+            return
         if name == "upload":
             self.kaggle.uploaded = self._body()
         else:

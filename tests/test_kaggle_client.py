@@ -629,6 +629,44 @@ def test_a_stale_token_is_named_with_what_it_hides(
         kaggle.list_submissions()
 
 
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("/nothing/here", "and there is no such file"),
+        ("~/token", "and there is no such file"),
+        ("empty", "that is no file with a token in it"),
+        (".", "that is no file with a token in it"),
+    ],
+)
+def test_a_variable_that_names_no_token_is_told(
+    server: KaggleServer, monkeypatch: pytest.MonkeyPatch, value: str, reason: str
+) -> None:
+    Path("empty").write_text(" \n")
+    monkeypatch.setenv("KAGGLE_API_TOKEN", value)
+    with pytest.raises(KitError, match=f"KAGGLE_API_TOKEN names {value}, and .*{reason[4:]}"):
+        kaggle.list_submissions()
+    assert not server.requests
+
+
+@pytest.mark.parametrize("stray", ["\n", "\u201d"])
+def test_a_stray_character_in_a_token_is_told(
+    server: KaggleServer, monkeypatch: pytest.MonkeyPatch, stray: str
+) -> None:
+    monkeypatch.delenv("KAGGLE_KEY")
+    monkeypatch.setenv("KAGGLE_API_TOKEN", f"{TOKEN}{stray}")
+    with pytest.raises(KitError, match="the API token in KAGGLE_API_TOKEN has a char"):
+        kaggle.list_submissions()
+    assert not server.asked("ListSubmissions")
+
+
+@pytest.mark.usefixtures("server")
+def test_the_client_is_named_as_it_can_be_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KAGGLE_KEY")
+    monkeypatch.setenv("PATH", "/nothing")
+    with pytest.raises(KitError, match=f"type `{sys.executable} -m kaggle auth login`"):
+        kaggle.credential()
+
+
 def test_of_a_variable_that_names_a_file_the_content_is_masked(
     server: KaggleServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -194,7 +194,7 @@ def test_of_a_kernel_that_was_stopped_what_is_whole_is_taken(server: KaggleServe
     assert done.returncode == 0, done.stderr
     left_out = f"{LAST}, {RUN}/metrics.json, {RUN}/valid.csv"
     assert f"not whole, and left out: {left_out}\n" in done.stdout
-    assert "push it again with --resume to go on" in done.stdout
+    assert "push it again with the same options and --resume" in done.stdout
     assert len(listing(Path(RUN))) == 42 + 2
     assert "the kernel ended as CANCEL_ACKNOWLEDGED" in done.stderr
 

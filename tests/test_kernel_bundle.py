@@ -374,6 +374,10 @@ class TestPush:
                 "runs version 3 without its competition .*accept the rules at",
             ),
             (
+                {"invalidDatasetSources": ["a/b", "c/d-e"]},
+                "runs version 3 without its dataset a/b, c/d-e, so it will fail: mend the name",
+            ),
+            (
                 {"invalidKernelSources": [f"nobody/{NAME}"]},
                 "without its kernel .* push it without --resume the first time",
             ),
@@ -385,6 +389,27 @@ class TestPush:
         server.push_answer = answer
         with pytest.raises(KitError, match=message):
             kaggle.push_kernel(built)
+
+    @pytest.mark.parametrize(
+        ("command", "words", "message"),
+        [
+            ("train", ["--epoch", "3"], "Unrecognized options: --epoch"),
+            ("train", ["--epochs", "0"], "epochs = 0: Input should be greater than 0"),
+            ("train", ["--force"], "--force has no meaning without --resume"),
+            ("compare", ["--seeds", "many"], "--seeds"),
+            ("momentum", ["--bn-momentum", "0.5"], "leave --bn-momentum out"),
+            ("search", ["--trials", "0"], "trials = 0: Input should be greater than 0"),
+            ("tune", ["search", "--trial", "5"], "Unrecognized options: --trial"),
+            ("tune", [], "no command '': there are momentum, search"),
+        ],
+    )
+    def test_refuses_options_that_the_command_would_refuse_there(
+        self, server: KaggleServer, command: str, words: list[str], message: str
+    ) -> None:
+        done = kernel("push", "--command", command, "--", *words)
+        assert done.returncode != 0
+        assert message in done.stdout + done.stderr
+        assert not server.pushed
 
     def test_needs_a_credential(
         self, server: KaggleServer, monkeypatch: pytest.MonkeyPatch

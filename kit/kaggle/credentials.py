@@ -4,12 +4,14 @@ import base64
 import json
 import os
 import re
+import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kit.base import KitError
+from kit.base import KitError, shorten
 
 SETTINGS_PAGE = "https://www.kaggle.com/settings"
 
@@ -20,8 +22,9 @@ def credential() -> str:
     Raises
     ------
     KitError
-        If there is none, saying how to get one.
+        If there is none, saying how to get one, or if KAGGLE_API_TOKEN names a file without one.
     """
+    _require_file()
     found = next(credentials(), None)
     if found is None:
         file = _config_folder() / "kaggle.json"
@@ -29,10 +32,33 @@ def credential() -> str:
         raise KitError(
             f"no Kaggle credential found.{broken}\nCreate an API token at {SETTINGS_PAGE} "
             "(API, Generate New Token), and put it into the variable KAGGLE_API_TOKEN or the file "
-            "~/.kaggle/access_token; or type `kaggle auth login`. An older way is the kaggle.json "
-            "of Create Legacy API Key, as ~/.kaggle/kaggle.json"
+            f"~/.kaggle/access_token; or type `{_client()} auth login`. An older way is the "
+            "kaggle.json of Create Legacy API Key, as ~/.kaggle/kaggle.json"
         )
     return found
+
+
+def _client() -> str:
+    """Return how the client is typed where its environment may not be activated."""
+    return "kaggle" if shutil.which("kaggle") else f"{shlex.quote(sys.executable)} -m kaggle"
+
+
+def _require_file() -> None:
+    """Refuse a file that KAGGLE_API_TOKEN names and that holds no token.
+
+    The client would send the path of one that is not there, and of an empty one nothing at all.
+    """
+    value = os.environ.get("KAGGLE_API_TOKEN", "")
+    file = _named_file(value)
+    # No token begins so.
+    is_path = value.startswith(("/", "~", "./", "../"))
+    if not (is_path if file is None else not _is_filled(file)):
+        return
+    reason = "there is no such file" if file is None else "that is no file with a token in it"
+    raise KitError(
+        f"KAGGLE_API_TOKEN names {shorten(value)}, and {reason}: put the token or the file's "
+        "full path into it, or unset it for another credential"
+    )
 
 
 def credentials() -> Iterator[str]:
@@ -146,4 +172,4 @@ def _named_file(value: str) -> Path | None:
 
 
 def _is_filled(file: Path) -> bool:
-    return file.is_file() and file.stat().st_size > 0
+    return file.is_file() and bool(file.read_bytes().strip())

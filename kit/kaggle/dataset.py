@@ -39,7 +39,8 @@ def create_dataset(folder: Path, staging: Path, *, owner: str, name: str) -> str
         reason = re.findall(r"^Dataset creation error: (.*)$", said, re.M) or [said.strip()]
         raise KitError(
             f"Kaggle has not made the dataset: {without_secrets(reason[-1])}\n"
-            "If it is there already, take it as it is, or give another --name"
+            f"If it is there already, take it as it is, with push.py --dataset {owner}/{name}, or "
+            "give another --name"
         )
     # kaggle 2.2.4 leaves out what it could not upload.
     sent = set(re.findall(r"^Upload successful: (\S+) ", said, re.M))

@@ -22,6 +22,10 @@ _FAILURES = {
         "the download broke off: an error page or another file came in the archive's place, as "
         "happens when a download link expires. Try again"
     ),
+    "Invalid header value|UnicodeEncodeError: 'latin-1'": (
+        "{credential} has a character that no token has, such as a line break or a typographic "
+        "quotation mark: write it again"
+    ),
     r"\b401 |Authentication required|Unauthori[sz]ed|Unauthenticated|Invalid credentials": (
         "Kaggle does not accept {credential}.\n"
         f"Create a new API token at {SETTINGS_PAGE} (API, Generate New Token) and put it there"
@@ -53,6 +57,9 @@ _FAILURES = {
     ),
     "No space left": "the disk is full: make room, then try again",
     "Expecting value": GATEWAY,
+    "Upload unsuccessful": (
+        "Kaggle's file store refused a file: try again, what it has taken is not sent again"
+    ),
     "Could not submit": "Kaggle's file store refused the upload, nothing was submitted: try again",
 }
 

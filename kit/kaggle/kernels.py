@@ -72,7 +72,8 @@ def push_kernel(folder: Path) -> str:
         )
     refused = re.search(r"^The following are not valid (\w+) sources.*: (.*)$", said, re.M)
     if refused:
-        kind, names = refused.groups()
+        kind, listed = refused.groups()
+        names = ", ".join(re.findall(r"[\w./-]+", listed))
         step = {
             "competition": f"accept the rules at {RULES_PAGE}, then push again",
             "kernel": "push it without --resume the first time",
