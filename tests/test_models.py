@@ -12,6 +12,7 @@ from kit import models
 from kit.base import Bn, KitError, Recipe
 from kit.data import eight_views
 from kit.models import SmallCNN
+from kit.models.networks import tile_statistics
 
 TINY = "test_resnet"
 
@@ -261,3 +262,9 @@ def test_a_network_on_a_gpu_makes_nothing_elsewhere(recipe: Recipe) -> None:
         logits = functional_call(model, state, (images,))
     assert logits.device.type == "cuda"
     assert logits.shape == (4, 1)
+
+
+@pytest.mark.parametrize("orientations", [1, 8])
+def test_the_gradient_of_tile_statistics_is_that_of_their_values(orientations: int) -> None:
+    maps = torch.randn(2, 16, 7, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda own: tile_statistics(own, orientations), maps)

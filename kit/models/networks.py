@@ -1,7 +1,10 @@
 """The kit's own networks: the study's small CNN, and a compact one for scores."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from kit.base import Bn, Init, KitError, Norm, Orientations, competition
 from kit.models.blocks import Block
@@ -195,17 +198,54 @@ def tile_statistics(maps: Tensor, orientations: int) -> Tensor:
     Tensor
         (batch, 3 * channels); the centre is the middle third of height and width.
     """
-    # In half precision a sum of many pixels would be too coarse.
-    maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
-    batch, _, height, width = maps.shape
-    pixels = maps.permute(0, 2, 3, 1).reshape(batch, height * width * orientations, -1)
-    mean = pixels.mean(1)
-    variance = (pixels.square().mean(1) - mean.square()).clamp_min(0)
-    rows, columns = height // 3, width // 3
-    centre = maps[:, :, rows : height - rows, columns : width - columns].mean((2, 3))
-    centre = centre.view(batch, orientations, -1).mean(1)
-    # The gradient of a root is unbounded at 0.
-    return torch.cat([mean, (variance + 1e-4).sqrt(), centre], 1)
+    statistics: Tensor = _TileStatistics.apply(maps, orientations)
+    return statistics
+
+
+class _TileStatistics(torch.autograd.Function):
+    """`tile_statistics` with its gradient in one piece.
+
+    PyTorch's own gradient goes back through each mean and square by itself, in passes over all
+    pixels that take five times as long.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, orientations: int) -> Tensor:
+        # In half precision a sum of many pixels would be too coarse.
+        wide = maps.to(torch.promote_types(maps.dtype, torch.float32))
+        batch, _, height, width = maps.shape
+        pixels = wide.permute(0, 2, 3, 1).reshape(batch, height * width * orientations, -1)
+        mean = pixels.mean(1)
+        variance = (pixels.square().mean(1) - mean.square()).clamp_min(0)
+        # The gradient of a root is unbounded at 0.
+        deviation = (variance + 1e-4).sqrt()
+        centre = _centre(wide).mean((2, 3)).view(batch, orientations, -1).mean(1)
+        ctx.save_for_backward(maps, mean, deviation)
+        ctx.orientations = orientations
+        return torch.cat([mean, deviation, centre], 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        maps, mean, deviation = ctx.saved_tensors
+        of_mean, of_deviation, of_centre = gradient.to(mean.dtype).chunk(3, 1)
+        count = maps[0].numel() // mean.shape[1]
+        slope = of_deviation / (deviation * count)
+        offset = of_mean / count - mean * slope
+        slope, offset, of_centre = (
+            part.repeat(1, ctx.orientations)[:, :, None, None]
+            for part in (slope, offset, of_centre)
+        )
+        of_maps = maps.to(mean.dtype).mul(slope).add_(offset)
+        centre = _centre(of_maps)
+        centre += of_centre / (centre[0, 0].numel() * ctx.orientations)
+        return of_maps.to(maps.dtype), None
+
+
+def _centre(maps: Tensor) -> Tensor:
+    """Return the middle third of height and width."""
+    rows, columns = maps.shape[2] // 3, maps.shape[3] // 3
+    return maps[:, :, rows : maps.shape[2] - rows, columns : maps.shape[3] - columns]
 
 
 def _init_keras(module: nn.Module) -> None:
