@@ -29,7 +29,9 @@ RECIPES = {
         schedule="one-cycle",
         normalize="competition",
     ),
-    "convolutions": Recipe(model="test_resnet", size=112, interpolation="bicubic", ema=0.9),
+    "convolutions": Recipe(
+        model="test_resnet", size=112, interpolation="bicubic", ema=0.9, optimizer="muon"
+    ),
     "transformer": Recipe(model="test_vit", size=96, augment="colour", label_smoothing=0.1),
 }
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

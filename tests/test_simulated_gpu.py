@@ -10,6 +10,8 @@ from simulated_gpu import Counts, simulated_gpu
 from torch import nn
 from torch.nn import functional
 
+from kit.training import Muon
+
 
 @pytest.fixture
 def counts() -> Iterator[Counts]:
@@ -54,8 +56,9 @@ def test_uploads_are_counted_and_wait_unless_pinned(counts: Counts) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, Muon])
 def test_a_network_trains_as_on_the_cpu_and_waits_for_nothing(
-    counts: Counts, dtype: torch.dtype
+    counts: Counts, dtype: torch.dtype, kind: type[torch.optim.AdamW]
 ) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
@@ -65,7 +68,7 @@ def test_a_network_trains_as_on_the_cpu_and_waits_for_nothing(
     losses = {}
     for device in ("cpu", "cuda"):
         there = copy.deepcopy(model).to(device)
-        optimizer = torch.optim.AdamW(there.parameters(), lr=0.1, fused=True)
+        optimizer = kind(there.parameters(), lr=0.1, fused=True)
         scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
         own = images.to(device), labels.to(device)
         counts.clear()

@@ -1,4 +1,5 @@
 import copy
+import itertools
 import time
 from dataclasses import asdict, replace
 from functools import partial
@@ -12,7 +13,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from kit import models, stats
-from kit.base import EpochResult, KitError, Recipe
+from kit.base import EpochResult, KitError, Optimizer, Recipe
 from kit.data import TileDataset, eight_views, eval_loader, train_loader
 from kit.training import (
     NonFiniteLossError,
@@ -195,10 +196,15 @@ FULL = Recipe(
 )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("workers", "dtype", "optimizer"),
+    [
+        *itertools.product([0, 2], [torch.float32, torch.bfloat16], ["adam"]),
+        (0, torch.bfloat16, "muon"),
+    ],
+)
 def test_resumed_after_any_step_is_uninterrupted_bit_for_bit(
-    workers: int, dtype: torch.dtype
+    workers: int, dtype: torch.dtype, optimizer: Optimizer
 ) -> None:
     """Model, optimiser, schedule, average, dropout and the sampler's place, all come back."""
 
@@ -208,7 +214,8 @@ def test_resumed_after_any_step_is_uninterrupted_bit_for_bit(
             model = nn.Sequential(
                 nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3)
             ).append(nn.Linear(4 * 30**2, 1))
-        return TrainingState(model, FULL, steps_per_epoch=3, dtype=dtype)
+        recipe = replace(FULL, optimizer=optimizer)
+        return TrainingState(model, recipe, steps_per_epoch=3, dtype=dtype)
 
     whole = state()
     results = run(whole, workers=workers)

@@ -63,6 +63,7 @@ from .recipe import Init as Init
 from .recipe import Interpolation as Interpolation
 from .recipe import Norm as Norm
 from .recipe import Normalization as Normalization
+from .recipe import Optimizer as Optimizer
 from .recipe import Orientations as Orientations
 from .recipe import Pool as Pool
 from .recipe import Positive as Positive

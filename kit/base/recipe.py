@@ -25,6 +25,7 @@ Normalization = Literal[
 Augmentation = Literal["none", "d4", "stain", "colour", "full"]
 Orientations = Literal[1, 8]
 Init = Literal["keras", "torch"]
+Optimizer = Literal["adam", "muon"]
 Schedule = Literal["constant", "one-cycle"]
 Keep = Literal["last", "best"]
 Probe = Literal["none", "linear", "mlp"]
@@ -47,6 +48,7 @@ STEPS_ONLY = (
     "stain_strength",
     "epochs",
     "batch_size",
+    "optimizer",
     "lr",
     "schedule",
     "weight_decay",
@@ -149,8 +151,10 @@ class Recipe:
     """Passes over the training tiles."""
     batch_size: Annotated[int, Field(ge=2)] = 64
     """Tiles in a training step."""
+    optimizer: Optimizer = "adam"
+    """adam: AdamW for all; muon: Muon for convolutions' filters, AdamW for the rest."""
     lr: Positive = 1e-3
-    """Adam's learning rate; one-cycle's peak."""
+    """The optimizer's learning rate; one-cycle's peak."""
     schedule: Schedule = "constant"
     """one-cycle: the learning rate rises for a quarter of the steps, then falls to nothing."""
     weight_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -29,6 +29,8 @@ from .loop import Evaluate as Evaluate
 from .loop import evaluate as evaluate
 from .loop import evaluate_each as evaluate_each
 from .loop import fit as fit
+from .muon import Muon as Muon
+from .muon import orthogonalize as orthogonalize
 from .probes import FittedProbe as FittedProbe
 from .probes import features_logits as features_logits
 from .probes import fit_probe as fit_probe

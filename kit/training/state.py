@@ -15,6 +15,7 @@ from kit.base import KitError, Recipe
 from kit.training import distributed
 from kit.training.device import move_model
 from kit.training.inference import Normalize
+from kit.training.muon import Muon
 
 # Keras' Adam adds this to the root of the second moment; PyTorch's default is 1e-8.
 ADAM_EPS = 1e-7
@@ -138,7 +139,7 @@ class TrainingState:
     Attributes
     ----------
     optimizer
-        AdamW; without weight decay this is plain Adam.
+        AdamW, which without weight decay is plain Adam, or Muon.
     averaged
         An exponential moving average of the weights, or None. It starts with a shorter memory:
         the first weights are not worth averaging.
@@ -173,7 +174,8 @@ class TrainingState:
         self.model = model
         # On the model's device, and in its precision.
         self.normalize = Normalize(*recipe.channel_statistics).to(next(model.parameters()))
-        self.optimizer = torch.optim.AdamW(
+        kind = Muon if recipe.optimizer == "muon" else torch.optim.AdamW
+        self.optimizer = kind(
             models.parameter_groups(
                 model,
                 lr=recipe.lr,
