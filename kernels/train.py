@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,9 @@ class TrainOptions(RunOptions):
     """The run's new folder; runs/RECIPE-ARM-SEED by default."""
     resume: bool = False
     """Go on with the run in --out, where it stands and with its own options."""
+    refit: Path | None = None
+    """A finished run or cross-validation: train its recipe on its training and its held-out tiles
+    together, for the submission. What is said of the holdout stays that run's."""
     force: bool = False
     """With --resume: go on although epochs, device, precision, versions or the table of slides have
     changed."""
@@ -65,9 +68,11 @@ def read_options(argv: list[str]) -> TrainOptions:
     peek.add_argument("--resume", action=argparse.BooleanOptionalAction)
     peek.add_argument("--out", type=Path)
     peek.add_argument("--recipe")
+    peek.add_argument("--refit", type=Path)
     seen = peek.parse_known_args(argv)[0]
     if not seen.resume:
-        options = base.parse_options(TrainOptions, __doc__, argv)
+        default = None if seen.refit is None else refit_options(seen.refit, argv)
+        options = base.parse_options(TrainOptions, __doc__, argv, default=default)
         refuse_unused(options, base.given_options(argv))
         return options
     folder = seen.out or default_folder(base.parse_options(TrainOptions, __doc__, argv))
@@ -85,16 +90,24 @@ def refuse_unused(options: TrainOptions, given: set[str]) -> None:
     options.recipe.reject_unused(given)
 
 
+def refit_options(run: Path, argv: list[str]) -> TrainOptions:
+    """Return the options of a run that is refitted, of whose recipe nothing may change."""
+    own = {"recipe", *(field.name for field in fields(base.Recipe))}
+    base.refuse_unused(base.given_options(argv), own, "with --refit, which takes its run's recipe")
+    return replace(begun_options(run), recipe=runs.refit_recipe(run), refit=run, out=None)
+
+
 def begun_options(folder: Path) -> TrainOptions:
     """Return the options that a run, or a cross-validation, was begun with."""
     begun = runs.begun_config(folder)
     recipe = base.parse_recipe(begun["recipe"], source=f"{folder}/config.json")
+    refit = runs.refit_of(folder)
     kept = {name: value for name, value in begun.get("options", {}).items() if name in KEPT}
     if "data" in kept:
         kept["data"] = Path(kept["data"])
     # A fold that goes on by itself is one run, which other folds were trained beside.
     kept["devices"] = tuple(kept.get("devices", ())) if recipe.fold is None else ()
-    return TrainOptions(recipe=recipe, out=folder, **kept)
+    return TrainOptions(recipe=recipe, out=folder, refit=refit, **kept)
 
 
 def main(options: TrainOptions) -> None:
@@ -205,7 +218,7 @@ def share_folds(
         own = replace(options, recipe=recipes[part], resume=(part / "config.json").exists())
         run = open_run(own, tiles, part, device)
         yield from run.train(progress=bar)
-        bar.say(f"{conclude(part, tiles)}\n{kept_note(run)}".rstrip())
+        bar.say(f"{conclude(part, tiles)}\n{report.kept_note(run)}".rstrip())
         write_page(part, tiles)
 
     study.share_runs(list(parts), folder, train_one, is_done=lambda name: is_finished(parts[name]))
@@ -227,6 +240,7 @@ def open_run(options: TrainOptions, tiles: data.Store, folder: Path, device: str
         resume=options.resume,
         force=options.force,
         checkpoint_steps=options.checkpoint_steps,
+        refit_of=options.refit,
         record={"options": base.plain_values({name: getattr(options, name) for name in KEPT})},
     )
     if run.rank == 0:
@@ -247,10 +261,10 @@ def train(
     run = open_run(options, tiles, folder, device)
     bar.say(describe(run))
     for result in run.train(progress=bar):
-        bar.say(f"{epoch_line(result, run.recipe.epochs)}  {bar.time_left()}".rstrip())
+        bar.say(f"{report.epoch_line(result, run.recipe.epochs)}  {bar.time_left()}".rstrip())
     if run.rank > 0:
         return
-    bar.say(f"{conclude(folder, tiles)}\n{kept_note(run)}".rstrip())
+    bar.say(f"{conclude(folder, tiles)}\n{report.kept_note(run)}".rstrip())
     write_page(folder, tiles)
     bar.say(f"the whole run: {folder / PAGE}")
 
@@ -262,8 +276,10 @@ def write_page(folder: Path, tiles: data.Store) -> None:
 
 
 def default_folder(options: TrainOptions) -> Path:
-    """Name a run by its recipe, its arm and its seed."""
+    """Name a run by its recipe, its arm and its seed, a refit by its run."""
     recipe = options.recipe
+    if options.refit is not None:
+        return options.refit.with_name(f"{options.refit.name}-refit")
     if "model" in recipe.custom:
         arm = base.custom_name(recipe.model)
     elif recipe.is_backbone:
@@ -285,12 +301,15 @@ def describe(run: runs.Run) -> str:
     elif recipe.is_built_in:
         where = "" if recipe.norm == "none" else f" {recipe.bn} the activation"
         lines.append(f"norm {recipe.norm}{where}")
+    held_out = f"{len(run.holdout.valid):,} held out"
+    if run.is_refit:
+        held_out = "none held out"
     lines.append(
-        f"{len(run.holdout.train):,} tiles to train on, {len(run.holdout.valid):,} held out; "
+        f"{len(run.holdout.train):,} tiles to train on, {held_out}; "
         f"{str(run.dtype).removeprefix('torch.')} on {run.device}"
         f"{', which holds the tiles' if run.loaders.holds_tiles else ''}; into {run.folder}"
     )
-    if recipe.slides is None:
+    if recipe.slides is None and not run.is_refit:
         table = data.find_slides_table(run.store) or "TABLE"
         lines.append(
             "note: tiles of one slide look alike, and this holdout is one of single tiles: its "
@@ -311,23 +330,16 @@ def describe_layers(run: runs.Run) -> str:
     return "\n".join([heading, *layers, f"{sums}; each layer: {run.folder / LAYERS_FILE}"])
 
 
-def epoch_line(result: base.EpochResult, epochs: int) -> str:
-    """Tell an epoch's figures in one line."""
-    return (
-        f"epoch {result.epoch:>{len(str(epochs))}}/{epochs}"
-        f"  loss {result.train_loss:.4f}  accuracy {result.train_accuracy:.4f}"
-        f"  valid loss {result.valid_loss:.4f}  accuracy {result.valid_accuracy:.4f}"
-        f"  AUC {result.valid_auc:.4f}  {result.tiles_per_second:,.0f} tiles/s"
-    )
-
-
 def conclude(folder: Path, tiles: data.Store) -> str:
     """Give the final figures."""
     final = runs.read_metrics(folder)
     slides = runs.read_config(folder)["recipe"]["slides"]
+    origin = runs.refit_of(folder)
+    whose = "" if origin is None else f"no figures of its own; those of {origin}, which chose it: "
     return (
-        f"{folder}: AUC {describe_auc(folder, tiles, slides)}, accuracy {final['accuracy']:.4f}, "
-        f"log loss {final['log_loss']:.4f} on {final['tiles']:,} held-out tiles"
+        f"{folder}: {whose}AUC {describe_auc(folder, tiles, slides)}, "
+        f"accuracy {final['accuracy']:.4f}, log loss {final['log_loss']:.4f} on "
+        f"{final['tiles']:,} held-out tiles"
     )
 
 
@@ -344,25 +356,6 @@ def describe_auc(folder: Path, tiles: data.Store, slides: Path | str | None) -> 
     wide = f"{over_slides}{'' if over_slides.note else ' (95 % interval for new slides)'}"
     bounds = str(over_tiles).partition(" ")[2]
     return f"{wide}, for new tiles of these slides {bounds}"
-
-
-def kept_note(run: runs.Run) -> str:
-    """Say which epoch was kept or could have been, unless the last one was the best as well."""
-    last, best = run.history[-1], max(run.history, key=lambda result: result.valid_auc)
-    if run.recipe.keep == "best":
-        kept = runs.read_metrics(run.folder)["kept_epoch"]
-        return (
-            f"note: kept are the weights after epoch {kept} of {last.epoch}, which did best on the "
-            "held-out tiles: the figures above are optimistic"
-        )
-    if best.valid_auc <= last.valid_auc:
-        return ""
-    which = ", of weights that were not averaged yet" if run.recipe.ema else ""
-    return (
-        f"note: the last epoch was not the best one: AUC {best.valid_auc:.4f} after epoch "
-        f"{best.epoch}, {last.valid_auc:.4f} after the last{which}. --keep best keeps the best, "
-        "which makes its figures optimistic"
-    )
 
 
 def conclude_folds(

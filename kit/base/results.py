@@ -9,16 +9,16 @@ class EpochResult:
     """The figures of an epoch.
 
     The training figures are means over the epoch's batches while the weights still moved, as
-    Keras reports them; the validation figures are of the epoch's last weights. A network without
-    BatchNorm has no running variance.
+    Keras reports them; the validation figures are of the epoch's last weights. A run that holds no
+    tiles out, a refit, has none. A network without BatchNorm has no running variance.
     """
 
     epoch: int
     train_loss: float
     train_accuracy: float
-    valid_loss: float
-    valid_accuracy: float
-    valid_auc: float
+    valid_loss: float | None
+    valid_accuracy: float | None
+    valid_auc: float | None
     seconds: float
     tiles_per_second: float
     min_running_var: float | None

@@ -27,3 +27,5 @@ from .studies import compare_page as compare_page
 from .studies import momentum_page as momentum_page
 from .studies import several_page as several_page
 from .style import save_figure as save_figure
+from .words import epoch_line as epoch_line
+from .words import kept_note as kept_note

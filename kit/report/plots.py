@@ -253,11 +253,12 @@ def _roc_axes(title: str) -> tuple[Figure, Axes]:
 
 
 def _draw_sides(axes: Axes, history: Sequence[EpochResult], quantity: str) -> None:
-    """Draw one quantity of both sides by epoch."""
+    """Draw one quantity of both sides by epoch; a refit has one side."""
     epochs = [result.epoch for result in history]
     for (side, label), colour in zip(_SIDES.items(), (BLUE, VERMILLION), strict=True):
         values = [getattr(result, f"{side}_{quantity}") for result in history]
-        axes.plot(epochs, values, marker=".", color=colour, label=label)
+        if None not in values:
+            axes.plot(epochs, values, marker=".", color=colour, label=label)
     axes.set(xlabel="epoch", ylabel=quantity)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.3)

@@ -51,7 +51,9 @@ def train_command(folder: Path, data: Path) -> str:
     """
     config = runs.read_config(folder)
     recipe = parse_recipe(config["recipe"], source=f"{folder}/config.json")
-    words = [*recipe_words(recipe), "--data", data, "--out", folder]
+    refitted = runs.refit_of(folder)
+    own = recipe_words(recipe) if refitted is None else ["--refit", refitted]
+    words = [*own, "--data", data, "--out", folder]
     words += ["--device", config["device"], "--workers", config["workers"]]
     if config.get("options", {}).get("deterministic"):
         words.append("--deterministic")

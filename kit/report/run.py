@@ -1,5 +1,6 @@
 """The page of a run: its figures, its curves, its tiles."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,9 @@ def run_page(folder: Path, store: Store) -> Page:
     valid, figures = runs.read_valid(folder), runs.read_metrics(folder)
     table = config["recipe"]["slides"]
     slides = find_slides(store, table)
-    auc = Interval(**figures["auc"])
     return Page(
         title=f"Run {folder.name}",
-        verdict=f"AUC {auc.estimate:.4f} on {figures['tiles']:,} held-out tiles "
-        f"(95 % interval for new tiles of these slides {bounds(auc)}).",
+        verdict=_verdict(folder, figures),
         limits=[*_limits(folder, by_slide=table is not None), *slides.notes],
         sections=[
             Section(
@@ -42,11 +41,34 @@ def run_page(folder: Path, store: Store) -> Page:
             ),
             threshold_section(valid),
             Section("Training and validation", drawings=_run_drawings(folder, valid)),
-            gallery_section(choose_gallery(runs.load(folder), store, valid, slides.of_tiles)),
+            *_gallery(folder, store, valid, slides),
             rebuild_section(train_command(folder, store.data), {folder.name: folder}),
         ],
         is_standin=store.is_standin,
     )
+
+
+def _verdict(folder: Path, figures: dict[str, Any]) -> str:
+    auc = Interval(**figures["auc"])
+    found = (
+        f"AUC {auc.estimate:.4f} on {figures['tiles']:,} held-out tiles "
+        f"(95 % interval for new tiles of these slides {bounds(auc)})."
+    )
+    refitted = runs.refit_of(folder)
+    if refitted is None:
+        return found
+    return (
+        f"A refit of {refitted} on all tiles, which has no figures of its own. Those of "
+        f"{refitted}: {found}"
+    )
+
+
+def _gallery(
+    folder: Path, store: Store, valid: pd.DataFrame, slides: KnownSlides
+) -> Iterator[Section]:
+    """Show tiles that were held out; a refit was trained on all of them."""
+    if runs.refit_of(folder) is None:
+        yield gallery_section(choose_gallery(runs.load(folder), store, valid, slides.of_tiles))
 
 
 def _check_data(folder: Path, config: dict[str, Any], store: Store) -> None:
@@ -69,7 +91,12 @@ def _limits(folder: Path, *, by_slide: bool) -> list[str]:
         f"The weights are those after epoch {runs.read_metrics(folder)['kept_epoch']}, which did "
         "best on this holdout, so its figures are optimistic."
     )
+    refitted = (
+        f"All that is said of held-out tiles here was found by {runs.refit_of(folder)}, from fewer "
+        "training tiles. The weights of this run were trained on these tiles as well."
+    )
     return [
+        *([] if runs.refit_of(folder) is None else [refitted]),
         holdout,
         *([best] if runs.keeps_best(folder) else []),
         "This is one run: another seed gives other figures, and no interval here says by how much. "

@@ -34,6 +34,8 @@ from .predictions import read_metrics as read_metrics
 from .predictions import read_valid as read_valid
 from .probe import ProbeRun as ProbeRun
 from .probe import begin_run as begin_run
+from .refit import refit_of as refit_of
+from .refit import refit_recipe as refit_recipe
 from .run import Run as Run
 from .submissions import Manner as Manner
 from .submissions import Submission as Submission

@@ -19,6 +19,7 @@ from kit import stats
 from kit.base import Floats, Indices, KitError, Labels, Strings, read_json, write_json
 from kit.runs.folds import require_distinct
 from kit.runs.predictions import read_valid
+from kit.runs.refit import refit_of
 from kit.stats import Comparison, Interval
 
 Mean = Literal["probability", "rank"]
@@ -70,10 +71,11 @@ def read_predictions(folders: Sequence[Path]) -> tuple[pd.DataFrame, Floats]:
     Raises
     ------
     KitError
-        If a run is not finished or named twice, or two runs were validated on other tiles or by
-        other labels.
+        If a run is not finished or named twice, also by its refit, or two runs were validated on
+        other tiles or by other labels.
     """
     require_distinct(folders)
+    _require_one_of_refits(folders)
     tables = [read_valid(folder).set_index("id").sort_index() for folder in folders]
     first = tables[0]
     for folder, table in zip(folders, tables, strict=True):
@@ -89,6 +91,18 @@ def read_predictions(folders: Sequence[Path]) -> tuple[pd.DataFrame, Floats]:
             )
     predictions = np.stack([table["probability"].to_numpy() for table in tables])
     return first.reset_index()[["id", "label"]], predictions
+
+
+def _require_one_of_refits(folders: Sequence[Path]) -> None:
+    """Refuse a run beside its refit: both have the same predictions of the holdout."""
+    named = {folder.resolve(): folder for folder in folders}
+    for folder in folders:
+        origin = refit_of(folder)
+        other = None if origin is None else named.get(origin.resolve())
+        if other is not None:
+            raise KitError(
+                f"{folder} refits {other}, and is judged by its predictions: name one of them"
+            )
 
 
 def select(labels: Labels, predictions: Floats, mean: Mean) -> Floats:

@@ -9,7 +9,8 @@ encoder.safetensors  of a probe, the weights of its encoder
 custom/            the code of a person's own network or augmentation
 architecture/      how a model is built that timm does not know by its name
 valid.csv          id,label,probability,logit on the holdout
-metrics.json       the final figures, with intervals; it is written last
+metrics.json       the final figures, with intervals; it is written last. Of a refit these and
+                   valid.csv are of the run that it refits
 
 A folder may come from anyone: whatever is read is checked, and nothing outside of it is read.
 """
@@ -18,9 +19,9 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from kit.base import (
     LOCK_NAME,
@@ -42,7 +43,7 @@ class _Data:
     fingerprint: str
     is_standin: bool
     train_tiles: Count
-    valid_tiles: Count
+    valid_tiles: Annotated[int, Field(ge=0)]
     split: str | None = None
 
 
@@ -69,6 +70,7 @@ class _Config:
     class_names: tuple[str, ...] = ()
     options: _Options = _Options()
     custom: dict[str, str] = field(default_factory=dict)
+    refit_of: dict[str, str] | None = None
     resumed_from: dict[str, Any] | None = None
     precision: str | None = None
     device: str | None = None

@@ -17,7 +17,15 @@ def holdout_fingerprint(store: Store, holdout: Holdout) -> str:
     return hashlib.sha256("\n\n".join(sides).encode()).hexdigest()
 
 
-def resumed_holdout(folder: Path, recipe: Recipe, store: Store, *, force: bool) -> Holdout:
+def run_holdout(recipe: Recipe, store: Store, *, refit: bool = False) -> Holdout:
+    """Return the sides of a run; a refit trains on both."""
+    sides = recipe_holdout(store, recipe)
+    return Holdout(np.union1d(*sides), np.array([], np.intp)) if refit else sides
+
+
+def resumed_holdout(
+    folder: Path, recipe: Recipe, store: Store, *, force: bool, refit: bool = False
+) -> Holdout:
     """Return the holdout of a run that was begun, which the recipe must still give.
 
     Parameters
@@ -44,7 +52,7 @@ def resumed_holdout(folder: Path, recipe: Recipe, store: Store, *, force: bool) 
         expected = found
     put_back = f"put back what the run was begun with, or add --force to go on with {path}"
     try:
-        chosen = recipe_holdout(store, recipe)
+        chosen = run_holdout(recipe, store, refit=refit)
     except KitError as error:
         if kept is None:
             raise

@@ -105,6 +105,14 @@ def compare(
             option = f"--{field.name.replace('_', '-')} was {before} and is {after}"
             (changeable if field.name in CHANGEABLE else fixed).append(option)
     fixed += other_code(then, now)
+    before, after = (values.get("refit_of") for values in (then, now))
+    if before != after:
+        names = [value and value["run"] for value in (before, after)]
+        fixed.append(
+            f"--refit was {names[0]} and is {names[1]}"
+            if names[0] != names[1]
+            else f"{names[0]}, which it refits, has other predictions now"
+        )
     if then["data"]["fingerprint"] != now["data"]["fingerprint"]:
         fixed.append("the tiles or labels of --data were others")
     for name in SURROUNDINGS:

@@ -57,6 +57,7 @@ class _Metrics:
     kept_epoch: Count | None = None
     auc_by_fold: tuple[_Share, ...] = ()
     mean_auc_of_folds: _Share | None = None
+    refit_of: str | None = None
     sha256: dict[str, str] = field(default_factory=dict)
 
 

@@ -4,7 +4,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from kit.base import (
 )
 from kit.data import UNKNOWN, Features, Store, find_slides
 from kit.models import Probe
-from kit.runs.predictions import write_predictions
 from kit.runs.run import Run
 from kit.training import (
     Evaluate,
@@ -49,7 +48,7 @@ class ProbeRun(Run):
         *,
         evaluate: Evaluate = evaluate,  # noqa: ARG002
         progress: bool | TrainingBar = True,
-    ) -> Iterator[EpochResult]:
+    ) -> Generator[EpochResult, None, None]:
         """Encode the tiles where that is not done, fit the probe, and yield the one result."""
         start = time.perf_counter()
         encoder = TileEncoder(self.probe.encoder, self.recipe, self.device)
@@ -62,14 +61,13 @@ class ProbeRun(Run):
             self.recipe, some_view_each(views, self.holdout.train), labels, self._slides()
         )
         self.probe.head.load_state_dict(fitted.head.state_dict())
-        sides = [
-            stats.logit_of_mean(np.stack([self._logits(view[rows]) for view in seen]))
-            for rows, seen in ((self.holdout.train, views[:1]), (self.holdout.valid, views))
-        ]
-        result = self._result(*sides, seconds=time.perf_counter() - start)
+        train = self._logits(views[:1], self.holdout.train)
+        # A refit holds no tiles out.
+        valid = None if self.is_refit else self._logits(views, self.holdout.valid)
+        result = self._result(train, valid, seconds=time.perf_counter() - start)
         self.history = [result]
         self._write_history()
-        self._keep(encoder, sides[1], fitted.strength)
+        self._keep(encoder, valid, fitted.strength)
         if isinstance(progress, TrainingBar):
             progress.advance(1, "")
         yield result
@@ -96,28 +94,25 @@ class ProbeRun(Run):
         own = None if known is None else known[self.holdout.train]
         return None if own is None or (own == UNKNOWN).any() else own
 
-    def _logits(self, features: Features) -> Floats:
-        return features_logits(self.probe, features)
+    def _logits(self, views: list[Features], rows: Indices) -> Floats:
+        by_view = [features_logits(self.probe, view[rows]) for view in views]
+        return stats.logit_of_mean(np.stack(by_view))
 
-    def _result(self, train: Floats, valid: Floats, *, seconds: float) -> EpochResult:
-        figures: dict[str, float] = {}
-        for side, rows, logits in (
-            ("train", self.holdout.train, train),
-            ("valid", self.holdout.valid, valid),
-        ):
-            labels = self.store.labels[rows]
-            figures[f"{side}_loss"] = stats.log_loss(labels, expit(logits))
-            figures[f"{side}_accuracy"] = stats.accuracy(labels, expit(logits))
+    def _result(self, train: Floats, valid: Floats | None, *, seconds: float) -> EpochResult:
+        labels, held_out = (self.store.labels[rows] for rows in self.holdout)
         return EpochResult(
             epoch=1,
-            valid_auc=stats.auc(self.store.labels[self.holdout.valid], valid),
+            train_loss=stats.log_loss(labels, expit(train)),
+            train_accuracy=stats.accuracy(labels, expit(train)),
+            valid_loss=None if valid is None else stats.log_loss(held_out, expit(valid)),
+            valid_accuracy=None if valid is None else stats.accuracy(held_out, expit(valid)),
+            valid_auc=None if valid is None else stats.auc(held_out, valid),
             seconds=seconds,
             tiles_per_second=len(self.holdout.train) / seconds,
             min_running_var=None,
-            **figures,
         )
 
-    def _keep(self, encoder: TileEncoder, valid: Floats, strength: float | None) -> None:
+    def _keep(self, encoder: TileEncoder, valid: Floats | None, strength: float | None) -> None:
         """Write what a finished run is used for; metrics.json comes last and says so."""
         state = self.probe.head.state_dict()
         weights = save({f"head.{name}": tensor.contiguous() for name, tensor in state.items()})
@@ -125,18 +120,11 @@ class ProbeRun(Run):
             partial.write_bytes(weights)
         keep_encoder(self.folder / ENCODER, encoder, self.store)
         also: Mapping[str, Any] = {} if strength is None else {"strength": strength}
-        write_predictions(
-            self.folder,
-            self.store.train.ids[self.holdout.valid],
-            self.store.labels[self.holdout.valid],
-            valid,
-            sha256={
-                "model.safetensors": hashlib.sha256(weights).hexdigest(),
-                ENCODER: _sha256(self.folder / ENCODER),
-            },
-            kept_epoch=None,
-            **also,
-        )
+        sha256 = {
+            "model.safetensors": hashlib.sha256(weights).hexdigest(),
+            ENCODER: _sha256(self.folder / ENCODER),
+        }
+        self._write_figures(valid, sha256=sha256, kept_epoch=None, **also)
 
 
 def some_view_each(views: list[Features], rows: Indices) -> Features:

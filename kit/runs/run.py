@@ -3,7 +3,7 @@
 import hashlib
 import json
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict
 from itertools import islice
@@ -16,6 +16,7 @@ from safetensors.torch import save
 from kit import models
 from kit.base import (
     EpochResult,
+    Floats,
     FolderLock,
     KitError,
     Recipe,
@@ -29,17 +30,17 @@ from kit.base import (
 from kit.data import (
     Store,
     check_batch,
-    recipe_holdout,
     write_split,
 )
 from kit.runs.architecture import keep_architecture, rebuilding_recipe
 from kit.runs.checkpoint import load_checkpoint, write_checkpoint
 from kit.runs.custom import keep_code
 from kit.runs.folder import inside, read_config, require_free
-from kit.runs.holdout import holdout_fingerprint, resumed_holdout
+from kit.runs.holdout import holdout_fingerprint, resumed_holdout, run_holdout
 from kit.runs.identity import compare, describe, require_same
 from kit.runs.loaders import RunLoaders
 from kit.runs.predictions import write_predictions
+from kit.runs.refit import refit_record, unjudged, write_refit
 from kit.runs.stopping import StopRequest
 from kit.training import (
     Evaluate,
@@ -79,6 +80,9 @@ class Run:
         gives another holdout than split.csv, which is kept.
     checkpoint_steps
         Steps between two checkpoints within an epoch; there is one after each epoch, too.
+    refit_of
+        A finished run of this recipe, see `refit_recipe`: all its tiles are trained on, and what
+        is said of the holdout is what that run has found.
     record
         Further entries of config.json, which say how the run was begun.
 
@@ -100,6 +104,7 @@ class Run:
         resume: bool = False,
         force: bool = False,
         checkpoint_steps: int = 500,
+        refit_of: Path | None = None,
         record: Mapping[str, Any] | None = None,
     ) -> None:
         self.recipe = recipe = models.follow_model(recipe)
@@ -108,21 +113,27 @@ class Run:
         self.device = choose_device(device)
         self.dtype = choose_precision(recipe.precision, self.device)
         self.checkpoint_steps = checkpoint_steps
+        self.refit_of = None if refit_of is None else refit_record(refit_of, store)
         self.rank = distributed.rank()
         self.history: list[EpochResult] = []
         begun = self._begun(force=force) if resume else None
         if not resume and self.rank == 0:
             require_free(folder)
         self.holdout = (
-            resumed_holdout(folder, recipe, store, force=force)
+            resumed_holdout(folder, recipe, store, force=force, refit=self.is_refit)
             if resume
-            else recipe_holdout(store, recipe)
+            else run_holdout(recipe, store, refit=self.is_refit)
         )
         check_batch(len(self.holdout.train), recipe.batch_size)
         self.loaders = RunLoaders(recipe, store, self.holdout, device=self.device, workers=workers)
         self.state = self._restore() if resume else self._new_state(recipe)
         if self.rank == 0:
             self._claim(begun, record or {})
+
+    @property
+    def is_refit(self) -> bool:
+        """Whether it holds no tiles out."""
+        return self.refit_of is not None
 
     def _begun(self, *, force: bool) -> dict[str, Any]:
         """Return the record of the run to resume, which must be this one."""
@@ -184,7 +195,7 @@ class Run:
 
     def train(
         self, *, evaluate: Evaluate = evaluate, progress: bool | TrainingBar = True
-    ) -> Iterator[EpochResult]:
+    ) -> Generator[EpochResult, None, None]:
         """Train to the last epoch, keeping checkpoints, and yield each epoch's result.
 
         After the last one the folder holds the weights, the holdout's predictions and the final
@@ -212,12 +223,15 @@ class Run:
         self, stop: StopRequest, evaluate: Evaluate, progress: bool | TrainingBar
     ) -> Iterator[EpochResult]:
         with explain_full_memory(self.device, "loading tiles"):
-            tiles = self.loaders.train_share(), self.loaders.valid_share()
+            train = self.loaders.train_share()
+            # A refit evaluates nothing.
+            valid = train if self.is_refit else self.loaders.valid_share()
         results = fit(
             self.state,
-            *tiles,
+            train,
+            valid,
             after_step=lambda: self._after_step(stop),
-            evaluate=evaluate,
+            evaluate=unjudged if self.is_refit else evaluate,
             progress=progress if self.rank == 0 else False,
         )
         try:
@@ -290,7 +304,8 @@ class Run:
         )
 
     def _identity(self) -> dict[str, Any]:
-        return describe(self.recipe, self.store, self.device)
+        refit_of = {} if self.refit_of is None else {"refit_of": self.refit_of}
+        return describe(self.recipe, self.store, self.device) | refit_of
 
     def _config(self, record: Mapping[str, Any]) -> dict[str, Any]:
         identity = self._identity()
@@ -329,7 +344,12 @@ class Run:
         weights = save({name: tensor.contiguous() for name, tensor in state.items()})
         with atomic_path(self.folder / "model.safetensors") as partial:
             partial.write_bytes(weights)
-        logits = predict_logits(
+        sha256 = {"model.safetensors": hashlib.sha256(weights).hexdigest()}
+        logits = None if self.is_refit else self._valid_logits()
+        self._write_figures(logits, kept_epoch=kept_epoch, sha256=sha256)
+
+    def _valid_logits(self) -> Floats:
+        return predict_logits(
             self.state.model,
             self.loaders.valid,
             self.state.normalize,
@@ -337,11 +357,12 @@ class Run:
             device=self.device,
             dtype=self.dtype,
         )
-        write_predictions(
-            self.folder,
-            self.store.train.ids[self.holdout.valid],
-            self.store.labels[self.holdout.valid],
-            logits,
-            kept_epoch=kept_epoch,
-            sha256={"model.safetensors": hashlib.sha256(weights).hexdigest()},
-        )
+
+    def _write_figures(self, logits: Floats | None, **also: Any) -> None:
+        """Write what the run makes of its holdout; a refit, which has none, what its run made."""
+        if logits is None:
+            write_refit(self.folder, **also)
+            return
+        valid = self.holdout.valid
+        ids, labels = self.store.train.ids[valid], self.store.labels[valid]
+        write_predictions(self.folder, ids, labels, logits, **also)

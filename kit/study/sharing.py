@@ -273,7 +273,7 @@ def _objective(
     bar.label = name
     with leaving(trial):
         for result in train_one(name, bar):
-            auc = result.valid_auc
+            auc = result.valid_auc or auc
             bar.label = f"{name}, AUC {auc:.4f}"
     return auc
 

@@ -31,6 +31,7 @@ def judge_epoch(
     """
     if state.averaged is None and state.recipe.views == 1:
         # Its figures are of just this model.
+        assert result.valid_auc is not None
         state.keep_if_best(state.model, result.valid_auc)
         return
     model = _last_model(state, train)
