@@ -25,7 +25,7 @@ option = $(if $(2),$(1) $(call quoted,$(2)))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo download pack train submit scores push pull dataset notebook test soak kaggle-image lint bench clean
+.PHONY: help install demo download pack train best submit scores push pull dataset notebook test soak kaggle-image lint bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,9 @@ pack: $(VENV)/installed ## pack the tiles in DATA, proving each one
 
 train: $(VENV)/installed ## train, with options in ARGS
 	$(BIN)/python kernels/train.py $(call option,--data,$(DATA)) $(ARGS)
+
+best: $(VENV)/installed ## the best submission in two hours, or as ARGS="--time-limit 30m" says
+	$(BIN)/python kernels/best.py $(call option,--data,$(DATA)) $(ARGS)
 
 submit: $(VENV)/installed ## submit RUN (predicted if need be) or FILE and wait for its score
 	$(BIN)/python kernels/submit.py $(call option,--run,$(RUN)) $(call option,--file,$(FILE)) \

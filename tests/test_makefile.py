@@ -47,7 +47,7 @@ def make(folder: Path, *words: str) -> list[str]:
         ("~/My Drive/d", "/home/me/My Drive/d"),
     ],
 )
-@pytest.mark.parametrize("target", ["download", "pack", "train"])
+@pytest.mark.parametrize("target", ["download", "pack", "train", "best"])
 def test_a_folder_may_have_any_name(tmp_path: Path, target: str, given: str, handed: str) -> None:
     said = make(tmp_path, target, f"DATA={given}")
     assert said == [f"kernels/{target}.py", "--data", handed]

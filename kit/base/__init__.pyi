@@ -38,6 +38,8 @@ from .custom import read_custom as read_custom
 from .custom import require_trust as require_trust
 from .custom import trust_code as trust_code
 from .custom import trusts_code as trusts_code
+from .durations import format_duration as format_duration
+from .durations import parse_duration as parse_duration
 from .errors import KeptError as KeptError
 from .errors import KitError as KitError
 from .errors import StoppedError as StoppedError
@@ -77,9 +79,11 @@ from .recipe import recipe_names as recipe_names
 from .recipe import recipe_values as recipe_values
 from .recipe import refuse_unused as refuse_unused
 from .results import EpochResult as EpochResult
+from .signals import LateError as LateError
 from .signals import going_on as going_on
 from .signals import handle_signals as handle_signals
 from .signals import same_command as same_command
+from .signals import stopped_after as stopped_after
 from .tables import read_table as read_table
 from .tables import require_ids as require_ids
 from .tables import require_labels as require_labels

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from kit.base.errors import KeptError, StoppedError
+from kit.base.errors import KeptError, KitError, StoppedError
 
 
 @contextmanager
@@ -58,6 +58,45 @@ class _Handler:
             later.before = self.before
         else:
             signal.signal(number, self.before)
+
+
+class LateError(KitError):
+    """What has lasted longer than it may."""
+
+
+@contextmanager
+def stopped_after(seconds: float) -> Iterator[None]:
+    """Stop the block as SIGTERM would, where it lasts so long.
+
+    Raises
+    ------
+    LateError
+        In place of the `StoppedError` that the block then raises, or that this one raises within
+        it. A request to stop that comes from elsewhere stays what it is.
+    """
+    late = False
+
+    def ring(*_: object) -> None:
+        nonlocal late
+        late = True
+        signal.raise_signal(signal.SIGTERM)
+
+    def stop(number: int) -> None:
+        raise StoppedError("stopped", by=number)
+
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        with handle_signals(stop, signal.SIGTERM):
+            # 0 would mean never.
+            signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-6))
+            yield
+    except StoppedError as error:
+        if not late:
+            raise
+        raise LateError(str(error)) from error
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @contextmanager

@@ -1,3 +1,4 @@
+from .cached import cached_weights as cached_weights
 from .cards import CARDS as CARDS
 from .cards import Card as Card
 from .cards import describe_cards as describe_cards

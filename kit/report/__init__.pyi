@@ -1,5 +1,7 @@
 from . import plots as plots
 from . import tile_plots as tile_plots
+from .best import best_page as best_page
+from .best import best_verdict as best_verdict
 from .exploration import Exploration as Exploration
 from .exploration import exploration_numbers as exploration_numbers
 from .exploration import explore_store as explore_store

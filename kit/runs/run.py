@@ -193,6 +193,10 @@ class Run:
         if self.history:
             self._write_history()
 
+    def close(self) -> None:
+        """Let others train in the folder: no object of this run may go on with it."""
+        self._lock.release()
+
     def train(
         self, *, evaluate: Evaluate = evaluate, progress: bool | TrainingBar = True
     ) -> Generator[EpochResult, None, None]:

@@ -2,6 +2,12 @@ from .arms import Study as Study
 from .arms import choose_seeds as choose_seeds
 from .arms import parse_arms as parse_arms
 from .arms import train_arms as train_arms
+from .best import BestResult as BestResult
+from .best import BestSearch as BestSearch
+from .best import seek_best as seek_best
+from .best_parts import find_encoders as find_encoders
+from .best_record import Clock as Clock
+from .best_record import Entry as Entry
 from .figures import PRIMARY as PRIMARY
 from .figures import Histories as Histories
 from .figures import Outcome as Outcome

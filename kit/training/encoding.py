@@ -120,6 +120,10 @@ class TileEncoder:
         _, seconds = self._measured(missing[0][1])
         return Plan(count, sum(file.bytes for file, _ in missing), seconds * count)
 
+    def seconds_per_tile(self, tiles: TileSet) -> float:
+        """Return what encoding a tile in one view takes, by the first tiles."""
+        return self._measured(tiles)[1]
+
     def encode(self, tiles: TileSet, view: int = 0, *, progress: bool = True) -> Features:
         """Return a split's features under one of the eight views, encoding what is missing.
 
