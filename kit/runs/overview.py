@@ -27,6 +27,7 @@ from kit.base import (
 from kit.runs.folder import read_config, read_history
 from kit.runs.folds import begun_config, fold_recipes, is_cross_validation
 from kit.runs.predictions import read_metrics
+from kit.runs.refit import refit_of
 from kit.stats import Interval
 
 # A folder that holds one of these is a run, whatever is left of it.
@@ -198,7 +199,9 @@ def _read_figures(folder: Path) -> dict[str, Any]:
     auc = Interval(**figures["auc"])
     if not is_cross_validation(folder) and not (folder / "model.safetensors").exists():
         raise KitError(f"there is no {folder / 'model.safetensors'}")
-    return {
+    origin = refit_of(folder)
+    whose = {} if origin is None else {"note": _printable(f"its figures are those of {origin}")}
+    return whose | {
         "auc": auc.estimate,
         "low": auc.low,
         "high": auc.high,
