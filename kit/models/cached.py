@@ -20,11 +20,11 @@ def cached_weights() -> dict[str, Path]:
 
 def _in_hub_cache() -> Iterator[tuple[str, Path]]:
     import timm
-    from huggingface_hub import CacheNotFound, scan_cache_dir
+    from huggingface_hub import CacheNotFound, constants, scan_cache_dir
 
     short_names = {card.repository: name for name, card in CARDS.items()}
     try:
-        repositories = scan_cache_dir().repos
+        repositories = scan_cache_dir(constants.HF_HUB_CACHE).repos
     except CacheNotFound:
         return
     for repository in sorted(repositories, key=lambda one: one.repo_id):

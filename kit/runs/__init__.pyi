@@ -17,6 +17,7 @@ from .export_timm import EXACT as EXACT
 from .export_timm import write_timm as write_timm
 from .folder import read_config as read_config
 from .folder import read_history as read_history
+from .folder import refit_of as refit_of
 from .folder import resume_command as resume_command
 from .folds import begun_config as begun_config
 from .folds import fold_recipes as fold_recipes
@@ -34,7 +35,6 @@ from .predictions import read_metrics as read_metrics
 from .predictions import read_valid as read_valid
 from .probe import ProbeRun as ProbeRun
 from .probe import begin_run as begin_run
-from .refit import refit_of as refit_of
 from .refit import refit_recipe as refit_recipe
 from .run import Run as Run
 from .speed import Speed as Speed

@@ -17,9 +17,9 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from kit import stats
 from kit.base import Floats, Indices, KitError, Labels, Strings, read_json, write_json
+from kit.runs.folder import refit_of
 from kit.runs.folds import require_distinct
 from kit.runs.predictions import read_valid
-from kit.runs.refit import refit_of
 from kit.stats import Comparison, Interval
 
 Mean = Literal["probability", "rank"]

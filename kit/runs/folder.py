@@ -61,6 +61,16 @@ class _Options:
 
 
 @dataclass(frozen=True)
+class _RefitOf:
+    run: str
+
+
+@dataclass(frozen=True)
+class _Refit:
+    refit_of: _RefitOf | None = None
+
+
+@dataclass(frozen=True)
 class _Config:
     """The types of config.json's entries; what older versions did not record has a default."""
 
@@ -70,7 +80,7 @@ class _Config:
     class_names: tuple[str, ...] = ()
     options: _Options = _Options()
     custom: dict[str, str] = field(default_factory=dict)
-    refit_of: dict[str, str] | None = None
+    refit_of: _RefitOf | None = None
     resumed_from: dict[str, Any] | None = None
     precision: str | None = None
     device: str | None = None
@@ -105,6 +115,21 @@ def read_config(folder: Path) -> dict[str, Any]:
     values = read_typed(path, _Config, what="a run's configuration")
     parse_recipe(values["recipe"], source=str(path))
     return values
+
+
+def refit_of(folder: Path) -> Path | None:
+    """Return the run that a run refits, of which it has the figures; None for any other folder.
+
+    Raises
+    ------
+    KitError
+        If its config.json does not say so in the kit's way.
+    """
+    path = inside(folder, "config.json")
+    if not path.is_file():
+        return None
+    record = read_json(path, _Refit, what="a run's configuration").refit_of
+    return None if record is None else Path(record.run)
 
 
 def read_history(folder: Path) -> list[EpochResult]:

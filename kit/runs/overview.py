@@ -24,10 +24,9 @@ from kit.base import (
     read_json,
     recipe_values,
 )
-from kit.runs.folder import read_config, read_history
+from kit.runs.folder import read_config, read_history, refit_of
 from kit.runs.folds import begun_config, fold_recipes, is_cross_validation
 from kit.runs.predictions import read_metrics
-from kit.runs.refit import refit_of
 from kit.stats import Interval
 
 # A folder that holds one of these is a run, whatever is left of it.

@@ -67,20 +67,14 @@ def write_refit(folder: Path, **also: Any) -> dict[str, Any]:
     KitError
         If that run is gone, or another one by now.
     """
-    refit_of = read_config(folder)["refit_of"]
-    run = Path(refit_of["run"])
+    record = read_config(folder)["refit_of"]
+    run = Path(record["run"])
     content = read_bytes(finished_file(run, "valid.csv"))
-    if hashlib.sha256(content).hexdigest() != refit_of["valid.csv"]:
+    if hashlib.sha256(content).hexdigest() != record["valid.csv"]:
         raise KitError(f"{run} is not the run any more that {folder} was begun to refit")
     valid = read_valid(run)
     columns = (valid[name].to_numpy() for name in ("id", "label", "logit"))
     return write_predictions(folder, *columns, refit_of=str(run), **also)
-
-
-def refit_of(folder: Path) -> Path | None:
-    """Return the run that a run, or a cross-validation, refits, and so has its figures of."""
-    record = begun_config(folder).get("refit_of")
-    return None if record is None else Path(record["run"])
 
 
 def unjudged(state: TrainingState, _: DataLoader[Batch]) -> dict[str, Any]:
