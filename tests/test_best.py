@@ -190,11 +190,19 @@ def test_another_search_in_the_folder_is_refused(
 
 
 def test_encoders_are_those_named_or_cached(
-    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("kit.study.best_parts.cached_weights", lambda: {"resnet18": weights})
-    assert [one.model for one in find_encoders([])] == ["resnet18"]
     assert [one.model for one in find_encoders(["resnet18"])] == ["resnet18"]
+    # What a cache holds may be anything; what is named is not passed over.
+    assert find_encoders([]) == []
+    assert "resnet18, which a cache holds, is left out" in capsys.readouterr().err
+    monkeypatch.setattr("kit.study.best_parts.cached_weights", lambda: {MODEL: weights})
+    assert [one.model for one in find_encoders([])] == [MODEL]
+    monkeypatch.setattr("kit.study.best_parts.cached_weights", lambda: {"resnet18": weights})
     with pytest.raises(KitError, match=r"resnet34: its weights are not in a cache .*resnet18"):
         find_encoders(["resnet34"])
     with pytest.raises(KitError, match="no weights at"):

@@ -48,6 +48,7 @@ _RESERVE = 2.0
 # What ending takes, in seconds, before it has been measured.
 _FIRST_ENDING = 5.0
 _NEVER = 1e9
+_LATE = "it would not have ended in time"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +162,7 @@ class _Seeker:
         self.journal = read_journal(search.folder)
         self.portfolio = Portfolio(search.folder / PARTS, parts, store, device, self.journal)
         self.ending = _FIRST_ENDING
-        self.predicting = 0.0
+        self.apart = 0.0
 
     def seek(self) -> Iterator[BestResult]:
         """Train part after part; conclude after each."""
@@ -186,23 +187,26 @@ class _Seeker:
 
     def _concluded(self) -> Iterator[BestResult]:
         """Bring the submission up to date, and learn what that takes."""
-        start, self.predicting = self.clock.used, 0.0
+        start, self.apart = self.clock.used, 0.0
         yield self._conclude()
         if self._finished():
-            # Predicting is part of what a part costs.
-            self.ending = max(self.ending, self.clock.used - start - self.predicting)
+            # Predicting is part of what a part costs, and measuring of what comes next.
+            self.ending = max(self.ending, self.clock.used - start - self.apart)
 
     def _next(self) -> Planned | None:
         """Return the part to train next: one that was begun, or the first that is planned."""
         for name, entry in self.journal.parts.items():
             if entry.state == "begun":
-                left = entry.planned - (self.clock.used - entry.began)
-                return Planned(name, entry.epochs, max(0.0, left))
+                if self.portfolio.cost(name).seconds(0) < self._left:
+                    return self.portfolio.remaining(name, entry.epochs)
+                entry.state, entry.reason = "late", _LATE
         return next(iter(self._plan()), None)
 
     def _plan(self) -> list[Planned]:
         """Plan what is trained in the time left; refits where all else is done."""
+        start = self.clock.used
         plan = self.portfolio.plan(self._left)
+        self.apart += self.clock.used - start
         write_journal(self.search.folder, self.journal)
         if plan or not self._finished() or not self.search.refit or self.journal.folds:
             return plan
@@ -222,7 +226,7 @@ class _Seeker:
                 training.train(bar)
             entry.state = "finished"
         except LateError:
-            entry.state, entry.reason = "late", "it would not have ended in time"
+            entry.state, entry.reason = "late", _LATE
         except KeptError:
             raise
         except KitError as error:
@@ -280,7 +284,8 @@ class _Seeker:
         try:
             predicted = self._predict(submitted)
         except LateError:
-            entry.state, entry.reason = "late", "its predictions would not have ended in time"
+            latest = self.journal.parts[self.journal.finished()[-1]]
+            latest.state, latest.reason = "late", _LATE
             return self._conclude()
         folder = self.search.folder
         return BestResult(
@@ -298,7 +303,7 @@ class _Seeker:
         start, is_first = self.clock.used, len(self._finished()) == 1
         with stopped_after(_NEVER if is_first else self._left):
             predicted = predict_mean(submitted, self.store, self.search.folder, device=self.device)
-        self.predicting = self.clock.used - start
+        self.apart += self.clock.used - start
         return predicted
 
     def _choose(self) -> Ensemble:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kit import runs
-from kit.base import KitError, Recipe
+from kit.base import EpochResult, KitError, Recipe
 from kit.data import Store, recipe_holdout
 from kit.study.best_parts import Part
 from kit.study.best_plan import (
@@ -97,6 +97,16 @@ class Portfolio:
         recipe = self.recipe(name)
         return candidate(name, recipe, self.cost(name), self._sides(recipe).train)
 
+    def remaining(self, name: str, epochs: int) -> Planned:
+        """Return what a part that was begun still takes."""
+        cost, recipe, place = self.cost(name), self.recipe(name), self.place(name)
+        folders = [place]
+        if recipe.folds:
+            folders = [folder for folder, _ in runs.fold_recipes(recipe, place)]
+        done = sum(len(_history(folder)) for folder in folders) / len(folders)
+        seconds = cost.seconds(0) + max(0.0, epochs - done) * cost.epoch
+        return Planned(name, epochs, seconds)
+
     def refits(self, weights: Mapping[str, float]) -> Iterator[Candidate]:
         """Yield the refits that are worth their time, by the weights of parts in the mean."""
         for name in sorted(weights, key=lambda part: -weights[part]):
@@ -131,3 +141,7 @@ class Portfolio:
                     self.journal.speeds[one.name] = speed
                     self.journal.precisions[one.name] = recipe.precision
         return self.journal.speeds[name]
+
+
+def _history(folder: Path) -> list[EpochResult]:
+    return runs.read_history(folder) if (folder / "history.jsonl").exists() else []

@@ -1,16 +1,19 @@
 """The parts of a search for the best submission, those that bring most for their time first."""
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from kit.base import KitError, Recipe, Views, read_recipe
-from kit.models import cached_weights, find_source
+from kit.models import cached_weights, create_encoder, find_source, follow_model
 
 MOST_ENCODERS = 4
 """More are not looked at, unless they are named."""
 SEEDS = 5
+_PROBE_SIZE = 96
 # As many maps as `compact` has in all orientations; as good, and different.
 _PLAIN_WIDTHS = (48, 96, 192)
 # Measured in docs/results.md: a convolutional encoder on tiles of their own size, tuned as a whole.
@@ -78,9 +81,21 @@ def find_encoders(named: Sequence[str]) -> list[EncoderFile]:
     """
     cached = cached_weights()
     if not named:
-        found = [EncoderFile(model, file) for model, file in cached.items()]
-        return sorted(found, key=_size)[:MOST_ENCODERS]
+        found = sorted((EncoderFile(*pair) for pair in cached.items()), key=_size)
+        return list(islice(filter(_works, found), MOST_ENCODERS))
     return sorted((_read_encoder(text, cached) for text in named), key=_size)
+
+
+def _works(encoder: EncoderFile) -> bool:
+    """Whether a model takes the weights that a cache holds for it, and its tiles."""
+    size = encoder.fixed_size or _PROBE_SIZE
+    try:
+        recipe = replace(_start_from(read_recipe("probe"), encoder), size=size)
+        create_encoder(follow_model(recipe))
+    except KitError as error:
+        print(f"note: {encoder.model}, which a cache holds, is left out: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def _read_encoder(text: str, cached: Mapping[str, Path]) -> EncoderFile:
@@ -141,7 +156,7 @@ def _further_seeds(first: Sequence[Part]) -> Iterator[Part]:
 
 def _probe(encoder: EncoderFile, common: Mapping[str, Any], *, views: Views) -> Part:
     recipe = _start_from(read_recipe("probe"), encoder)
-    size = encoder.fixed_size or (96 if views == 1 else 128)
+    size = encoder.fixed_size or (_PROBE_SIZE if views == 1 else 128)
     name = f"probe-{encoder.short_name}-{size}-{views}"
     return Part(name, replace(recipe, size=size, views=views, **common))
 
