@@ -3,7 +3,8 @@
 --out writes one ONNX file that takes uint8 tiles, and leaves none unless ONNX Runtime gives
 PyTorch's logits on the tiles of --data. --timm writes a folder for
 timm.create_model("local-dir:FOLDER", pretrained=True), and how far timm's own preprocessing is
-from the run's on these tiles. --tensorboard writes the history.
+from the run's on these tiles. --tensorboard writes the history; --log puts it into a log, as
+train.py does.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ class ExportOptions:
     """New folder, for a run of a timm model."""
     tensorboard: Path | None = None
     """Folder of TensorBoard's runs."""
+    log: runs.LogKind = "none"
+    """The log of the run, such as one of a study, in its usual place: see docs/runs.md."""
     data: Path = Path("data")
     """Folder of the competition's data, to check what is written on."""
     tiles: base.Count = 512
@@ -41,7 +44,8 @@ def main(options: ExportOptions, argv: list[str]) -> None:
     """Write what is asked for."""
     base.trust_code(options.trust)
     run, out, timm, tensorboard = options.run, options.out, options.timm, options.tensorboard
-    if out is None and timm is None and tensorboard is None:
+    runs.require_logger(options.log)
+    if out is None and timm is None and tensorboard is None and options.log == "none":
         raise KitError("say what to write: --out model.onnx, --timm FOLDER or --tensorboard FOLDER")
     if out is None:
         base.refuse_unused(base.given_options(argv), ["tiles", "data"], "without --out")
@@ -71,6 +75,11 @@ def main(options: ExportOptions, argv: list[str]) -> None:
         runs.write_tensorboard(tensorboard, run)
         look = shlex.join(["tensorboard", "--logdir", str(tensorboard)])
         print(f"{tensorboard}: look at it with: {look}")
+    if options.log != "none":
+        with runs.open_log(options.log, run) as log:
+            log.on_end(run, {})
+            if not log.is_open:
+                raise KitError(f"{run} is not logged: the note above says why")
 
 
 if __name__ == "__main__":

@@ -44,10 +44,11 @@ class TrainOptions(RunOptions):
     """A finished run or cross-validation: train its recipe on its training and its held-out tiles
     together, for the submission. What is said of the holdout stays that run's."""
     force: bool = False
-    """With --resume: go on although epochs, device, precision, versions or the table of slides have
-    changed."""
+    """With --resume: go on although epochs, device, precision, versions or slides have changed."""
     checkpoint_steps: base.Count = 500
     """Steps between two checkpoints within an epoch; there is one after each epoch, too."""
+    log: runs.LogKind = "none"
+    """Log each epoch, and figures and pictures at the end, on this machine: see docs/runs.md."""
 
 
 # Options beside the recipe that a run goes on with where the command line gives none.
@@ -59,6 +60,7 @@ KEPT = (
     "deterministic",
     "cuda_graphs",
     "checkpoint_steps",
+    "log",
 )
 
 
@@ -121,6 +123,7 @@ def main(options: TrainOptions) -> None:
             "one run: choose a --device, or train it on several with torchrun (docs/scale.md)"
         )
     training.prepare_process(deterministic=options.deterministic, cuda_graphs=options.cuda_graphs)
+    runs.require_logger(options.log)
     with base.going_on(lambda *more: how_to_go_on(folder, *more)):
         with training.distributed.rank_zero_first():
             tiles = data.open_store(options.data)
@@ -179,10 +182,11 @@ def train_folds(
     for part in recipes:
         if not (part / PAGE).exists():
             # It was stopped between its figures and its page.
-            write_page(part, tiles)
+            with runs.open_log(options.log, part) as log:
+                write_page(part, tiles, log)
     pooled = runs.pool_folds(folder, force=options.force)
-    print(conclude_folds(pooled, folder, tiles, options.recipe.slides))
-    print(next_command(folder, options))
+    conclusion = conclude_folds(pooled, folder, tiles, options.recipe.slides)
+    print(conclusion, next_command(folder, options), sep="\n")
 
 
 def train_in_turn(
@@ -217,9 +221,10 @@ def share_folds(
         # What another process has begun that is gone is this one's to go on with.
         own = replace(options, recipe=recipes[part], resume=(part / "config.json").exists())
         run = open_run(own, tiles, part, device)
-        yield from run.train(progress=bar)
-        bar.say(f"{conclude(part, tiles)}\n{report.kept_note(run)}".rstrip())
-        write_page(part, tiles)
+        with runs.log_run(options.log, run) as log:
+            yield from run.train(progress=bar)
+            bar.say(f"{conclude(part, tiles)}\n{report.kept_note(run)}".rstrip())
+            write_page(part, tiles, log)
 
     study.share_runs(list(parts), folder, train_one, is_done=lambda name: is_finished(parts[name]))
 
@@ -260,19 +265,23 @@ def train(
     """Train a run, telling each epoch's figures."""
     run = open_run(options, tiles, folder, device)
     bar.say(describe(run))
-    for result in run.train(progress=bar):
-        bar.say(f"{report.epoch_line(result, run.recipe.epochs)}  {bar.time_left()}".rstrip())
-    if run.rank > 0:
-        return
-    bar.say(f"{conclude(folder, tiles)}\n{report.kept_note(run)}".rstrip())
-    write_page(folder, tiles)
+    with runs.log_run(options.log, run) as log:
+        for result in run.train(progress=bar):
+            bar.say(f"{report.epoch_line(result, run.recipe.epochs)}  {bar.time_left()}".rstrip())
+        if run.rank > 0:
+            return
+        bar.say(f"{conclude(folder, tiles)}\n{report.kept_note(run)}".rstrip())
+        write_page(folder, tiles, log)
     bar.say(f"the whole run: {folder / PAGE}")
 
 
-def write_page(folder: Path, tiles: data.Store) -> None:
-    """Draw a finished run's curves and write its page."""
+def write_page(folder: Path, tiles: data.Store, log: runs.SafeLog) -> None:
+    """Draw a finished run's curves, write its page, and log its figures and pictures."""
     report.plots.curves(runs.read_history(folder), folder / "curves.png", title=folder.name)
-    report.write_page(folder / PAGE, report.run_page(folder, tiles))
+    page = report.run_page(folder, tiles)
+    report.write_page(folder / PAGE, page)
+    if log.is_open:
+        log.on_end(folder, report.page_images(page))
 
 
 def default_folder(options: TrainOptions) -> Path:

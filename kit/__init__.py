@@ -13,6 +13,9 @@ os.environ |= {
     "NO_ALBUMENTATIONS_UPDATE": "1",
     # huggingface_hub describes the machine to its server with each download.
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    # MLflow counts what is called, and Weights & Biases sends its own errors.
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "WANDB_ERROR_REPORTING": "false",
 }
 
 # PyTorch's threads spin while they wait for each other, by default for some milliseconds. On cores

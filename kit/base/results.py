@@ -10,7 +10,9 @@ class EpochResult:
 
     The training figures are means over the epoch's batches while the weights still moved, as
     Keras reports them; the validation figures are of the epoch's last weights. A run that holds no
-    tiles out, a refit, has none. A network without BatchNorm has no running variance.
+    tiles out, a refit, has none. A network without BatchNorm has no running variance. The
+    learning rate is that of the next step, the highest where layers have their own; a probe has
+    none, and older versions recorded none.
     """
 
     epoch: int
@@ -22,6 +24,7 @@ class EpochResult:
     seconds: float
     tiles_per_second: float
     min_running_var: float | None
+    lr: float | None = None
 
     def __post_init__(self) -> None:
         if self.min_running_var == math.inf:

@@ -11,6 +11,7 @@ from .galleries import choose_gallery as choose_gallery
 from .galleries import gallery_section as gallery_section
 from .gradcam import grad_cam as grad_cam
 from .learning import learning_figure as learning_figure
+from .log_images import page_images as page_images
 from .overview import overview_page as overview_page
 from .page import Drawing as Drawing
 from .page import GalleryTile as GalleryTile

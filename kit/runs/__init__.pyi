@@ -28,6 +28,11 @@ from .folds import require_distinct as require_distinct
 from .listing import choose_runs as choose_runs
 from .listing import shown_table as shown_table
 from .listing import table_notes as table_notes
+from .log import LogKind as LogKind
+from .log import SafeLog as SafeLog
+from .log import log_run as log_run
+from .log import open_log as open_log
+from .log import require_logger as require_logger
 from .overview import runs_table as runs_table
 from .predictions import auc_over_slides as auc_over_slides
 from .predictions import final_metrics as final_metrics

@@ -1,34 +1,33 @@
 """A run's history as TensorBoard's event files."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 from kit.base import KitError, atomic_folder
 from kit.runs.extras import import_extra
 from kit.runs.folder import read_config, read_history
+from kit.runs.log import epoch_figures, final_figures, logged_run
 
 
 def write_tensorboard(path: Path, folder: Path) -> None:
-    """Write a run's history as TensorBoard scalars, one step per epoch, into `path`/RUN.
+    """Write a run's log for TensorBoard, one step per epoch, into `path`/RUN.
 
     Raises
     ------
     KitError
-        If the folder holds no run, or the scalars are there already, which TensorBoard would
-        mix with these.
+        If the folder holds no run, or the log is there already, which TensorBoard would mix with
+        this one.
     """
     import_extra("tensorboard")
-    from torch.utils.tensorboard import SummaryWriter
+    from kit.runs.log_tensorboard import TensorBoardLogger
 
     read_config(folder)
     target = path / folder.resolve().name
     if target.exists():
         raise KitError(f"{target} exists: name another folder with --tensorboard")
-    with atomic_folder(target) as partial, SummaryWriter(str(partial)) as writer:
+    with atomic_folder(target) as partial:
+        logger = TensorBoardLogger(logged_run(folder), partial)
         for result in read_history(folder):
-            for name, value in asdict(result).items():
-                if name != "epoch" and value is not None:
-                    side, _, figure = name.partition("_")
-                    # train/loss and valid/loss; the others as they are.
-                    tag = f"{side}/{figure}" if side in ("train", "valid") else name
-                    writer.add_scalar(tag, value, result.epoch)
+            logger.on_epoch(result.epoch, epoch_figures(result))
+        if (folder / "metrics.json").exists():
+            logger.on_end(final_figures(folder), {})
+        logger.close(finished=True)

@@ -1,4 +1,4 @@
-"""Libraries that come with the package's extra `export`."""
+"""Libraries that come with the package's extras."""
 
 import importlib
 from types import ModuleType
@@ -6,11 +6,10 @@ from types import ModuleType
 from kit.base import KitError
 
 
-def import_extra(name: str) -> ModuleType:
+def import_extra(name: str, extra: str = "export") -> ModuleType:
     """Import a library, or say how to install it."""
     try:
         return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise KitError(
-            f"{error.name} is not installed: pip install 'histopathologic-cancer-kit[export]'"
-        ) from error
+    except ImportError as error:
+        what = f"{error.name} is not installed" if error.name else f"{name} cannot be imported"
+        raise KitError(f"{what}: pip install 'histopathologic-cancer-kit[{extra}]'") from error

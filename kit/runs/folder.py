@@ -6,6 +6,8 @@ history.jsonl      one object per epoch
 last.pt            all that resuming needs
 model.safetensors  the weights of the last epoch; of a probe, those of its head
 encoder.safetensors  of a probe, the weights of its encoder
+tensorboard/       TensorBoard's event files
+log.json           by which ids other loggers know the run
 custom/            the code of a person's own network or augmentation
 architecture/      how a model is built that timm does not know by its name
 valid.csv          id,label,probability,logit on the holdout
@@ -35,7 +37,10 @@ from kit.base import (
 )
 
 # What a training that was stopped before its first checkpoint has written.
-_LEFT_BY_A_START = {LOCK_NAME, "config.json", "split.csv", "layers.txt", "architecture", "custom"}
+_LEFT_BY_A_START = {
+    *(LOCK_NAME, "config.json", "split.csv", "layers.txt", "architecture", "custom"),
+    *("log.json", "tensorboard"),
+}
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class _Options:
     deterministic: bool = False
     cuda_graphs: bool = True
     checkpoint_steps: int | None = None
+    log: str = "none"
 
 
 @dataclass(frozen=True)

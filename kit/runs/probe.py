@@ -70,6 +70,7 @@ class ProbeRun(Run):
         self._keep(encoder, valid, fitted.strength)
         if isinstance(progress, TrainingBar):
             progress.advance(1, "")
+        self._tell(result)
         yield result
 
     @property

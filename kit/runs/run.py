@@ -3,7 +3,7 @@
 import hashlib
 import json
 import signal
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict
 from itertools import islice
@@ -86,6 +86,12 @@ class Run:
     record
         Further entries of config.json, which say how the run was begun.
 
+    Attributes
+    ----------
+    on_epoch
+        Called, if set, with each epoch's result when it has been kept, in the process of rank 0. A
+        request to stop waits for its end.
+
     Raises
     ------
     KitError
@@ -116,6 +122,7 @@ class Run:
         self.refit_of = None if refit_of is None else refit_record(refit_of, store)
         self.rank = distributed.rank()
         self.history: list[EpochResult] = []
+        self.on_epoch: Callable[[EpochResult], None] | None = None
         begun = self._begun(force=force) if resume else None
         if not resume and self.rank == 0:
             require_free(folder)
@@ -260,9 +267,14 @@ class Run:
                 if self.recipe.keep == "best":
                     judge_epoch(self.state, result, self.loaders.plain_train, self.loaders.valid)
                 self._checkpoint()
+                self._tell(result)
         if stop.number and distributed.world_size() == 1:
             raise self._stopped(stop.number)
         return result
+
+    def _tell(self, result: EpochResult) -> None:
+        if self.on_epoch is not None and self.rank == 0:
+            self.on_epoch(result)
 
     def _stopped(self, number: int) -> StoppedError:
         """Say where the training stands that a signal has stopped."""

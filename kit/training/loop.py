@@ -114,7 +114,12 @@ def fit(
             distributed.broadcast_buffers(state.model)
             figures = _train_figures(state.progress, gradients.sampler) | evaluate(state, valid)
             state.begin_epoch(Progress(epoch=state.epoch + 1))
-            yield EpochResult(epoch=state.epoch, seconds=time.perf_counter() - start, **figures)
+            yield EpochResult(
+                epoch=state.epoch,
+                seconds=time.perf_counter() - start,
+                lr=max(float(group["lr"]) for group in state.optimizer.param_groups),
+                **figures,
+            )
 
 
 def _train_epoch(

@@ -1,0 +1,53 @@
+"""A run's log as TensorBoard's event files, in its own folder."""
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+
+from kit.base import Pixels
+from kit.runs.log import LoggedRun
+
+
+class TensorBoardLogger:
+    """See `log.Logger`.
+
+    Parameters
+    ----------
+    folder
+        Of the event files; tensorboard/ in the run's own by default, so that --logdir runs shows
+        all runs.
+    """
+
+    def __init__(self, run: LoggedRun, folder: Path | None = None) -> None:
+        folder = folder or run.folder / "tensorboard"
+        # A kill may have taken the last epoch that the history holds.
+        self.last = max(run.epochs - 1, 0) if any(folder.glob("events.*")) else 0
+        self.look = shlex.join(["tensorboard", "--logdir", str(run.folder.parent)])
+        # What is logged again replaces what was logged before.
+        self._writer = SummaryWriter(str(folder), purge_step=self.last + 1)
+        self._options = {name: _plain(value) for name, value in run.options.items()}
+        lines = [f"    {name} = {value}" for name, value in self._options.items()]
+        self._writer.add_text("recipe", "\n".join(lines))
+
+    def on_epoch(self, epoch: int, figures: Mapping[str, float]) -> None:
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, epoch)
+        self._writer.flush()
+        self.last = epoch
+
+    def on_end(self, figures: Mapping[str, float], images: Mapping[str, Pixels]) -> None:
+        for title, pixels in images.items():
+            self._writer.add_image(title, pixels, self.last, dataformats="HWC")
+        # It writes a file of its own, after which TensorBoard reads no more of the others.
+        self._writer.flush()
+        self._writer.add_hparams(self._options, dict(figures), run_name=".", global_step=self.last)
+
+    def close(self, *, finished: bool) -> None:  # noqa: ARG002
+        self._writer.close()
+
+
+def _plain(value: object) -> object:
+    """Return an option as TensorBoard takes hyperparameters."""
+    return value if isinstance(value, bool | int | float | str) else str(value)
