@@ -1,7 +1,9 @@
 """Pathology encoders by short names: what their authors say of them, and how timm builds them.
 
-Written down from the authors' model cards and papers. None of the gated models was tried with
-this kit: their terms do not allow it to fetch them by itself.
+Checked in November 2026 against the authors' repositories and papers; licences and gates of Virchow
+and H-optimus, whose cards the hub shows to nobody without an account, against TRIDENT and LazySlide,
+which use them. No model was tried with this kit: the gated ones' terms do not allow it to fetch them
+by itself.
 """
 
 from collections.abc import Mapping
@@ -48,10 +50,15 @@ class Card:
         return f"https://huggingface.co/{self.repository}"
 
 
+_NOTE = (
+    "None of them was tried with this kit. Terms change: those on a model's page count, and it is "
+    "printed before its weights are fetched."
+)
 _SWIGLU = {"mlp_layer": "SwiGLUPacked", "act_layer": "silu"}
 _VIRCHOW = {"init_values": 1e-5, "mlp_ratio": 5.3375, "dynamic_img_size": True, **_SWIGLU}
 _OPTIMUS = {"img_size": 224, "init_values": 1e-5, "dynamic_img_size": False}
 _NC = "CC BY-NC-ND 4.0"
+_KAIKO = "Kaiko Non-Commercial Public License"
 
 CARDS: dict[str, Card] = {
     "uni": Card(
@@ -60,7 +67,7 @@ CARDS: dict[str, Card] = {
         303,
         _NC,
         gated=True,
-        trained_on="100,000 slides of two Boston hospitals and GTEx; no public benchmark",
+        trained_on="100,000 slides that are not public; no CAMELYON, say its authors",
         options={"init_values": 1e-5, "dynamic_img_size": True},
     ),
     "uni2-h": Card(
@@ -69,7 +76,7 @@ CARDS: dict[str, Card] = {
         681,
         _NC,
         gated=True,
-        trained_on="350,000 slides of Mass General Brigham; CAMELYON is not named",
+        trained_on="350,000 slides; whether CAMELYON is among them was not checked",
         options={
             "img_size": 224,
             "patch_size": 14,
@@ -90,7 +97,7 @@ CARDS: dict[str, Card] = {
         631,
         "Apache 2.0",
         gated=True,
-        trained_on="1.5 million slides of Memorial Sloan Kettering; CAMELYON is not named",
+        trained_on="1.5 million slides of Memorial Sloan Kettering; no CAMELYON",
         pool=("class", "mean"),
         options=_VIRCHOW,
     ),
@@ -100,7 +107,8 @@ CARDS: dict[str, Card] = {
         631,
         _NC,
         gated=True,
-        trained_on="3.1 million slides, most of Memorial Sloan Kettering; CAMELYON is not named",
+        trained_on="3.1 million slides of several institutions; whether CAMELYON is among them was not "
+        "checked",
         pool=("class", "mean"),
         options={**_VIRCHOW, "reg_tokens": 4},
     ),
@@ -130,7 +138,7 @@ CARDS: dict[str, Card] = {
         1135,
         "Apache 2.0, research only by its card",
         gated=True,
-        trained_on="171,000 slides of Providence; CAMELYON is not named",
+        trained_on="171,000 slides of Providence; no CAMELYON",
         options={
             "img_size": 224,
             "patch_size": 16,
@@ -144,7 +152,7 @@ CARDS: dict[str, Card] = {
         "1aurent/vit_small_patch16_224.kaiko_ai_towards_large_pathology_fms",
         "vit_small_patch16_224",
         22,
-        "MIT",
+        _KAIKO,
         gated=False,
         trained_on="TCGA; no CAMELYON",
         normalize="half",
@@ -154,7 +162,7 @@ CARDS: dict[str, Card] = {
         "1aurent/vit_base_patch16_224.kaiko_ai_towards_large_pathology_fms",
         "vit_base_patch16_224",
         86,
-        "MIT",
+        _KAIKO,
         gated=False,
         trained_on="TCGA; no CAMELYON",
         normalize="half",
@@ -164,9 +172,9 @@ CARDS: dict[str, Card] = {
         "1aurent/vit_small_patch16_224.lunit_dino",
         "vit_small_patch16_224",
         22,
-        "not for commercial use",
+        "Lunit Public License, not for commercial use",
         gated=False,
-        trained_on="TCGA and slides of one hospital that are not public; CAMELYON is not named",
+        trained_on="TCGA (19 million tiles); no CAMELYON",
         normalize="lunit",
         options={"dynamic_img_size": True},
     ),
@@ -206,4 +214,4 @@ def describe_cards() -> str:
         for row in (heading, *rows)
     ]
     origins = [f"{name}: {card.page}\n    {card.trained_on}" for name, card in CARDS.items()]
-    return "\n".join([*lines, "", *origins])
+    return "\n".join([*lines, "", *origins, "", _NOTE])
