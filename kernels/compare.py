@@ -118,7 +118,9 @@ def main(options: CompareOptions, argv: list[str]) -> None:
         verdict,
         store=tiles,
         slides=slides,
-        command=base.command("compare", *argv),
+        command=base.command(
+            "compare", *argv, *study.precision_words(options.out, comparison.arms.values())
+        ),
     )
     with base.FolderLock(options.out, wait=True):
         report.write_page(options.out / "report.html", page)

@@ -85,7 +85,7 @@ def main(options: MomentumOptions, argv: list[str]) -> None:
         store=tiles,
         slides=data.find_slides(tiles, recipe.slides),
         folders={folder.name: folder for folder in folders[:3]},
-        command=base.command("momentum", *argv),
+        command=base.command("momentum", *argv, *study.precision_words(options.out, [recipe])),
     )
     with base.FolderLock(options.out, wait=True):
         report.write_page(options.out / "report.html", page)

@@ -65,7 +65,8 @@ def main(options: SearchOptions, argv: list[str]) -> None:
     where = "on the machine that trained the best trial"
     # Workers of a database may share no folder.
     if result.folder.exists():
-        page = report.search_page(result, options.out, tiles, base.command("search", *argv))
+        words = [*argv, *study.precision_words(options.out, [options.recipe])]
+        page = report.search_page(result, options.out, tiles, base.command("search", *words))
         with base.FolderLock(options.out, wait=True):
             report.write_page(options.out / "report.html", page)
         where = f"{options.out}/report.html"

@@ -79,11 +79,16 @@ def read_options(argv: list[str]) -> TrainOptions:
         return options
     folder = seen.out or default_folder(base.parse_options(TrainOptions, __doc__, argv))
     begun = begun_options(folder)
+    settled = begun.recipe.precision
     if base.given_options(argv) & {"device", "devices"}:
         begun = replace(begun, device=TrainOptions.device, devices=())
     if seen.recipe is not None:
         begun = replace(begun, recipe=base.read_recipe(seen.recipe), recipe_name=seen.recipe)
-    return base.parse_options(TrainOptions, __doc__, argv, default=begun)
+    options = base.parse_options(TrainOptions, __doc__, argv, default=begun)
+    if "precision" in base.given_options(argv):
+        return options
+    # What was measured when the run began stands.
+    return replace(options, recipe=training.with_precision(options.recipe, settled))
 
 
 def refuse_unused(options: TrainOptions, given: set[str]) -> None:
@@ -127,6 +132,9 @@ def main(options: TrainOptions) -> None:
     with base.going_on(lambda *more: how_to_go_on(folder, *more)):
         with training.distributed.rank_zero_first():
             tiles = data.open_store(options.data)
+        if not options.resume and training.leaves_precision_open(options.recipe):
+            precision = training.settle_precision([options.recipe], device=devices.device)
+            options = replace(options, recipe=replace(options.recipe, precision=precision))
         if one_run:
             # Asked now: the processes part when the last epoch is over.
             rank = training.distributed.rank()

@@ -180,7 +180,8 @@ class Recipe:
     frozen_epochs: Annotated[int, Field(ge=0)] = 0
     """Of a timm model: first epochs that train the classifier alone."""
     precision: Precision = "auto"
-    """auto takes bf16 (or fp16) where the hardware computes in it, else fp32."""
+    """auto takes bf16 (or fp16) where the hardware computes in it, else fp32; of a timm model on a
+    CPU, train.py and studies measure which is faster, and record it."""
     views: Views = 1
     """8 averages the probabilities of the eight symmetries of the square when predicting."""
     seed: Annotated[int, Field(ge=0, le=_LAST_SEED)] = 0

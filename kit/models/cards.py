@@ -1,9 +1,8 @@
 """Pathology encoders by short names: what their authors say of them, and how timm builds them.
 
 Checked in November 2026 against the authors' repositories and papers; licences and gates of Virchow
-and H-optimus, whose cards the hub shows to nobody without an account, against TRIDENT and LazySlide,
-which use them. No model was tried with this kit: the gated ones' terms do not allow it to fetch them
-by itself.
+and H-optimus, whose cards were not at hand, against TRIDENT and LazySlide, which use them. No model
+was tried with this kit: the gated ones' terms do not allow it to fetch them by itself.
 """
 
 from collections.abc import Mapping
@@ -107,8 +106,8 @@ CARDS: dict[str, Card] = {
         631,
         _NC,
         gated=True,
-        trained_on="3.1 million slides of several institutions; whether CAMELYON is among them was not "
-        "checked",
+        trained_on="3.1 million slides of several institutions; whether CAMELYON is among them was "
+        "not checked",
         pool=("class", "mean"),
         options={**_VIRCHOW, "reg_tokens": 4},
     ),

@@ -16,6 +16,7 @@ from .figures import check_outcome as check_outcome
 from .figures import histories as histories
 from .figures import read_outcome as read_outcome
 from .figures import run_figures as run_figures
+from .folder import precision_words as precision_words
 from .learning import LearningCurve as LearningCurve
 from .learning import curve_table as curve_table
 from .learning import parse_tiles as parse_tiles

@@ -16,7 +16,7 @@ from kit.base import OWN_ONLY, EpochResult, KitError, Recipe, read_recipe, refus
 from kit.data import Store
 from kit.study.checks import check_kept, check_recipes
 from kit.study.figures import Outcomes, read_outcome
-from kit.study.folder import claim_folder, surroundings
+from kit.study.folder import claim_folder, settle_precision, surroundings
 from kit.study.opening import open_run
 from kit.study.sharing import share_runs
 from kit.training import TrainingBar
@@ -143,8 +143,9 @@ def train_arms(
         If a run cannot be, or the folder holds another study, or a run that this one would not
         train; or if a figure of a finished run is no number.
     """
-    recipes = study.recipes()
     _check_study(study, store, device)
+    study = replace(study, arms=settle_precision(study.folder, study.arms, device))
+    recipes = study.recipes()
     shared = surroundings(study.arms.values(), store, device)
     control = {} if study.control is None else {"control": study.control}
     claim_folder(study.folder, {"kind": "arms", **shared, "arms": study.arms, **control})

@@ -1,4 +1,4 @@
-"""The folder of a study: what it is about."""
+"""The folder of a study: what it is about, and what was measured when it began."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -8,10 +8,13 @@ import torch
 
 import kit
 from kit import base, training
-from kit.base import FolderLock, KitError, Recipe, plain_values, read_json, write_json
+from kit.base import FolderLock, KitError, Precision, Recipe, plain_values, read_json, write_json
 from kit.data import Store, slides_fingerprint
 
 STUDY_FILE = "study.json"
+PRECISION_FILE = "precision.json"
+# What a study that has begun holds.
+_BEGUN = (STUDY_FILE, "search.json", "runs")
 
 
 def surroundings(recipes: Iterable[Recipe], store: Store, device: str) -> dict[str, Any]:
@@ -32,6 +35,40 @@ def surroundings(recipes: Iterable[Recipe], store: Store, device: str) -> dict[s
         "data": store.fingerprint,
         "slides": sorted(slides_fingerprint(path, store) for path in tables),
     }
+
+
+def settle_precision(folder: Path, recipes: Mapping[str, Recipe], device: str) -> dict[str, Recipe]:
+    """Return a study's recipes with one precision for all that leave it open.
+
+    It is measured when the study begins and kept in its folder, for all workers and later calls,
+    see `training.settle_precision`. A study that was begun without goes on without.
+    """
+    open_ones = [recipe for recipe in recipes.values() if training.leaves_precision_open(recipe)]
+    if not open_ones:
+        return dict(recipes)
+    path = folder / PRECISION_FILE
+    with FolderLock(folder, wait=True):
+        if not path.exists() and not any((folder / name).exists() for name in _BEGUN):
+            measured = training.settle_precision(open_ones, device=device)
+            write_json(path, {"precision": measured})
+    settled = read_precision(folder)
+    return {name: training.with_precision(recipe, settled) for name, recipe in recipes.items()}
+
+
+def read_precision(folder: Path) -> Precision:
+    """Return what was measured when the study in a folder began; auto if nothing was."""
+    path = folder / PRECISION_FILE
+    if not path.exists():
+        return "auto"
+    record = read_json(path, dict[str, Precision], what="the precision of a study")
+    return record.get("precision", "auto")
+
+
+def precision_words(folder: Path, recipes: Iterable[Recipe]) -> list[str]:
+    """Return the option that repeats a study in the precision that was measured, if one can."""
+    settled = read_precision(folder)
+    is_for_all = all(map(training.leaves_precision_open, recipes))
+    return ["--precision", settled] if is_for_all and settled != "auto" else []
 
 
 def claim_folder(folder: Path, study: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from kit.base import KitError, Recipe
 from kit.data import UNKNOWN, Store, find_slides
 from kit.runs import check_run, check_trainable, read_metrics
 from kit.stats import CONFIDENCE
+from kit.study.folder import settle_precision
 from kit.study.opening import open_run
 from kit.training import TrainingBar
 
@@ -62,8 +63,9 @@ def train_curve(
     KitError
         If one cannot be trained, before the first is; or a finished run is another one.
     """
-    runs = curve.runs()
-    check_trainable(runs.values(), store, device=device)
+    check_trainable(curve.runs().values(), store, device=device)
+    settled = settle_precision(curve.folder, curve.recipes, device)
+    runs = replace(curve, recipes=settled).runs()
     finished = {folder for folder in runs if (folder / "metrics.json").is_file()}
     for folder in finished:
         check_run(folder, runs[folder], store, device=device)

@@ -22,7 +22,7 @@ from kit.runs import Run
 from kit.study.arms import Study, train_arms
 from kit.study.checks import check_kept, check_recipes
 from kit.study.figures import Outcome, Outcomes, check_outcome, kept_figures
-from kit.study.folder import claim_folder, surroundings
+from kit.study.folder import claim_folder, settle_precision, surroundings
 from kit.study.opening import clear_folder
 from kit.study.sharing import share_runs
 from kit.study.statistics_bank import StatisticsBank
@@ -95,8 +95,10 @@ def sweep_momenta(
         holds another study; or if a figure of a finished training is no number.
     """
     _check_sweep(sweep)
+    check_recipes(sweep.recipes().values(), store, device=device)
+    settled = settle_precision(sweep.folder, {"sweep": sweep.recipe}, device)
+    sweep = replace(sweep, recipe=settled["sweep"])
     recipes = sweep.recipes()
-    check_recipes(recipes.values(), store, device=device)
     shared = surroundings([sweep.recipe], store, device)
     what = {"recipe": sweep.recipe, "momenta": list(sweep.momenta)}
     claim_folder(sweep.folder, {"kind": "momentum sweep", **shared, **what})

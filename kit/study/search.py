@@ -16,7 +16,7 @@ model that a trial keeps.
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ from kit.runs import Run
 from kit.study import sharing
 from kit.study.checks import check_recipes
 from kit.study.figures import read_outcome
-from kit.study.folder import check_same, read_record, surroundings
+from kit.study.folder import check_same, read_record, settle_precision, surroundings
 from kit.study.opening import open_run
 from kit.study.search_result import SearchResult, conclude
 from kit.study.space import Space, search_space, seeded_recipes
@@ -118,6 +118,10 @@ def run_search(
         )
     sharing.silence()
     check_recipes(seeded_recipes(search.recipe, search.seeds), store, device=device)
+    if storage is None:
+        # Workers of a database may share no folder that could keep it.
+        settled = settle_precision(search.folder, {"recipe": search.recipe}, device)
+        search = replace(search, recipe=settled["recipe"])
     space = search_space(search.recipe, store, seeds=search.seeds, fixed=search.fixed)
     shared = surroundings([search.recipe], store, device)
     with sharing.naming("search", storage, search.folder / JOURNAL):
