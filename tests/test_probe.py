@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 
 from kit import base, data, models, runs, training
 from kit.base import KitError, Recipe
-from kit.training.logistic import fit_logistic
+from kit.training.logistic import Regression, fit_logistic
 from kit.training.probes import STRENGTHS, choose_strength
 
 RECIPE = Recipe(
@@ -55,6 +55,18 @@ def test_a_logistic_regression_is_scikit_learns(
         reference.fit(scaled[own], labels[own])
         expected = reference.decision_function(scaled)
         assert np.abs(found[:, column] - expected).max() < 2e-3 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(("tiles", "features"), [(600, 21), (120, 200)])
+def test_where_a_fit_begins_changes_nothing(tiles: int, features: int) -> None:
+    values, labels = problem(tiles, features)
+    regression, used = Regression(values), np.ones((tiles, 1), bool)
+    strong = regression.fit(labels, np.array([1.0]), used)
+    plain = regression.fit(labels, np.array([0.1]), used).logits(values)
+    near = regression.fit(labels, np.array([0.1]), used, start=strong).logits(values)
+    assert np.abs(near - plain).max() < 1e-3 * np.abs(plain).max()
+    again = regression.fit(labels, np.array([1.0]), used, start=strong)
+    assert np.allclose(again.logits(values), strong.logits(values), atol=1e-4)
 
 
 def test_a_constant_feature_does_no_harm() -> None:

@@ -13,7 +13,7 @@ from kit import models, stats
 from kit.base import Floats, Indices, Labels, Recipe, Strings
 from kit.data import Features
 from kit.models import Probe
-from kit.training.logistic import Scale, fit_logistic
+from kit.training.logistic import Fit, Regression, Scale
 
 STRENGTHS: Floats = 10.0 ** np.array([1, 0.5, 0, -0.5, -1, -1.5, -2])
 """Of the L2 penalty on weights of scaled features, beside the mean log loss."""
@@ -59,9 +59,12 @@ def fit_probe(
     """
     if recipe.probe == "mlp":
         return FittedProbe(_fit_network(recipe, features, labels), None)
-    strength = choose_strength(features, labels, slides, recipe.seed)
+    regression = Regression(features)
+    strength, start = _choose(
+        regression, _parts(features, labels, slides, recipe.seed), features, labels
+    )
     used = np.ones((len(labels), 1), bool)
-    fit = fit_logistic(features, labels, np.array([strength]), used)
+    fit = regression.fit(labels, np.array([strength]), used, start=start)
     head = nn.Linear(features.shape[1], 1)
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(fit.weights.T))
@@ -85,14 +88,20 @@ def features_logits(probe: Probe, features: Features) -> Floats:
 def choose_strength(features: Features, labels: Labels, slides: Strings | None, seed: int) -> float:
     """Choose the strength of the penalty by cross-validation, see `fit_probe`."""
     parts = _parts(features, labels, slides, seed)
+    return _choose(Regression(features), parts, features, labels)[0]
+
+
+def _choose(
+    regression: Regression, parts: list[Indices], features: Features, labels: Labels
+) -> tuple[float, Fit | None]:
+    """Return the strength, and the mean of its fits to the tiles around each part."""
     if len(parts) < 2:
-        return float(np.median(STRENGTHS))
+        return float(np.median(STRENGTHS)), None
     used = np.ones((len(labels), len(parts)), bool)
     for number, part in enumerate(parts):
         used[part, number] = False
     # Side by side: the strengths of the first part, those of the second, ...
-    fit = fit_logistic(
-        features,
+    fit = regression.fit(
         labels,
         np.tile(STRENGTHS, len(parts)),
         np.repeat(used, len(STRENGTHS), axis=1),
@@ -101,12 +110,16 @@ def choose_strength(features: Features, labels: Labels, slides: Strings | None, 
     losses = np.empty((len(parts), len(STRENGTHS)))
     for number, part in enumerate(parts):
         own = slice(number * len(STRENGTHS), (number + 1) * len(STRENGTHS))
-        answers = torch.sigmoid(torch.from_numpy(fit.logits(features[part])[:, own])).numpy()
+        logits = Fit(fit.weights[:, own], fit.biases[own]).logits(features[part])
+        answers = torch.sigmoid(torch.from_numpy(logits)).numpy()
         losses[number] = [stats.log_loss(labels[part], column) for column in answers.T]
     means = losses.mean(0)
     best = int(np.argmin(means))
     error = losses[:, best].std(ddof=1) / len(parts) ** 0.5
-    return float(STRENGTHS[means <= means[best] + error].max())
+    chosen = int(np.argmax(np.where(means <= means[best] + error, STRENGTHS, 0)))
+    alike = slice(chosen, None, len(STRENGTHS))
+    near = Fit(fit.weights[:, alike].mean(1, keepdims=True), fit.biases[alike].mean(keepdims=True))
+    return float(STRENGTHS[chosen]), near
 
 
 def _parts(features: Features, labels: Labels, slides: Strings | None, seed: int) -> list[Indices]:
