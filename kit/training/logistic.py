@@ -172,7 +172,8 @@ class Scale:
         self.mean, self.deviation = mean.float(), deviation.float()
 
     def __call__(self, chunk: Tensor) -> Tensor:
-        return (chunk - self.mean).div_(self.deviation)
+        scaled: Tensor = (chunk - self.mean).div_(self.deviation)
+        return scaled
 
 
 class _Problem:
