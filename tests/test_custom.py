@@ -46,6 +46,31 @@ def build(size: int) -> nn.Module:
     dense = nn.Linear(3 * size * size, width)
     return nn.Sequential(nn.Flatten(), dense, nn.BatchNorm1d(width), nn.Linear(width, 1))
 '''
+LATE = """
+import albumentations as A
+from torch import nn
+
+calls = [0]
+
+
+def work(images, **_):
+    calls[0] += 1
+    if calls[0] > 5:
+        1 / 0
+    return images
+
+
+class Net(nn.Module):
+    def __init__(self, size):
+        super().__init__()
+        self.head = nn.Linear(3, 1)
+
+    def forward(self, images):
+        return self.head(work(images).mean((2, 3)))
+
+
+pipeline = A.Compose([A.Lambda(image=work)])
+"""
 AUG = """
 import albumentations as A
 
@@ -142,6 +167,24 @@ def test_an_augmentation_that_does_not_fit_is_told_of_before_anything_is_written
 def test_what_is_not_there_is_named(model: str, message: str) -> None:
     with pytest.raises(KitError, match=message):
         models.create_model(Recipe(model=model))
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("option", ["--model", "--augment"])
+def test_code_that_fails_later_is_named_with_its_line(
+    tiles: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, workers: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("late.py").write_text(LATE)
+    own = f"late.py:{'Net' if option == '--model' else 'pipeline'}"
+    small = ("--epochs", "1", "--batch-size", "16", "--size", "32", "--workers", workers)
+    done = kernel("train", option, own, *small, "--data", tiles.folder.parent, "--out", "r")
+    assert done.returncode == 1
+    line = LATE.splitlines().index("        1 / 0") + 1
+    assert (
+        f"error: late.py, line {line}, fails: ZeroDivisionError: division by zero\n" in done.stderr
+    )
+    assert "Traceback" not in done.stderr
 
 
 def test_an_unknown_augmentation_is_refused_as_before() -> None:

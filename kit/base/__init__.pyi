@@ -33,6 +33,7 @@ from .custom import CustomCode as CustomCode
 from .custom import custom_name as custom_name
 from .custom import explain_custom as explain_custom
 from .custom import is_custom as is_custom
+from .custom import load_code as load_code
 from .custom import load_custom as load_custom
 from .custom import read_custom as read_custom
 from .custom import require_trust as require_trust

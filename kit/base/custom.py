@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from kit.base.errors import KitError
+from kit.base.errors import CUSTOM_PREFIX, KitError
 from kit.base.text import shorten
 
 # A file or an importable module, and a name in it.
@@ -42,7 +42,7 @@ class CustomCode:
     @property
     def module(self) -> str:
         """Name by which Python knows the module: the same text is the same module."""
-        return f"custom_{self.sha256[:16]}"
+        return f"{CUSTOM_PREFIX}{self.sha256[:16]}"
 
 
 def is_custom(reference: str) -> bool:
@@ -85,7 +85,11 @@ def load_custom(reference: str) -> Any:
     KitError
         If the code cannot be read or run, or lacks the name.
     """
-    code = read_custom(reference)
+    return load_code(read_custom(reference))
+
+
+def load_code(code: CustomCode) -> Any:
+    """Run code, once per process, and return what it is asked for; see `load_custom`."""
     module = sys.modules.get(code.module) or _run(code)
     try:
         return getattr(module, code.name)

@@ -4,9 +4,11 @@ import errno
 import io
 import os
 import platform
+import re
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +28,9 @@ _REFUSALS = {
         EROFS ESTALE
     """.split()  # noqa: SIM905
 }
+
+CUSTOM_PREFIX = "custom_"
+"""What the names of modules begin with that hold a person's own code: see `kit.base.custom`."""
 
 
 class KitError(Exception):
@@ -84,7 +89,7 @@ def exit_on_error() -> Iterator[None]:
         except BaseException as error:
             if interrupt.came or isinstance(error, KeyboardInterrupt):
                 _end("\ninterrupted", 128 + signal.SIGINT)
-            message = _refusal(error)
+            message = _refusal(error) or _failed_code(error)
             if message is None:
                 raise
             _end(f"error: {message}", KitError.status)
@@ -192,13 +197,32 @@ def _require_text(words: Sequence[str]) -> None:
 
 def _refusal(error: BaseException) -> str | None:
     """Say what the system refuses to a command that is right; None for all other errors."""
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or _lacks_memory_to_load(error):
         return "this machine's memory is full: end other programs, or choose smaller values"
     if isinstance(error, FileNotFoundError) and "No usable temporary directory" in str(error):
         return "there is no usable temporary folder: set TMPDIR to a folder with room"
     if isinstance(error, OSError) and error.errno in _REFUSALS:
         place = f" {shorten(str(error.filename))}" if error.filename is not None else ""
         return f"cannot read or write{place}: {error.strerror}"
+    return None
+
+
+def _lacks_memory_to_load(error: BaseException) -> bool:
+    """Whether a library's file did not find room in memory."""
+    reasons = "failed to map segment|cannot allocate memory"
+    return isinstance(error, ImportError) and bool(re.search(reasons, str(error), re.I))
+
+
+def _failed_code(error: BaseException) -> str | None:
+    """Say at which line a person's own code has failed; None if the error came through none of it.
+
+    A worker's error comes as the text of its traceback.
+    """
+    own = (module for name, module in sys.modules.items() if name.startswith(CUSTOM_PREFIX))
+    text = "".join(traceback.format_exception(error)).strip()
+    for file in (str(module.__file__) for module in own):
+        if lines := re.findall(rf'File "{re.escape(file)}", line (\d+)', text):
+            return f"{file}, line {lines[-1]}, fails: {text.splitlines()[-1]}"
     return None
 
 

@@ -1,10 +1,19 @@
 """A recipe's random transforms: the kit's own, or any pipeline of albumentations."""
 
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
-from kit.base import Array, Augmentation, KitError, Recipe, explain_custom, load_custom
+from kit.base import (
+    Array,
+    Augmentation,
+    CustomCode,
+    KitError,
+    Recipe,
+    explain_custom,
+    load_code,
+    read_custom,
+)
 from kit.data.transforms import Keys, Pipeline, TileAugmentation, augmentation, is_pipeline
 
 
@@ -14,10 +23,20 @@ class PerTile:
     Albumentations 2.0.8 gives every loader worker the same draws, and the same again each
     epoch. Seeding each tile by what it is, not by who loads it, makes the draws independent
     of the number of workers, and those of a resumed run the same.
+
+    Parameters
+    ----------
+    code
+        A person's own that the pipeline comes from, if it does.
     """
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline, code: CustomCode | None = None) -> None:
         self.pipeline = pipeline
+        self.code = code
+
+    def __reduce__(self) -> Any:
+        """Send a worker that is not forked the code itself: no pickle holds its functions."""
+        return (PerTile, (self.pipeline,)) if self.code is None else (_per_tile, (self.code,))
 
     def __call__(self, images: Array, keys: Keys) -> Array:
         """Return the transformed images."""
@@ -36,6 +55,10 @@ class PerTile:
         return transformed
 
 
+def _per_tile(code: CustomCode) -> PerTile:
+    return PerTile(load_code(code), code)
+
+
 def recipe_augmentation(recipe: Recipe) -> TileAugmentation | PerTile | None:
     """Return the random transforms of a recipe: the kit's, or a person's own pipeline.
 
@@ -46,13 +69,14 @@ def recipe_augmentation(recipe: Recipe) -> TileAugmentation | PerTile | None:
     """
     if "augment" not in recipe.custom:
         return augmentation(cast(Augmentation, recipe.augment), recipe.stain_strength)
-    pipeline = load_custom(recipe.augment)
+    code = read_custom(recipe.augment)
+    pipeline = load_code(code)
     if not is_pipeline(pipeline):
         raise KitError(
             f"{recipe.augment} is of the type {type(pipeline).__name__}: name a pipeline, "
             "albumentations.Compose([...])"
         )
-    augment = PerTile(pipeline)
+    augment = PerTile(pipeline, code)
     tile = np.zeros((1, recipe.size, recipe.size, 3), np.uint8)
     with explain_custom(recipe.augment, "with a black tile"):
         shape = augment(tile, np.zeros(1, np.uint64)).shape[1:]

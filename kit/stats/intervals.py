@@ -177,9 +177,11 @@ def compare(
 
     A level below 5 % is Bonferroni's for several comparisons, and corrects p as well.
     """
+    # Of two equal areas, added up in different orders.
+    difference = 0.0 if abs(difference) < ROUNDING else difference
     if error < ROUNDING:
         note = "the difference has no variance on these tiles, so it has no interval"
-        p_value = 1.0 if abs(difference) < ROUNDING else None
+        p_value = None if difference else 1.0
         return Comparison(Interval(difference, None, None, note, 1 - level), p_value)
     margin = float(distribution.ppf(1 - level / 2)) * error
     p_value = float(2 * distribution.sf(abs(difference) / error)) * (1 - CONFIDENCE) / level
