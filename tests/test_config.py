@@ -128,6 +128,13 @@ def test_a_recipe_that_cannot_be_is_a_message(change: dict[str, int], message: s
         replace(Recipe(), **change)
 
 
+def test_a_network_of_ones_own_takes_the_place_of_compact(tmp_path: Path) -> None:
+    """The recipe's own options of its network then mean nothing, and training stays as it is."""
+    own = parse("--recipe", "compact", "--model", f"{tmp_path}/net.py:Net").recipe
+    assert (own.model, own.ema) == (f"{tmp_path}/net.py:Net", 0.995)
+    assert "orientations" in own.unused_options()
+
+
 @pytest.mark.parametrize(
     ("name", "changes"),
     [

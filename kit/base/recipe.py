@@ -211,7 +211,7 @@ class Recipe:
                 f"augment = {self.augment}: it is one of {known}, or a pipeline of your own, "
                 "FILE.py:NAME"
             )
-        if self.orientations > 1 and self.model != "compact":
+        if self.orientations > 1 and self.model != "compact" and not is_custom(self.model):
             raise RecipeError("orientations needs the model compact")
         self._check_tuning()
 
