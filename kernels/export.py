@@ -30,7 +30,7 @@ class ExportOptions:
     """New folder, for a run of a timm model."""
     tensorboard: Path | None = None
     """Folder of TensorBoard's runs."""
-    log: runs.LogKind = "none"
+    log: base.LogKind = "none"
     """The log of the run, such as one of a study, in its usual place: see docs/runs.md."""
     data: Path = Path("data")
     """Folder of the competition's data, to check what is written on."""

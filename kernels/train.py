@@ -47,7 +47,7 @@ class TrainOptions(RunOptions):
     """With --resume: go on although epochs, device, precision, versions or slides have changed."""
     checkpoint_steps: base.Count = 500
     """Steps between two checkpoints within an epoch; there is one after each epoch, too."""
-    log: runs.LogKind = "none"
+    log: base.LogKind = "none"
     """Log each epoch, and figures and pictures at the end, on this machine: see docs/runs.md."""
 
 

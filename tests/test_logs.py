@@ -21,9 +21,9 @@ from conftest import RECIPE, Type, contents, run_kernel, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kit import runs
-from kit.base import Recipe, StoppedError
+from kit.base import LogKind, Recipe, StoppedError
 from kit.data import Store
-from kit.runs import LogKind, begin_run, log_run, open_log
+from kit.runs import begin_run, log_run, open_log
 
 THREE = replace(RECIPE, epochs=3, schedule="one-cycle")
 # MLflow uses what a later SQLAlchemy will not have.

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 from pydantic import Field, TypeAdapter, ValidationError
@@ -54,6 +54,9 @@ class RunOptions:
     """Run code that the command line does not name itself: that of a recipe's file, or of a run
     folder."""
 
+
+LogKind = Literal["none", "tensorboard", "wandb", "mlflow", "trackio"]
+"""What a training may be logged with."""
 
 Options = TypeVar("Options")
 Value = TypeVar("Value")

@@ -28,7 +28,6 @@ from .folds import require_distinct as require_distinct
 from .listing import choose_runs as choose_runs
 from .listing import shown_table as shown_table
 from .listing import table_notes as table_notes
-from .log import LogKind as LogKind
 from .log import SafeLog as SafeLog
 from .log import log_run as log_run
 from .log import open_log as open_log

@@ -10,15 +10,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-from kit.base import EpochResult, KitError, Pixels, read_json, write_json
+from kit.base import EpochResult, KitError, LogKind, Pixels, read_json, write_json
 from kit.runs.extras import import_extra
 from kit.runs.folder import inside, read_config, read_history, refit_of
 from kit.runs.predictions import read_metrics
 from kit.runs.run import Run
 
-LogKind = Literal["none", "tensorboard", "wandb", "mlflow", "trackio"]
 PROJECT = "histopathologic-cancer"
 _IDS = "log.json"
 
