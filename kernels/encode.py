@@ -10,12 +10,15 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 from kit import base, data, models, training
 from kit.base import KitError, exit_on_error
 
 # In here as well, since Ctrl-C may come while the libraries of command lines load.
 with exit_on_error():
+    from pydantic import Field
+
     from kit.base import Recipe
 
 RECIPE = "probe"
@@ -41,7 +44,7 @@ class EncodeOptions:
     """Channel statistics, see train.py; model: those that the model was trained with."""
     views: base.Views = 1
     """8 encodes all symmetries of the square: eight times the time and the space."""
-    splits: tuple[base.Split, ...] = ("train", "test")
+    splits: Annotated[tuple[base.Split, ...], Field(min_length=1)] = ("train", "test")
     """Which tiles."""
     precision: base.Precision = "auto"
     """auto takes what the hardware does fast; on a CPU what is faster on the first tiles."""

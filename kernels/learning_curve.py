@@ -28,7 +28,7 @@ class CurveOptions:
 
     recipe: base.Repeated[str] = ()
     """A recipe that comes with the kit, or a TOML file; may be given several times."""
-    tiles: tuple[str, ...] = ("100", "300", "1000", "3000", "all")
+    tiles: Annotated[tuple[str, ...], Field(min_length=1)] = ("100", "300", "1000", "3000", "all")
     """Numbers of labelled tiles; all takes the whole training side."""
     draws: base.Count = 5
     """Of each number, with seeds from 0 on."""

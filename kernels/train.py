@@ -132,7 +132,8 @@ def main(options: TrainOptions) -> None:
     with base.going_on(lambda *more: how_to_go_on(folder, *more)):
         with training.distributed.rank_zero_first():
             tiles = data.open_store(options.data)
-        if not options.resume and training.leaves_precision_open(options.recipe):
+        begun = options.resume or options.refit is not None
+        if not begun and training.leaves_precision_open(options.recipe):
             precision = training.settle_precision([options.recipe], device=devices.device)
             options = replace(options, recipe=replace(options.recipe, precision=precision))
         if one_run:

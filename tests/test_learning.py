@@ -46,6 +46,19 @@ def test_what_is_no_number_of_tiles_is_refused(words: list[str]) -> None:
         study.parse_tiles(words)
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("learning_curve", ("--recipe", "probe", "--tiles")),
+        ("encode", ("--model", "test_resnet", "--splits")),
+    ],
+)
+def test_nothing_to_do_is_a_message(name: str, options: tuple[str, ...]) -> None:
+    finished = kernel(name, *options)
+    assert finished.returncode == 1
+    assert finished.stderr.startswith(f"error: {options[-1][2:]} = (): ")
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     folder = tmp_path_factory.mktemp("learning") / "data"

@@ -1,8 +1,9 @@
 """Pathology encoders by short names: what their authors say of them, and how timm builds them.
 
-Checked in November 2026 against the authors' repositories and papers; licences and gates of Virchow
-and H-optimus, whose cards were not at hand, against TRIDENT and LazySlide, which use them. No model
-was tried with this kit: the gated ones' terms do not allow it to fetch them by itself.
+Checked in November 2026 against the authors' repositories and papers; the cards of Virchow and
+H-optimus were not at hand, so their licences and gates against TRIDENT and LazySlide, which use
+them. No model was tried with this kit: the gated ones' terms do not allow it to fetch them by
+itself.
 """
 
 from collections.abc import Mapping

@@ -165,7 +165,7 @@ def _checked(source: Source, name: str) -> Source:
 
 def _not_timms(file: str) -> KitError:
     return KitError(
-        f"{file} does not describe a model of timm: choose one whose page names timm as its library"
+        f"{file} does not describe a model of timm: choose one with timm as the library on its page"
     )
 
 

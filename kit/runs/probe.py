@@ -41,7 +41,7 @@ ENCODER = "encoder.safetensors"
 
 
 class ProbeRun(Run):
-    """A run whose encoder stays as it is, see `Run`; one result stands for all of its fitting."""
+    """A run with an encoder that stays as it is, see `Run`; one result stands for all of it."""
 
     def train(
         self,

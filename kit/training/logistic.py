@@ -23,7 +23,8 @@ _CHUNK = 8192
 _MOST_STEPS = 500
 # Numbers in float32 that are held in memory, 1.2 GB; more are widened again in each step.
 _MOST_HELD = 3 * 10**8
-# Parts of the features whose products with each other are added up on one side of the diagonal.
+# The features' products with each other are added up in so many rows of blocks, on one side of the
+# diagonal.
 _BLOCKS = 4
 
 
@@ -233,7 +234,7 @@ def _triangular(rows: Tensor) -> tuple[Tensor, Tensor]:
     weights, Q' times the coordinates, are; and both have one length.
     """
     products = rows.double() @ rows.double().T
-    # Of rows whose mean is 0 one follows from the others.
+    # Of rows with a mean of 0 one follows from the others.
     products.diagonal().add_(1e-8 * products.diagonal().mean())
     factor = torch.linalg.cholesky(products)
     basis = torch.linalg.solve_triangular(factor, rows.double(), upper=False)

@@ -51,7 +51,8 @@ def settle_precision(recipes: Iterable[Recipe], *, device: str) -> Precision:
         If a model cannot be built, or the memory is full.
     """
     chosen = choose_device(device)
-    if chosen.type != "cpu" or choose_precision("auto", chosen) == torch.float32:
+    is_open = chosen.type == "cpu" and choose_precision("auto", chosen) != torch.float32
+    if not all(distributed.all_reduce(is_open, operation="min")):
         return "auto"
     # What a step costs does not depend on the rest of a recipe.
     networks = {

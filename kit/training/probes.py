@@ -47,7 +47,7 @@ def fit_probe(
 ) -> FittedProbe:
     """Fit a recipe's kind of probe to features of shape (tiles, features).
 
-    A logistic regression has the largest strength whose cross-validated log loss is within one
+    A logistic regression has the largest strength with a cross-validated log loss within one
     standard error of the least (Breiman et al., Classification and Regression Trees, 1984): other
     slides differ from these. The parts are of whole slides where five or more are known, else of
     tiles that look alike.
