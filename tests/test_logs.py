@@ -310,16 +310,34 @@ def test_the_log_of_a_refit_has_no_figures_of_another_run(tiles: Store, run: Pat
     assert "its figures are those of" in run_kernel("runs", run.parent, "--html", page)
 
 
+@pytest.mark.parametrize("way", ["file", "link"])
 def test_a_log_that_cannot_begin_costs_no_training(
-    tiles: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiles: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str], way: str
 ) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
-    (folder / "tensorboard").write_text("in the way")
+    (tmp_path / "elsewhere").mkdir()
+    if way == "file":
+        (folder / "tensorboard").write_text("in the way")
+    else:
+        (folder / "tensorboard").symlink_to(tmp_path / "elsewhere")
     train_logged("tensorboard", RECIPE, tiles, folder)
     said = capsys.readouterr().err
     assert said.count("note: no log with tensorboard from here on: ") == 1
     assert contents(folder) == contents(train(RECIPE, tiles, tmp_path / "plain").folder)
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+@pytest.mark.parametrize("kind", [needs("wandb"), needs("mlflow")])
+@pytest.mark.parametrize("content", ["{", "[1]", '{"wandb": 1, "mlflow": 1}'])
+def test_ids_that_are_damaged_cost_no_training(
+    kind: LogKind, content: str, place: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "log.json").write_text(content)
+    with open_log(kind, run) as log:
+        assert not log.is_open
+    assert f"note: no log with {kind} from here on: KitError: {run}" in capsys.readouterr().err
+    assert not (place / "wandb").exists()
 
 
 def test_a_log_that_fails_midway_costs_no_training(

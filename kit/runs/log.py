@@ -12,7 +12,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from kit.base import EpochResult, KitError, LogKind, Pixels, read_json, write_json
+from kit.base import (
+    EpochResult,
+    LogKind,
+    Pixels,
+    StoppedError,
+    printable,
+    read_json,
+    shorten,
+    write_json,
+)
 from kit.runs.extras import import_extra
 from kit.runs.folder import inside, read_config, read_history, refit_of
 from kit.runs.predictions import read_metrics
@@ -119,13 +128,13 @@ class SafeLog:
     def _try(self, call: Callable[[], None]) -> None:
         try:
             call()
-        except KitError:
-            # A request to stop, or what a user can mend.
+        except StoppedError:
             raise
         except Exception as error:
             # Whatever goes wrong in a library of others, a network or a full disk among it.
             self._logger = None
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            words = f"{type(error).__name__}: {error}".split()
+            reason = shorten(printable(" ".join(words)), 300)
             print(
                 f"note: no log with {self._kind} from here on: {reason}",
                 file=sys.stderr,

@@ -7,6 +7,7 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 
 from kit.base import Pixels
+from kit.runs.folder import inside
 from kit.runs.log import LoggedRun
 
 
@@ -21,7 +22,7 @@ class TensorBoardLogger:
     """
 
     def __init__(self, run: LoggedRun, folder: Path | None = None) -> None:
-        folder = folder or run.folder / "tensorboard"
+        folder = folder or inside(run.folder, "tensorboard")
         # A kill may have taken the last epoch that the history holds.
         self.last = max(run.epochs - 1, 0) if any(folder.glob("events.*")) else 0
         self.look = shlex.join(["tensorboard", "--logdir", str(run.folder.parent)])
