@@ -14,12 +14,15 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 from kit import base, data, report, study, training
 from kit.base import exit_on_error
 
 # In here as well, since Ctrl-C may come while the libraries of command lines load.
 with exit_on_error():
+    from pydantic import Field
+
     from kit.base import RunOptions
 
 
@@ -37,10 +40,10 @@ class CompareOptions(RunOptions):
     """Pairs of runs, from --seed on; decide before you look. Fewer than six allow no conclusion."""
     seed_list: tuple[int, ...] = ()
     """The seeds themselves, in place of --seed and --seeds."""
-    margin: base.Positive | None = None
+    margin: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Ask as well whether arms are the same within this difference in AUC, or one is at least not
     worse by it; decide before you look."""
-    plan: base.Positive | None = None
+    plan: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Judge nothing: say how many seeds would show this difference in AUC, from the spread of these
     seeds, and what they would cost."""
     storage: str | None = None
@@ -136,6 +139,9 @@ def read_study(options: CompareOptions, given: set[str]) -> study.Study:
         if not options.trust:
             base.refuse_code(recipe, given)
     seeds = study.choose_seeds(options.recipe.seed, options.seeds, options.seed_list, given)
+    if options.plan is not None:
+        base.refuse_unused(given, ["margin"], "with --plan")
+        study.require_spread(len(seeds))
     return study.Study(options.out, arms, seeds, options.control)
 
 

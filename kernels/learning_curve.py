@@ -21,6 +21,8 @@ with exit_on_error():
 
     from kit.base import Recipe
 
+TIMM_OPTIONS = ["model", "weights", "size"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class CurveOptions:
@@ -58,7 +60,7 @@ def main(options: CurveOptions) -> None:
         raise KitError("name recipes: --recipe probe --recipe compact")
     curve = study.LearningCurve(
         options.out,
-        {Path(name).stem: recipe_of(name, options) for name in options.recipe},
+        read_recipes(options),
         study.parse_tiles(options.tiles),
         tuple(range(options.draws)),
     )
@@ -80,6 +82,23 @@ def main(options: CurveOptions) -> None:
     print(picture)
 
 
+def read_recipes(options: CurveOptions) -> dict[str, Recipe]:
+    """Return the recipes by the names of their curves."""
+    recipes: dict[str, Recipe] = {}
+    for name in options.recipe:
+        curve = Path(name).stem
+        if curve in recipes:
+            raise KitError(
+                f"--recipe {name} is the second of the name {curve}, which their runs would share: "
+                "give it once, or rename the file"
+            )
+        recipes[curve] = recipe_of(name, options)
+    if not any(recipe.is_backbone for recipe in recipes.values()):
+        given = {name for name in TIMM_OPTIONS if getattr(options, name) is not None}
+        base.refuse_unused(given, TIMM_OPTIONS, "where no recipe takes a timm model")
+    return recipes
+
+
 def recipe_of(name: str, options: CurveOptions) -> Recipe:
     """Read a recipe and give it the holdout, and the model where it takes one of timm."""
     recipe = replace(
@@ -90,10 +109,10 @@ def recipe_of(name: str, options: CurveOptions) -> Recipe:
     )
     if not recipe.is_backbone:
         return recipe
-    changed = {"model": options.model, "weights": options.weights, "size": options.size}
+    changed = {key: getattr(options, key) for key in TIMM_OPTIONS}
     given = {key: value for key, value in changed.items() if value is not None}
     pretrained = recipe.pretrained and options.weights is None
-    return replace(recipe, pretrained=pretrained, **given)  # type: ignore[arg-type]
+    return replace(recipe, pretrained=pretrained, **given)
 
 
 if __name__ == "__main__":

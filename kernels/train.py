@@ -83,7 +83,8 @@ def read_options(argv: list[str]) -> TrainOptions:
     if base.given_options(argv) & {"device", "devices"}:
         begun = replace(begun, device=TrainOptions.device, devices=())
     if seen.recipe is not None:
-        begun = replace(begun, recipe=base.read_recipe(seen.recipe), recipe_name=seen.recipe)
+        name, recipe = base.named_recipe(argv)
+        begun = replace(begun, recipe=recipe, recipe_name=name)
     options = base.parse_options(TrainOptions, __doc__, argv, default=begun)
     if "precision" in base.given_options(argv):
         return options

@@ -76,7 +76,9 @@ def test_a_tag_that_is_not_there_names_those_that_are() -> None:
 
 
 def test_a_model_without_published_weights_says_so() -> None:
-    with pytest.raises(KitError, match="no weights of botnet50ts_256 are published: leave out"):
+    with pytest.raises(
+        KitError, match="no weights of botnet50ts_256 are published: start from nothing"
+    ):
         models.create_model(Recipe(model="botnet50ts_256", pretrained=True, size=64))
 
 

@@ -102,3 +102,21 @@ def test_a_single_draw_has_no_interval() -> None:
     )
     (axes,) = report.learning_figure(table).axes
     assert [line.get_label() for line in axes.lines] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--recipe", "notebook", "--recipe", "my/notebook.toml"], "is the second of the name"),
+        (["--recipe", "notebook", "--model", "resnet18"], "--model has no meaning where no recipe"),
+    ],
+)
+def test_recipes_that_would_share_runs_and_options_without_one_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my").mkdir()
+    Path("my/notebook.toml").write_text("epochs = 1\n")
+    done = kernel("learning_curve", *words)
+    assert done.returncode == 1
+    assert message in done.stderr

@@ -172,6 +172,19 @@ def test_a_probe_that_was_stopped_goes_on(store: data.Store, tmp_path: Path) -> 
         assert (tmp_path / "stopped" / file).read_bytes() == (whole / file).read_bytes()
 
 
+def test_a_broken_record_of_features_names_the_remedy(store: data.Store, tmp_path: Path) -> None:
+    own = data.open_store(Path(shutil.copytree(store.data, tmp_path / "data")))
+    shutil.rmtree(tmp_path / "data" / "features", ignore_errors=True)
+    fit(RECIPE, own, tmp_path / "run")
+    (about,) = (tmp_path / "data" / "features").glob("*/about.json")
+    about.write_text("{")
+    words = ("--run", tmp_path / "run", "--data", own.data, "--out", tmp_path / "a.csv")
+    done = kernel("predict", *words)
+    assert f"Delete {about.parent}: its features are made again\n" in done.stderr
+    shutil.rmtree(about.parent)
+    assert "it is valid" in run_kernel("predict", *words)
+
+
 def test_a_model_of_a_folder_is_built_again_when_the_folder_is_gone(
     store: data.Store, tmp_path: Path
 ) -> None:
@@ -217,5 +230,7 @@ def test_every_command_takes_a_probe(store: data.Store, tmp_path: Path) -> None:
     assert "a.onnx" in onnx
     refused = kernel("train", *probe, "--lr", 0.1, "--out", tmp_path / "no")
     assert refused.stderr == "error: --lr has no meaning for --probe linear: leave it out\n"
+    again = kernel("train", *probe, "--resume", "--out", run)
+    assert "exclude each other" not in again.stderr + again.stdout
     both = kernel("train", *probe, "--pretrained", "--out", tmp_path / "no")
     assert "pretrained and weights exclude each other" in both.stderr + both.stdout

@@ -258,6 +258,24 @@ def test_each_arm_is_a_recipe_of_its_own() -> None:
         study.parse_arms(arms, Recipe(per_class=None), {"per_class"})
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--plan", "0.02", "--seeds", "1"), "one seed has no spread to plan with"),
+        (("--plan", "0.02", "--margin", "0.02"), "--margin has no meaning with --plan"),
+        (("--plan", "2"), "plan = 2.0: Input should be less than 1"),
+        (("--margin", "5"), "margin = 5.0: Input should be less than 1"),
+    ],
+)
+def test_a_plan_or_margin_that_means_nothing_is_refused_before_training(
+    tmp_path: Path, words: tuple[str, ...], message: str
+) -> None:
+    done = kernel("compare", *words, "--data", tmp_path / "none", "--out", tmp_path / "out")
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_seeds_are_listed_or_counted() -> None:
     assert study.choose_seeds(3, 2, (), set()) == (3, 4)
     assert study.choose_seeds(3, 2, (7, 5), set()) == (7, 5)

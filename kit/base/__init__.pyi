@@ -13,6 +13,7 @@ from .command_line import RunOptions as RunOptions
 from .command_line import command as command
 from .command_line import describe_recipes as describe_recipes
 from .command_line import given_options as given_options
+from .command_line import named_recipe as named_recipe
 from .command_line import nearest_recipe as nearest_recipe
 from .command_line import option_words as option_words
 from .command_line import parse_options as parse_options

@@ -87,11 +87,7 @@ def parse_options(
     values: dict[str, Any] = {} if default is None else {"default": default}
     if issubclass(kind, RunOptions):
         if default is None:
-            name = _recipe_name(argv)
-            recipe = read_recipe(name)
-            if {"weights", "pretrained"} & given_options(argv) == {"weights"}:
-                # One's own weights take the place of published ones.
-                recipe = dataclasses.replace(recipe, pretrained=False)
+            name, recipe = named_recipe(argv)
             values["default"] = kind(recipe=recipe, recipe_name=name)
         description = f"{description.rstrip()}\n\n{describe_recipes()}"
     parsed = tyro.cli(kind, args=argv, description=description, **values)
@@ -196,6 +192,22 @@ def _check_repeated(argv: Sequence[str]) -> None:
 def _own_recipes() -> dict[str, Recipe]:
     """Return the recipes that come with the kit, by their names."""
     return {name: read_recipe(name) for name in recipe_names()}
+
+
+def named_recipe(argv: Sequence[str]) -> tuple[str, Recipe]:
+    """Return the name of the recipe that a command line starts from, and the recipe.
+
+    Raises
+    ------
+    KitError
+        If it cannot be read.
+    """
+    name = _recipe_name(argv)
+    recipe = read_recipe(name)
+    if {"weights", "pretrained"} & given_options(argv) == {"weights"}:
+        # One's own weights take the place of published ones.
+        recipe = dataclasses.replace(recipe, pretrained=False)
+    return name, recipe
 
 
 def _recipe_name(argv: Sequence[str]) -> str:

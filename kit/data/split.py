@@ -115,7 +115,7 @@ def check_batch(tiles: int, batch_size: int) -> None:
     if tiles < batch_size:
         raise KitError(
             f"{tiles} training tiles do not fill a batch of {batch_size}: choose a smaller "
-            "--batch-size"
+            "--batch-size (batch_size in a recipe)"
         )
 
 

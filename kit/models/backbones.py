@@ -123,8 +123,8 @@ def _fetch(recipe: Recipe, source: Source, model: nn.Module, options: dict[str, 
     broken: Any = (*HfHubHTTPError.__bases__, OSError, RuntimeError, SafetensorError)
     if not source.has_weights:
         raise KitError(
-            f"no weights of {recipe.model} are published: leave out --pretrained, or bring your "
-            "own with --weights FILE"
+            f"no weights of {recipe.model} are published: start from nothing with "
+            "--no-pretrained, or bring your own with --weights FILE"
         )
     try:
         return source.build({**options, "pretrained": True})
@@ -134,5 +134,5 @@ def _fetch(recipe: Recipe, source: Source, model: nn.Module, options: dict[str, 
         origin = f"model.safetensors of {repository}" if repository else address
         raise KitError(
             f"cannot fetch the weights of {recipe.model}{reason(error)}: bring {origin} here "
-            "by other means and give it with --weights FILE in place of --pretrained"
+            "by other means and give it with --weights FILE"
         ) from error

@@ -39,6 +39,7 @@ from .paired import paired_verdict as paired_verdict
 from .paired import pooled_predictions as pooled_predictions
 from .paired import pooled_table as pooled_table
 from .planning import plan_table as plan_table
+from .planning import require_spread as require_spread
 from .populations import Holdouts as Holdouts
 from .populations import find_holdouts as find_holdouts
 from .populations import is_conclusive as is_conclusive

@@ -13,6 +13,18 @@ from kit.study.several import Pair
 from kit.study.tables import StudyTable
 
 
+def require_spread(seeds: int) -> None:
+    """Refuse to plan with one seed, before it is trained.
+
+    Raises
+    ------
+    KitError
+        Saying how many it takes.
+    """
+    if seeds < 2:
+        raise KitError("one seed has no spread to plan with: give --seeds 2 or more")
+
+
 def plan_table(
     outcomes: Outcomes, pairs: Sequence[Pair], holdouts: Holdouts, size: float
 ) -> StudyTable:
@@ -33,8 +45,7 @@ def plan_table(
     """
     tables = figures_by_run(outcomes)
     done = len(next(iter(outcomes.values())))
-    if done < 2:
-        raise KitError("one seed has no spread to plan with: give --seeds 2 or more")
+    require_spread(done)
     seconds = _seconds_per_seed(outcomes)
     rows = []
     for one, other in pairs:

@@ -151,7 +151,7 @@ class TileEncoder:
         """Return what the encoder computes in: what was recorded, given, or is faster here."""
         about = self._about(tiles)
         if about is not None and about.is_file():
-            recorded = read_json(about, dict[str, Any], what="a record of features")
+            recorded = _read_record(about)
             if recorded.get("computed_in") in _DTYPES:
                 return _DTYPES[recorded["computed_in"]]
         dtype = choose_precision(self.recipe.precision, self.device)
@@ -262,6 +262,13 @@ class TileEncoder:
 def _to_host(parts: list[Tensor]) -> Features:
     features: Features = torch.cat(parts).cpu().numpy()
     return features
+
+
+def _read_record(about: Path) -> dict[str, Any]:
+    try:
+        return read_json(about, dict[str, Any], what="a record of features")
+    except KitError as error:
+        raise KitError(f"{error}\nDelete {about.parent}: its features are made again") from error
 
 
 def _rows_fingerprint(ids: Strings) -> str:
