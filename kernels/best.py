@@ -112,9 +112,8 @@ def progress(result: BestResult) -> str:
         left = base.format_duration(max(0.0, result.clock.left))
         lines.append(f"to come ({kind}; {left} of the limit left):")
         for one in result.plan:
-            lines.append(
-                f"  {base.format_duration(one.seconds):>8}  {one.name}, {one.epochs} epochs"
-            )
+            epochs = f", {one.epochs} epochs" if one.epochs > 1 else ""
+            lines.append(f"  {base.format_duration(one.seconds):>8}  {one.name}{epochs}")
     return "\n".join(lines)
 
 

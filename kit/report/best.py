@@ -83,7 +83,7 @@ def _parts_section(result: BestResult) -> Section:
                 "epochs": entry.epochs,
                 "took": format_duration(entry.seconds),
                 "planned": format_duration(entry.planned),
-                "": entry.reason or entry.state,
+                "state": entry.reason or entry.state,
             }
         )
     caption = (

@@ -25,6 +25,8 @@ from kit.training import (
 
 # The first steps choose kernels and fill caches.
 _WARM_UP, _STEPS = 2, 4
+# A GPU records its steps after some, and takes a moment for each.
+_WARM_UP_GPU, _STEPS_GPU = 6, 24
 _PREDICTED = 64
 _FITTED = 256
 
@@ -107,13 +109,15 @@ def _training_speed(recipe: Recipe, store: Store, device: torch.device) -> Speed
 
 def _step_times(state: TrainingState, loaders: RunLoaders) -> Iterator[tuple[float, float]]:
     """Yield the time, and the cores' time, after each step from the last of warming up on."""
+    on_gpu = state.device.type == "cuda"
+    warm_up, steps = (_WARM_UP_GPU, _STEPS_GPU) if on_gpu else (_WARM_UP, _STEPS)
     times: list[tuple[float, float]] = []
 
     def after_step() -> None:
         # A GPU may be behind.
         state.settle()
         times.append((time.perf_counter(), time.process_time()))
-        if len(times) == _WARM_UP + _STEPS:
+        if len(times) == warm_up + steps:
             raise _EnoughError
 
     def nothing(*_: Any) -> dict[str, Any]:
@@ -131,7 +135,7 @@ def _step_times(state: TrainingState, loaders: RunLoaders) -> Iterator[tuple[flo
         next(results)
     except _EnoughError:
         # An epoch may have no more than a step.
-        yield from times[min(_WARM_UP, len(times) - 1) :]
+        yield from times[min(warm_up, len(times) - 1) :]
 
 
 def _tile_seconds(state: TrainingState, loaders: RunLoaders) -> float:

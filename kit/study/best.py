@@ -47,6 +47,8 @@ PARTS = "parts"
 _RESERVE = 2.0
 # What ending takes, in seconds, before it has been measured.
 _FIRST_ENDING = 5.0
+# Share of the time left that no plan fills.
+_MARGIN = 0.05
 _NEVER = 1e9
 _LATE = "it would not have ended in time"
 
@@ -168,7 +170,7 @@ class _Seeker:
         """Train part after part; conclude after each."""
         if self.journal.folds is None:
             fixed = self.search.sides.get("validate_on")
-            self.journal.folds = 0 if fixed else self.portfolio.choose_folds(self._left)
+            self.journal.folds = 0 if fixed else self.portfolio.choose_folds(self._plannable)
         yield from self._concluded()
         while (planned := self._next()) is not None:
             self._train(planned)
@@ -180,6 +182,11 @@ class _Seeker:
     def _left(self) -> float:
         """Seconds left for training and predicting."""
         return self.clock.left - _RESERVE * self.ending
+
+    @property
+    def _plannable(self) -> float:
+        """Seconds that plans may fill: what goes beyond them a little is no part lost."""
+        return self._left * (1 - _MARGIN)
 
     def _finished(self) -> list[str]:
         """Return the finished parts, refits apart."""
@@ -205,14 +212,14 @@ class _Seeker:
     def _plan(self) -> list[Planned]:
         """Plan what is trained in the time left; refits where all else is done."""
         start = self.clock.used
-        plan = self.portfolio.plan(self._left)
+        plan = self.portfolio.plan(self._plannable)
         self.apart += self.clock.used - start
         write_journal(self.search.folder, self.journal)
         if plan or not self._finished() or not self.search.refit or self.journal.folds:
             return plan
         weights = self._choose().weights
         by_name = {Path(folder).name: weight for folder, weight in weights.items()}
-        return plan_parts(self.portfolio.refits(by_name), self._left)
+        return plan_parts(self.portfolio.refits(by_name), self._plannable)
 
     def _train(self, planned: Planned) -> None:
         """Train a part within the time, and write down what became of it."""
@@ -236,7 +243,8 @@ class _Seeker:
         entry.seconds = self.clock.used - entry.began
         if entry.state == "finished" and not name.endswith(REFIT):
             entry.auc = Interval(**runs.read_metrics(self.portfolio.place(name))["auc"])
-            self.portfolio.learn_pace(name, self._epochs(name), entry.seconds)
+            entry.epochs = self._epochs(name)
+            self.portfolio.learn_pace(name, entry.epochs, entry.seconds)
         write_journal(self.search.folder, self.journal)
         self._tell(name, entry)
 
@@ -248,7 +256,7 @@ class _Seeker:
     def _training(self, planned: Planned) -> PartTraining:
         name, place = planned.name, self.portfolio.place
         recipe, cost = self.portfolio.recipe(name), self.portfolio.cost(name)
-        seconds = min(self._left, OVERRUN * planned.seconds) - cost.test
+        seconds = min(self._plannable, OVERRUN * planned.seconds)
         return PartTraining(
             recipe=replace(recipe, epochs=planned.epochs),
             store=self.store,

@@ -88,8 +88,10 @@ class Entry:
 
     Attributes
     ----------
-    epochs, planned
-        That it was begun with, and the seconds that it was to take, predicting included.
+    epochs
+        That it was begun with, and by its end those that it had.
+    planned
+        The seconds that it was to take, predicting included.
     began
         When, by the clock.
     seconds

@@ -24,9 +24,9 @@ class PartTraining:
     Attributes
     ----------
     cost
-        Of the whole part, in which the test tiles are no part.
+        Of the whole part.
     end
-        When it has to be over, by `time.monotonic()`.
+        When it has to be over, the test tiles predicted, by `time.monotonic()`.
     label
         Returns what the bar says of it, asked after each epoch.
     refit_of
@@ -55,13 +55,13 @@ class PartTraining:
         for number, (folder, own) in enumerate(waiting.items()):
             now = time.monotonic()
             share = (self.end - now) / (len(waiting) - number)
-            self._train_run(folder, own, bar, now + share - self.cost.fixed / len(recipes))
+            self._train_run(folder, own, bar, now + share)
         if self.recipe.folds:
             # Folds may differ in their epochs.
             pool_folds(self.folder, force=True)
 
     def _train_run(self, folder: Path, recipe: Recipe, bar: TrainingBar, end: float) -> None:
-        """Train one run whose last epoch is over at `end`, with fewer epochs where it must."""
+        """Train one run that is over at `end`, with fewer epochs where it must be."""
         run = self._open(folder, recipe)
         while (epochs := self._train_until(run, bar, end)) < run.recipe.epochs:
             bar.say(f"{folder.name}: slower than measured, so {epochs} epochs in all")
@@ -74,11 +74,17 @@ class PartTraining:
             for result in results:
                 bar.label = self.label()
                 pace = sum(epoch.seconds for epoch in run.history) / result.epoch
-                left = end - time.monotonic()
+                left = end - time.monotonic() - self._rest(pace)
                 epochs = shortened(run.recipe.epochs, result.epoch, pace=pace, seconds=left)
                 if epochs < run.recipe.epochs:
                     return epochs
         return run.recipe.epochs
+
+    def _rest(self, pace: float) -> float:
+        """Return what a run takes beside its epochs, if these take `pace` seconds each."""
+        rest = self.cost.seconds(0) / (self.recipe.folds or 1)
+        planned = self.cost.epoch / (self.recipe.folds or 1)
+        return rest * max(1.0, pace / planned) if planned else rest
 
     def _open(self, folder: Path, recipe: Recipe) -> Run:
         """Open a run, where it stands if it can go on, with the epochs that it has by now."""
