@@ -4,10 +4,13 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 from conftest import RECIPE, contents, kernel, start_kernel
@@ -25,6 +28,7 @@ from kit.study.best_training import PartTraining
 from kit.training import TrainingBar
 
 MODEL = "test_efficientnet"
+_BUSY = "import sys, time\nend = time.time() + float(sys.argv[1])\nwhile time.time() < end: pass"
 # Seconds for what a killed search still does; ten are kept for its end.
 MORE = 25
 
@@ -169,6 +173,25 @@ def test_the_end_is_in_time_where_speeds_are_far_from_true(tiles: Store, tmp_pat
     else:
         assert result.submission is not None
     assert clock.left > 0
+
+
+@pytest.mark.soak
+def test_limits_are_kept_beside_other_programs(tiles: Store, weights: Path, tmp_path: Path) -> None:
+    """Of 20 searches, of 20 to 60 seconds, beside programs that come and go, one may be late."""
+    rng, late = np.random.default_rng(0), 0
+    for number in range(20):
+        limit = int(rng.integers(20, 60))
+        others = [
+            subprocess.Popen([sys.executable, "-c", _BUSY, str(rng.uniform(0, limit))])
+            for _ in range(rng.integers(0, 6))
+        ]
+        start = time.monotonic()
+        done = kernel("best", *options(tiles, tmp_path / str(number), weights, f"{limit}s"))
+        late += time.monotonic() - start > limit
+        assert done.returncode == 0 or "too short" in done.stderr, done.stderr
+        for other in others:
+            other.wait()
+    assert late <= 1
 
 
 def test_another_search_in_the_folder_is_refused(

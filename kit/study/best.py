@@ -12,6 +12,7 @@ After each part there is a submission. A part that is late, or fails, is left ou
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -169,8 +170,10 @@ class _Seeker:
     def seek(self) -> Iterator[BestResult]:
         """Train part after part; conclude after each."""
         if self.journal.folds is None:
-            fixed = self.search.sides.get("validate_on")
-            self.journal.folds = 0 if fixed else self.portfolio.choose_folds(self._plannable)
+            self.journal.folds = 0
+            if not self.search.sides.get("validate_on"):
+                with suppress(LateError), stopped_after(self._left):
+                    self.journal.folds = self.portfolio.choose_folds(self._plannable)
         yield from self._concluded()
         while (planned := self._next()) is not None:
             self._train(planned)
@@ -211,8 +214,10 @@ class _Seeker:
 
     def _plan(self) -> list[Planned]:
         """Plan what is trained in the time left; refits where all else is done."""
-        start = self.clock.used
-        plan = self.portfolio.plan(self._plannable)
+        start, plan = self.clock.used, []
+        # What cannot even be measured in time is no part of a plan.
+        with suppress(LateError), stopped_after(self._left):
+            plan = self.portfolio.plan(self._plannable)
         self.apart += self.clock.used - start
         write_journal(self.search.folder, self.journal)
         if plan or not self._finished() or not self.search.refit or self.journal.folds:
@@ -324,8 +329,8 @@ class _Seeker:
 
     def _too_short(self) -> KitError:
         """Say the least limit that a part would fit into."""
-        first = self.portfolio.parts[:2]
-        least = least_seconds([self.portfolio.candidate(part.name) for part in first])
+        known = list(self.journal.speeds) or [self.portfolio.parts[0].name]
+        least = least_seconds([self.portfolio.candidate(name) for name in known])
         late = [entry.planned for entry in self.journal.parts.values() if entry.state == "late"]
         needed = self.clock.used + OVERRUN * max([least, *late]) + _RESERVE * self.ending
         return KitError(
