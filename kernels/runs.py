@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kit import base, report, runs
-from kit.base import KitError, exit_on_error
+from kit.base import KitError, exit_on_error, write_text
 
 USUAL = (Path("runs"), Path("studies"))
 ENDINGS = (".csv", ".md", ".tex")
@@ -67,7 +67,7 @@ def main(options: RunsOptions) -> None:
         ".tex": base.as_latex(shown),
     }
     for path in options.out:
-        base.write_text(path, texts[path.suffix])
+        write_text(path, texts[path.suffix])
         print(path)
 
 
