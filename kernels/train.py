@@ -49,6 +49,9 @@ class TrainOptions(RunOptions):
     """Steps between two checkpoints within an epoch; there is one after each epoch, too."""
     log: base.LogKind = "none"
     """Log each epoch, and figures and pictures at the end, on this machine: see docs/runs.md."""
+    cam_layer: str | None = None
+    """Layer of the page's Grad-CAM (layers.txt names them); by default the last convolution's, or
+    a ViT's last norm1."""
 
 
 # Options beside the recipe that a run goes on with where the command line gives none.
@@ -61,6 +64,7 @@ KEPT = (
     "cuda_graphs",
     "checkpoint_steps",
     "log",
+    "cam_layer",
 )
 
 
@@ -258,6 +262,9 @@ def open_run(options: TrainOptions, tiles: data.Store, folder: Path, device: str
         refit_of=options.refit,
         record={"options": base.plain_values({name: getattr(options, name) for name in KEPT})},
     )
+    if options.cam_layer is not None:
+        # Asked now: its page is drawn when the training is over.
+        models.find_map_layer(run.state.model, run.recipe.size, options.cam_layer)
     if run.rank == 0:
         layers = models.layer_table(run.state.model, run.recipe.size)
         write_text(folder / LAYERS_FILE, layers + "\n")

@@ -185,6 +185,13 @@ def view_of(images: Tensor, number: int) -> Tensor:
     return view.contiguous(memory_format=torch.channels_last)
 
 
+def turn_back(images: Tensor, number: int) -> Tensor:
+    """Return images as they were before `view_of` showed them under one of `SYMMETRIES`."""
+    transposes, axes = SYMMETRIES[number]
+    image = images.flip([2 + axis for axis in axes])
+    return image.transpose(2, 3) if transposes else image
+
+
 def jitter_stains(maps: Tensor, scales: Tensor, shifts: Tensor) -> Tensor:
     """Scale and shift the stains' densities in maps (images, 3, side, side).
 

@@ -17,6 +17,9 @@ from .factory import parameter_groups as parameter_groups
 from .factory import synchronize_batch_norms as synchronize_batch_norms
 from .fusing import fuse_norms as fuse_norms
 from .fusing import share_stem as share_stem
+from .gradcam import MapLayer as MapLayer
+from .gradcam import find_map_layer as find_map_layer
+from .gradcam import grad_cam as grad_cam
 from .layer_table import layer_table as layer_table
 from .lora import add_lora as add_lora
 from .lora import merge_lora as merge_lora

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from kit.base import KitError, Strings
+from kit.base import Indices, KitError, Strings
 from kit.data import Store
 from kit.report.gradcam import grad_cam, overlay
 from kit.report.page import Gallery, GalleryTile, Section
@@ -17,6 +17,7 @@ def choose_gallery(
     slides: Strings | None = None,
     *,
     count: int = 12,
+    cam_layer: str | None = None,
 ) -> dict[str, list[GalleryTile]]:
     """Choose the held-out tiles that a model got most wrong and is least sure of.
 
@@ -28,16 +29,15 @@ def choose_gallery(
         The slide of each of the store's training tiles.
     count
         Most tiles of each kind.
+    cam_layer
+        Of Grad-CAM, see `kit.models.find_map_layer`.
 
     Raises
     ------
     KitError
         If a tile is not in the store.
     """
-    rows = pd.Index(store.train.ids).get_indexer(pd.Index(valid["id"]))
-    if (rows < 0).any():
-        missing = valid["id"][rows < 0].iloc[0]
-        raise KitError(f"tile {missing} of {trained.name} is not in {store.folder}: other data")
+    rows = store_rows(valid, store, trained.name)
     # Logits order what probabilities near 0 and 1 are too coarse for.
     labels, logits = valid["label"].to_numpy(), valid["logit"].to_numpy()
     wrong = np.flatnonzero((logits > 0) != (labels == 1))
@@ -48,9 +48,24 @@ def choose_gallery(
     }
     table = valid.assign(row=rows)
     return {
-        heading: _gallery_tiles(trained, store, table.iloc[places], slides)
+        heading: _gallery_tiles(trained, store, table.iloc[places], slides, cam_layer)
         for heading, places in chosen.items()
     }
+
+
+def store_rows(valid: pd.DataFrame, store: Store, name: str) -> Indices:
+    """Return the rows of held-out tiles in the store.
+
+    Raises
+    ------
+    KitError
+        If one is not there, naming the run.
+    """
+    rows: Indices = pd.Index(store.train.ids).get_indexer(pd.Index(valid["id"]))
+    if (rows < 0).any():
+        missing = valid["id"][rows < 0].iloc[0]
+        raise KitError(f"tile {missing} of {name} is not in {store.folder}: other data")
+    return rows
 
 
 def gallery_section(tiles: Gallery) -> Section:
@@ -71,13 +86,17 @@ def gallery_section(tiles: Gallery) -> Section:
 
 
 def _gallery_tiles(
-    trained: TrainedModel, store: Store, chosen: pd.DataFrame, slides: Strings | None
+    trained: TrainedModel,
+    store: Store,
+    chosen: pd.DataFrame,
+    slides: Strings | None,
+    cam_layer: str | None,
 ) -> list[GalleryTile]:
     if chosen.empty:
         return []
     rows = chosen["row"].to_numpy()
     pixels = np.stack([store.train.tiles[row] for row in rows])
-    heat = grad_cam(trained, pixels)
+    heat = grad_cam(trained, pixels, cam_layer)
     overlays = [None] * len(rows) if heat is None else list(map(overlay, pixels, heat))
     names = [None] * len(rows) if slides is None else [slide or None for slide in slides[rows]]
     columns = (chosen["id"], chosen["label"], chosen["probability"], names, pixels, overlays)

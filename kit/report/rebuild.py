@@ -57,6 +57,8 @@ def train_command(folder: Path, data: Path) -> str:
     words += ["--device", config["device"], "--workers", config["workers"]]
     if config.get("options", {}).get("deterministic"):
         words.append("--deterministic")
+    if (layer := config.get("options", {}).get("cam_layer")) is not None:
+        words += ["--cam-layer", layer]
     processes = config.get("processes", 1)
     typed = command("train", *words)
     if processes == 1:

@@ -26,18 +26,18 @@ def run_page(folder: Path, store: Store) -> Page:
         If the folder holds no finished run, or one of other data.
     """
     config = runs.read_config(folder)
-    _check_data(folder, config, store)
+    check_data(folder, config, store)
     valid, figures = runs.read_valid(folder), runs.read_metrics(folder)
     table = config["recipe"]["slides"]
     slides = find_slides(store, table)
     return Page(
         title=f"Run {folder.name}",
-        verdict=_verdict(folder, figures),
-        limits=[*_limits(folder, by_slide=table is not None), *slides.notes],
+        verdict=run_verdict(folder, figures),
+        limits=[*run_limits(folder, by_slide=table is not None), *slides.notes],
         sections=[
             Section(
                 "Figures",
-                tables=[_figures(store, valid, figures, slides if table else KnownSlides())],
+                tables=[figures_table(store, valid, figures, slides if table else KnownSlides())],
             ),
             threshold_section(valid),
             Section("Training and validation", drawings=_run_drawings(folder, valid)),
@@ -48,7 +48,8 @@ def run_page(folder: Path, store: Store) -> Page:
     )
 
 
-def _verdict(folder: Path, figures: dict[str, Any]) -> str:
+def run_verdict(folder: Path, figures: dict[str, Any]) -> str:
+    """Say in a sentence how good a run is on tiles that it was not trained on."""
     auc = Interval(**figures["auc"])
     found = (
         f"AUC {auc.estimate:.4f} on {figures['tiles']:,} held-out tiles "
@@ -68,10 +69,13 @@ def _gallery(
 ) -> Iterator[Section]:
     """Show tiles that were held out; a refit was trained on all of them."""
     if runs.refit_of(folder) is None:
-        yield gallery_section(choose_gallery(runs.load(folder), store, valid, slides.of_tiles))
+        layer = runs.read_config(folder).get("options", {}).get("cam_layer")
+        tiles = choose_gallery(runs.load(folder), store, valid, slides.of_tiles, cam_layer=layer)
+        yield gallery_section(tiles)
 
 
-def _check_data(folder: Path, config: dict[str, Any], store: Store) -> None:
+def check_data(folder: Path, config: dict[str, Any], store: Store) -> None:
+    """Refuse a store that a run was not trained on."""
     if config["data"]["fingerprint"] != store.fingerprint:
         raise KitError(
             f"{folder} was trained on other data than {store.folder} holds: give the --data that "
@@ -79,7 +83,7 @@ def _check_data(folder: Path, config: dict[str, Any], store: Store) -> None:
         )
 
 
-def _limits(folder: Path, *, by_slide: bool) -> list[str]:
+def run_limits(folder: Path, *, by_slide: bool) -> list[str]:
     """Say in plain words what a single run's figures do not tell."""
     holdout = (
         "No slide is on both sides of this holdout."
@@ -104,7 +108,7 @@ def _limits(folder: Path, *, by_slide: bool) -> list[str]:
     ]
 
 
-def _figures(
+def figures_table(
     store: Store, valid: pd.DataFrame, figures: dict[str, Any], slides: KnownSlides
 ) -> Table:
     """Tabulate the final figures; `slides` are known where the holdout keeps slides apart."""

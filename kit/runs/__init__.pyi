@@ -13,6 +13,9 @@ from .ensemble import read_predictions as read_predictions
 from .ensemble import write_ensemble as write_ensemble
 from .export_onnx import write_onnx as write_onnx
 from .export_tensorboard import write_tensorboard as write_tensorboard
+from .export_tile import ExportedTile as ExportedTile
+from .export_tile import export_tile as export_tile
+from .export_tile import scaled_maps as scaled_maps
 from .export_timm import EXACT as EXACT
 from .export_timm import write_timm as write_timm
 from .folder import read_config as read_config

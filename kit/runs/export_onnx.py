@@ -1,7 +1,8 @@
 """A finished run as one ONNX file, checked against PyTorch."""
 
 import json
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ class TileNetwork(nn.Module):
         self.normalize = Normalize(*recipe.channel_statistics)
         self.resizes = recipe.size == recipe.crop or recipe.interpolation == "nearest"
         self.side = TILE_SIZE if self.resizes else recipe.size
-        rows, columns = _source_pixels(recipe) if self.resizes else (np.arange(self.side),) * 2
+        rows, columns = source_pixels(recipe) if self.resizes else (np.arange(self.side),) * 2
         self.register_buffer("rows", torch.from_numpy(rows))
         self.register_buffer("columns", torch.from_numpy(columns))
 
@@ -99,7 +100,9 @@ def write_onnx(path: Path, folder: Path, tiles: Pixels) -> float:
     onnx = import_extra("onnx")
     trained = load(folder, device="cpu")
     network = TileNetwork(trained).eval()
-    model = _graph(network)
+    inputs = torch.zeros(2, competition.CHANNELS, network.side, network.side, dtype=torch.uint8)
+    batches = {"tiles": {0: "batch"}}
+    model = onnx_graph(network, inputs, outputs=["logits"], dynamic_shapes=batches)
     onnx.helper.set_model_props(model, _metadata(trained, network))
     onnx.checker.check_model(model, full_check=True)
     with atomic_path(place) as partial:
@@ -113,18 +116,28 @@ def write_onnx(path: Path, folder: Path, tiles: Pixels) -> float:
     return difference
 
 
-def _graph(network: TileNetwork) -> Any:
-    """Return the network as an ONNX model, without where its code lies on this machine."""
+def onnx_graph(
+    network: nn.Module,
+    inputs: Tensor,
+    *,
+    outputs: Sequence[str],
+    dynamic_shapes: dict[str, Any] | None = None,
+) -> Any:
+    """Return a network with the input `tiles` as an ONNX model.
+
+    Where its code lies on this machine is not in it.
+    """
     import_extra("onnxscript")
+    # Its optimiser tells what it leaves as it is.
+    logging.getLogger("onnxscript.optimizer").setLevel(logging.ERROR)
     # Where there is none, the exporter's own message speaks of something else.
     temporary_folder()
-    inputs = torch.zeros(2, competition.CHANNELS, network.side, network.side, dtype=torch.uint8)
     program = torch.onnx.export(
         network,
         (inputs,),
         input_names=["tiles"],
-        output_names=["logits"],
-        dynamic_shapes={"tiles": {0: "batch"}},
+        output_names=outputs,
+        dynamic_shapes=dynamic_shapes,
         dynamo=True,
         verbose=False,
     )
@@ -136,7 +149,7 @@ def _graph(network: TileNetwork) -> Any:
     return model
 
 
-def _source_pixels(recipe: Recipe) -> tuple[Indices, Indices]:
+def source_pixels(recipe: Recipe) -> tuple[Indices, Indices]:
     """Return which rows and columns of a tile the run's crop and nearest pixels are.
 
     A tile in which each pixel holds its own row and column tells.

@@ -64,6 +64,7 @@ class _Options:
     cuda_graphs: bool = True
     checkpoint_steps: int | None = None
     log: str = "none"
+    cam_layer: str | None = None
 
 
 @dataclass(frozen=True)
