@@ -31,13 +31,14 @@ class Visit:
     """An opened page, and what the browser said and asked for meanwhile."""
 
     page: Page
+    own: str = "file:"
     problems: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
 
     def assert_sound(self) -> None:
-        """No error, nothing asked of the network, every image drawn, nothing beyond the edge."""
+        """No error, nothing asked of others, every image drawn, nothing beyond the edge."""
         assert self.problems == []
-        assert [url for url in self.requests if not url.startswith(("file:", "data:"))] == []
+        assert [url for url in self.requests if not url.startswith((self.own, "data:"))] == []
         images = self.page.evaluate("[...document.images].map((image) => image.naturalWidth)")
         assert images
         assert min(images) > 0
@@ -46,11 +47,13 @@ class Visit:
 
 
 @contextmanager
-def visit(path: Path, *, width: int = DESKTOP) -> Iterator[Visit]:
-    """Open a file in a window of `width` pixels."""
+def visit(place: Path | str, *, width: int = DESKTOP) -> Iterator[Visit]:
+    """Open a file, or the page of an address, in a window of `width` pixels."""
+    address = place if isinstance(place, str) else place.resolve().as_uri()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        opened = Visit(browser.new_page(viewport={"width": width, "height": 800}))
+        page = browser.new_page(viewport={"width": width, "height": 800})
+        opened = Visit(page, address if isinstance(place, str) else "file:")
         opened.page.on("console", lambda message: opened.problems.append(message.text))
         opened.page.on("pageerror", lambda error: opened.problems.append(str(error)))
         opened.page.on(
@@ -58,6 +61,6 @@ def visit(path: Path, *, width: int = DESKTOP) -> Iterator[Visit]:
             lambda request: opened.problems.append(f"{request.url}: {request.failure}"),
         )
         opened.page.on("request", lambda request: opened.requests.append(request.url))
-        opened.page.goto(path.resolve().as_uri())
+        opened.page.goto(address)
         yield opened
         browser.close()

@@ -160,10 +160,9 @@ def test_onnx_that_differs_is_not_left(
 
 
 def code_of(readme: Path) -> list[str]:
-    """Return the indented blocks of a README."""
-    blocks = "\n".join(
-        line if line.startswith("    ") else "" for line in readme.read_text().splitlines()
-    )
+    """Return the indented blocks of a model card, where it says how to load the model."""
+    text = readme.read_text("utf-8").partition("## Load it")[2].partition("## Data")[0]
+    blocks = "\n".join(line if line.startswith("    ") else "" for line in text.splitlines())
     return [textwrap.dedent(block) for block in blocks.split("\n\n") if block.strip()]
 
 

@@ -39,8 +39,9 @@ def create_backbone(recipe: Recipe) -> nn.Module:
         # For timm to build it again.
         config: Any = model.pretrained_cfg
         config["input_size"] = (competition.CHANNELS, recipe.size, recipe.size)
-    for part in classifier_layers(model).values():
-        part.apply(_start_near_zero)
+    if not (recipe.pretrained and source.answers_tumour):
+        for part in classifier_layers(model).values():
+            part.apply(_start_near_zero)
     if recipe.weights is not None:
         load_weights(model, recipe.weights, apart_from=classifier_layers(model))
     if recipe.lora:
@@ -115,7 +116,8 @@ def _fetch(recipe: Recipe, source: Source, model: nn.Module, options: dict[str, 
     """Return a model with its published weights."""
     file = source.find_weights()
     if file is not None:
-        load_weights(model, file, apart_from=classifier_layers(model))
+        others = () if source.answers_tumour else classifier_layers(model)
+        load_weights(model, file, apart_from=others)
         return model
     from huggingface_hub.errors import HfHubHTTPError
 

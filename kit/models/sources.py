@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from kit.base import KitError
+from kit.base import CLASS_NAMES, KitError
 from kit.models.cards import CARDS, Card
 from kit.models.hub import WEIGHT_FILES, explained, fetch_weights
 
@@ -50,6 +50,12 @@ class Source:
         """Whether there are published weights."""
         known = ("url", "hf_hub_id", "file")
         return self.place is not None or any(self.config.get(key) for key in known)
+
+    @property
+    def answers_tumour(self) -> bool:
+        """Whether the model's own classifier is one of this competition, as `timm_config` says."""
+        classes = self.config.get("num_classes"), list(self.config.get("label_names") or ())
+        return self.place is not None and classes == (1, [CLASS_NAMES[1]])
 
     def build(self, options: Mapping[str, Any]) -> nn.Module:
         """Build the model with random weights, or as `options` say."""

@@ -2,6 +2,7 @@ from . import plots as plots
 from . import tile_plots as tile_plots
 from .best import best_page as best_page
 from .best import best_verdict as best_verdict
+from .demo import write_demo as write_demo
 from .exploration import Exploration as Exploration
 from .exploration import exploration_numbers as exploration_numbers
 from .exploration import explore_store as explore_store
@@ -24,6 +25,7 @@ from .page import write_page as write_page
 from .rebuild import rebuild_section as rebuild_section
 from .rebuild import train_command as train_command
 from .run import run_page as run_page
+from .runtime import find_runtime as find_runtime
 from .search import search_page as search_page
 from .search import search_verdict as search_verdict
 from .studies import compare_page as compare_page

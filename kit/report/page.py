@@ -125,15 +125,8 @@ def write_page(path: Path, page: Page) -> None:
     KitError
         If the file cannot be written.
     """
-    environment = Environment(
-        loader=PackageLoader("kit.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"cell": _cell, "svg": _svg, "png": _png}
-    style, script = (_asset(name) for name in ("report.css", "report.js"))
+    environment = page_templates()
+    style, script = (asset(name) for name in ("report.css", "report.js"))
     template = environment.get_template("report.html")
     write_text(
         path,
@@ -148,6 +141,19 @@ def write_page(path: Path, page: Page) -> None:
     )
 
 
+def page_templates() -> Environment:
+    """Return the pages' templates; everything that they print is escaped."""
+    environment = Environment(
+        loader=PackageLoader("kit.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"cell": _cell, "svg": _svg, "png": _png}
+    return environment
+
+
 def bounds(interval: Interval) -> str:
     """Tell an interval's bounds, or why there are none."""
     if interval.low is None or interval.high is None:
@@ -155,7 +161,8 @@ def bounds(interval: Interval) -> str:
     return f"{interval.low:.4f} to {interval.high:.4f}"
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """Return the text of one of the templates' files."""
     return resources.files("kit.report.templates").joinpath(name).read_text("utf-8")
 
 

@@ -1,4 +1,5 @@
 from . import ensemble as ensemble
+from .card import CardFacts as CardFacts
 from .checks import check_folds as check_folds
 from .checks import check_run as check_run
 from .checks import check_trainable as check_trainable
@@ -11,6 +12,7 @@ from .ensemble import judge_gain as judge_gain
 from .ensemble import read_ensemble as read_ensemble
 from .ensemble import read_predictions as read_predictions
 from .ensemble import write_ensemble as write_ensemble
+from .export_hub import upload_timm as upload_timm
 from .export_onnx import write_onnx as write_onnx
 from .export_tensorboard import write_tensorboard as write_tensorboard
 from .export_tile import ExportedTile as ExportedTile

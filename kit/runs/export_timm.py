@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kit import models
 from kit.base import TILE_SIZE, KitError, Pixels, Recipe, atomic_folder
 from kit.data import EVAL_BATCH_SIZE, recipe_dataset
+from kit.runs.card import CardFacts, model_card
 from kit.runs.trained import TrainedModel, load
 from kit.training import Normalize
 
@@ -21,13 +22,9 @@ EXACT = 1e-3
 # Tiles that tell which of Pillow's ways to resize is the nearest to the run's.
 _SAMPLE = 32
 
-_README = Template("""\
-# $name
-
-`$model`, trained on PatchCamelyon tiles$standin: its logit is that of tumour in a tile's centre.
-
+_LOADING = Template("""\
     import timm
-    model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()
+    model = timm.create_model("$place", pretrained=True).eval()
     options = timm.data.resolve_model_data_config(model)
     transform = timm.data.create_transform(**options, is_training=False)
 
@@ -43,7 +40,14 @@ The run's own way from `tile`, uint8 of shape (96, 96, 3) in RGB, to the network
 """)
 
 
-def write_timm(path: Path, folder: Path, tiles: Pixels) -> float:
+def write_timm(
+    path: Path,
+    folder: Path,
+    tiles: Pixels,
+    *,
+    place: str = "local-dir:FOLDER",
+    facts: CardFacts | None = None,
+) -> float:
     """Write model.safetensors, config.json and README.md as timm reads them from a folder or a hub.
 
     `timm.create_model("local-dir:PATH", pretrained=True)` rebuilds the model. timm resizes with
@@ -58,6 +62,10 @@ def write_timm(path: Path, folder: Path, tiles: Pixels) -> float:
         Of the run.
     tiles
         (tiles, 96, 96, 3): those to compare on.
+    place
+        What the README gives timm to load.
+    facts
+        For the README, which is a model card.
 
     Returns
     -------
@@ -71,10 +79,9 @@ def write_timm(path: Path, folder: Path, tiles: Pixels) -> float:
     """
     trained = load(folder, device="cpu")
     recipe = trained.recipe
-    if not recipe.is_backbone:
-        raise KitError(
-            f"{folder} holds {recipe.model}, which is not a model of timm's: export it to ONNX"
-        )
+    if not recipe.is_backbone or recipe.is_probe:
+        kind = f"a probe of {recipe.model}" if recipe.is_probe else recipe.model
+        raise KitError(f"{folder} holds {kind}, which is not a model of timm's: export it to ONNX")
     if path.exists():
         raise KitError(f"{path} exists: name another folder with --timm")
     config = models.timm_config(trained.model, recipe, _nearest_resampling(trained, tiles))
@@ -84,7 +91,8 @@ def write_timm(path: Path, folder: Path, tiles: Pixels) -> float:
         text = json.dumps(config, indent=2) + "\n"
         (partial / "config.json").write_text(text, encoding="utf-8")
         difference = _difference(trained, partial, tiles)
-        readme = _readme(trained, len(tiles), difference)
+        loading = _loading(trained, place, len(tiles), difference)
+        readme = model_card(folder, trained, loading, facts or CardFacts())
         (partial / "README.md").write_text(readme, encoding="utf-8")
     return difference
 
@@ -131,16 +139,14 @@ def _probabilities(model: nn.Module, inputs: Tensor) -> Tensor:
     return probabilities
 
 
-def _readme(trained: TrainedModel, tiles: int, difference: float) -> str:
+def _loading(trained: TrainedModel, place: str, tiles: int, difference: float) -> str:
     recipe = trained.recipe
     mean, std = recipe.channel_statistics
     start = (TILE_SIZE - recipe.crop) // 2
     same = difference <= EXACT
     codes = {"nearest": "NEAREST", "bilinear": "LINEAR", "area": "AREA", "bicubic": "CUBIC"}
-    return _README.substitute(
-        name=trained.name,
-        model=recipe.model,
-        standin=" (synthetic ones: it says nothing of real tiles)" if trained.is_standin else "",
+    return _LOADING.substitute(
+        place=place,
         tiles=f"{tiles:,}",
         difference=f"{difference:.1g}",
         verdict="They are the same." if same else "Where that matters, resize with OpenCV.",
