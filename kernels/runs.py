@@ -34,8 +34,7 @@ class RunsOptions:
     reverse: bool = False
     """Turn the order round."""
     out: base.Repeated[Path] = ()
-    """File of the table: .csv has all columns, .md and .tex (booktabs) those that are printed. It
-    may be given several times."""
+    """File of the table: .csv has all columns, .md and .tex (booktabs) those that are printed."""
     html: Path | None = None
     """File of a page with the table, links to the runs' pages, and learning curves."""
     curves: tuple[Path, ...] = ()
