@@ -27,6 +27,7 @@ from .split import check_holdouts as check_holdouts
 from .split import holdout as holdout
 from .split import recipe_holdout as recipe_holdout
 from .split import write_split as write_split
+from .stain_jitter import StainJitter as StainJitter
 from .standin import is_standin_written as is_standin_written
 from .standin import write_standin as write_standin
 from .store import Store as Store
@@ -39,7 +40,6 @@ from .tensor_transforms import eight_views as eight_views
 from .tensor_transforms import turn_back as turn_back
 from .tensor_transforms import view_of as view_of
 from .transforms import Resize as Resize
-from .transforms import StainJitter as StainJitter
 from .transforms import augmentation as augmentation
 from .workers import LostWorkerError as LostWorkerError
 from .workers import watched_workers as watched_workers

@@ -22,8 +22,8 @@ from kit.base import (
 )
 from kit.data import tensor_transforms, transforms
 from kit.data.mapped import map_temporary
-from kit.data.pipelines import PerTile, recipe_augmentation
-from kit.data.transforms import Keys, Pipeline, Resize, TileAugmentation
+from kit.data.pipelines import PerTile, Pipeline, recipe_augmentation
+from kit.data.transforms import Keys, Resize, TileAugmentation
 
 Draw = tuple[int, int]
 """An epoch, and an index into a dataset."""
@@ -84,7 +84,7 @@ class TileDataset(Dataset[Batch]):
         *,
         rows: Indices | None = None,
         resize: Resize | None = None,
-        augment: Pipeline | TileAugmentation | PerTile | None = None,
+        augment: "Pipeline | TileAugmentation | PerTile | None" = None,
         seed: int = 0,
     ) -> None:
         self.tiles = tiles

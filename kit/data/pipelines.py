@@ -1,6 +1,6 @@
 """A recipe's random transforms: the kit's own, or any pipeline of albumentations."""
 
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 
@@ -14,7 +14,12 @@ from kit.base import (
     load_code,
     read_custom,
 )
-from kit.data.transforms import Keys, Pipeline, TileAugmentation, augmentation, is_pipeline
+from kit.data.transforms import Keys, TileAugmentation, augmentation
+
+if TYPE_CHECKING:
+    import albumentations
+
+Pipeline: TypeAlias = "albumentations.Compose"
 
 
 class PerTile:
@@ -71,7 +76,10 @@ def recipe_augmentation(recipe: Recipe) -> TileAugmentation | PerTile | None:
         return augmentation(cast(Augmentation, recipe.augment), recipe.stain_strength)
     code = read_custom(recipe.augment)
     pipeline = load_code(code)
-    if not is_pipeline(pipeline):
+    # It takes a second to import, which whoever brings no pipeline can do without.
+    from albumentations import Compose
+
+    if not isinstance(pipeline, Compose):
         raise KitError(
             f"{recipe.augment} is of the type {type(pipeline).__name__}: name a pipeline, "
             "albumentations.Compose([...])"

@@ -1,17 +1,12 @@
-"""Transforms of tiles, in albumentations and beside it, and the draws that make them repeatable.
+"""Transforms of tiles, and the draws that make them repeatable.
 
 Only transforms that keep the centre in place are here: a shift, a random crop or a cut-out
 would move or hide what the label is about.
 """
 
-import os
 from dataclasses import dataclass
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeVar
 
-# Without this albumentations asks the network for its newest version when it is imported.
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-
-import albumentations as A
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +14,6 @@ import numpy.typing as npt
 from kit.base import Array, Augmentation, Floats, Indices, Interpolation
 from kit.data.stains import jitter_stains, stain_draws
 
-Pipeline: TypeAlias = A.Compose
 Keys = npt.NDArray[np.uint64]
 """(tiles,): what the draws for each tile follow from, a hash of seed, epoch and index."""
 
@@ -108,42 +102,6 @@ def blur(images: Array, sigmas: Floats) -> Array:
         if sigma > 0:
             cv2.GaussianBlur(image, (0, 0), sigma, output)
     return result
-
-
-def is_pipeline(value: object) -> bool:
-    """Whether a value is a pipeline of albumentations."""
-    return isinstance(value, A.Compose)
-
-
-class StainJitter(A.ImageOnlyTransform):  # type: ignore[misc]
-    """Jitter haematoxylin and eosin as `jitter_stains` does, for use in `A.Compose`.
-
-    Parameters
-    ----------
-    strength
-        Densities are scaled by up to 30 % and shifted by up to 0.2, both times this.
-    p
-        Probability of the transform.
-
-    References
-    ----------
-    Tellez et al., Whole-slide mitosis detection in H&E breast histology, 2018.
-    """
-
-    def __init__(self, strength: float = 1.0, p: float = 1.0) -> None:
-        super().__init__(p=p)
-        self.strength = strength
-
-    def get_params(self) -> dict[str, Any]:
-        """Draw the factors and the offsets of both stains."""
-        draws = self.random_generator.uniform(size=(1, 4))
-        scales, shifts = stain_draws(draws, self.strength)
-        return {"scales": scales, "shifts": shifts}
-
-    def apply(self, img: Array, *, scales: Floats, shifts: Floats, **_: Any) -> Array:
-        """Return the image with other stains."""
-        image: Array = jitter_stains(img[None], scales, shifts)[0]
-        return image
 
 
 def jitter_colours(images: Array, gains: Floats, grays: Floats) -> Array:

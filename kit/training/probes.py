@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.cluster import MiniBatchKMeans
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from torch import Tensor, nn
 from torch.nn import functional
@@ -139,6 +138,9 @@ def _parts(features: Features, labels: Labels, slides: Strings | None, seed: int
 
 def _alike(features: Features, seed: int) -> Strings:
     """Return a group for each tile: tiles of one slide look alike, and fall into one."""
+    # A quarter of a second to import, for one kind of probe.
+    from sklearn.cluster import MiniBatchKMeans
+
     rng = np.random.default_rng(seed)
     rows = rng.choice(len(features), min(_MOST_ROWS, len(features)), replace=False)
     some = features[np.sort(rows)].astype(np.float32)
