@@ -22,8 +22,19 @@ DASHES = ("-", "--", "-.", ":")
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, whole or not at all."""
+    lay_out(figure)
     with atomic_path(path) as partial:
         figure.savefig(partial, format="png", dpi=120)
+
+
+def lay_out(figure: Figure) -> None:
+    """Give everything in a figure its final place.
+
+    Left to `savefig` this takes one more drawing of the whole figure.
+    """
+    if engine := figure.get_layout_engine():
+        engine.execute(figure)
+        figure.set_layout_engine(None)
 
 
 def single(title: str, *, height: float = 3.6) -> tuple[Figure, Axes]:
