@@ -14,7 +14,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -132,6 +132,25 @@ def run_kernel(name: str, *options: object) -> str:
     return finished.stdout
 
 
+def command(name: str, *options: object) -> "subprocess.CompletedProcess[str]":
+    """Run a command of kernels/ in this process, where no promise is about processes.
+
+    It finds the libraries loaded.
+    """
+    before = sys.argv, signal.getsignal(signal.SIGINT)
+    sys.argv = [str(ROOT / "kernels" / f"{name}.py"), *map(str, options)]
+    status = 0
+    try:
+        with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as errors:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as error:
+        status = int(error.code or 0)
+    finally:
+        sys.argv, handler = before
+        signal.signal(signal.SIGINT, handler)
+    return subprocess.CompletedProcess([name, *options], status, out.getvalue(), errors.getvalue())
+
+
 def _run_script(argv: list[str], cwd: Path, log: Path, gpu: bool) -> None:
     for number, stream in enumerate(STREAMS, start=1):
         with (log / stream).open("wb") as file:
@@ -214,19 +233,12 @@ Type = Callable[[str], tuple[int, str]]
 
 
 @pytest.fixture
-def type_in(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Type:
+def type_in() -> Type:
     """Run a command in this process; return its status and all that it says."""
 
     def run(line: str) -> tuple[int, str]:
-        name, *words = shlex.split(line)
-        monkeypatch.setattr(sys, "argv", [str(ROOT / "kernels" / f"{name}.py"), *words])
-        try:
-            runpy.run_path(sys.argv[0], run_name="__main__")
-            status = 0
-        except SystemExit as error:
-            status = int(error.code or 0)
-        said = capsys.readouterr()
-        return status, said.out + said.err
+        done = command(*shlex.split(line))
+        return done.returncode, done.stdout + done.stderr
 
     return run
 

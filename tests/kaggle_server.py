@@ -9,6 +9,7 @@ import gzip
 import io
 import json
 import os
+import sys
 import threading
 import time
 import zipfile
@@ -279,14 +280,22 @@ def serve(archive: bytes = b"") -> Iterator[KaggleServer]:
     class Handler(_Handler):
         kaggle = state
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads = True
+    with _Server(("127.0.0.1", 0), Handler) as server:
         state.port = server.server_port
         thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         yield state
         server.shutdown()
         thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Pass over a client that has gone away: the command in this process prints, too."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

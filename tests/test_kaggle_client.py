@@ -17,6 +17,7 @@ from subprocess import CompletedProcess, Popen
 from typing import Any
 
 import pytest
+from conftest import command
 from kaggle_server import (
     ETAG,
     KEY,
@@ -84,20 +85,9 @@ def submission_file(packed: Path, tmp_path: Path) -> Path:
     return tmp_path / "submission.csv"
 
 
-IMPATIENT = """
-import runpy, sys
-from kit.kaggle import client
-client.PATIENCE = 8
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-def run(kernel: str, *arguments: str | Path, impatient: bool = False) -> CompletedProcess[str]:
-    """Run a command as its user does, and see that it betrays no secret."""
-    python = [sys.executable, "-c", IMPATIENT] if impatient else [sys.executable]
-    command = [*python, KERNELS / f"{kernel}.py", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
+def run(kernel: str, *arguments: str | Path) -> CompletedProcess[str]:
+    """Run a command, the client in a process of its own, and see that it betrays no secret."""
+    done = command(kernel, *arguments)
     assert_discreet(done.stdout + done.stderr)
     return done
 
@@ -331,12 +321,20 @@ FAULTS = [
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.what)
-def test_fault(server: KaggleServer, packed: Path, submission_file: Path, fault: Fault) -> None:
+def test_fault(
+    server: KaggleServer,
+    packed: Path,
+    submission_file: Path,
+    fault: Fault,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """One message, its status, nothing half-done on disk, and no secret anywhere."""
     fault.arrange(server)
+    if fault.what.startswith("stall"):
+        monkeypatch.setattr(client, "PATIENCE", 8)
     before = submission_file.read_bytes(), files(packed)
     options = ["--data", packed, "--timeout=1"] if fault.command == "submit" else []
-    done = run(fault.command, *options, impatient=fault.what.startswith("stall"))
+    done = run(fault.command, *options)
     assert done.returncode == fault.status
     assert fault.message in done.stdout + done.stderr
     assert files(Path("data")) == fault.left

@@ -1,18 +1,15 @@
 """The packed tiles as a dataset on Kaggle: uploaded by the unmodified client, mounted, used."""
 
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import competition_files, write_folder
+from conftest import command, competition_files, write_folder
 from kaggle_server import KEY, KaggleServer, move_in, serve
 
 from kit.data import open_store, pack_tiles
 from kit.kaggle.on_kaggle import link_data
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -24,8 +21,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KaggleSe
 
 
 def upload() -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, ROOT / "kernels" / "dataset.py"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = command("dataset")
     assert "Traceback" not in done.stderr
     assert KEY not in done.stdout + done.stderr
     return done

@@ -11,6 +11,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
+from conftest import ROOT, command
 from kaggle_server import (
     KEY,
     SIGNATURE,
@@ -30,7 +31,6 @@ from kit.base import LOCK_NAME, KitError
 from kit.kaggle import client
 from kit.kaggle.sums import CHECKSUMS, Checksums
 
-ROOT = Path(__file__).parents[1]
 CLIENT = tuple(map(int, version("kaggle").split(".")[:3]))
 NAME = "hcd-before"
 KERNEL = f"nobody/{NAME}"
@@ -59,8 +59,7 @@ def output() -> dict[str, bytes]:
 
 
 def pull(*options: str) -> CompletedProcess[str]:
-    command = [sys.executable, ROOT / "kernels" / "pull.py", "--name", NAME, *options]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = command("pull", "--name", NAME, *options)
     assert_discreet(done.stdout + done.stderr)
     return done
 
@@ -138,8 +137,8 @@ def test_goes_on_by_itself_while_anything_comes(server: KaggleServer, fault: obj
 
 def test_ctrl_c_keeps_what_has_come(server: KaggleServer) -> None:
     server.output_faults = {LAST: [Stall(2_500_000)]}
-    command = [sys.executable, ROOT / "kernels" / "pull.py", "--name", NAME]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    line = [sys.executable, ROOT / "kernels" / "pull.py", "--name", NAME]
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as process:
         until(lambda: server.asked(LAST))
         with pytest.raises(KitError, match="another process is at work in"):
             kaggle.bring_back(KERNEL, Path(), ended_well=True)

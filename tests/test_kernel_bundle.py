@@ -10,7 +10,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import venv
 import zipfile
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from conftest import competition_files, write_folder
+from conftest import command, competition_files, write_folder
 from kaggle_server import KEY, KaggleServer, move_in, refusal, serve, until
 from safetensors.torch import save_file
 
@@ -314,8 +313,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KaggleSe
 
 
 def kernel(name: str, *options: str) -> CompletedProcess[str]:
-    command = [sys.executable, ROOT / "kernels" / f"{name}.py", *options]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = command(name, *options)
     assert "Traceback" not in done.stderr
     assert KEY not in done.stdout + done.stderr
     return done

@@ -12,7 +12,7 @@ from typing import Any
 import nbformat
 import pandas as pd
 import pytest
-from conftest import competition_files, write_folder
+from conftest import command, competition_files, write_folder
 from kaggle_server import move_in, serve
 
 from kit import kaggle
@@ -185,8 +185,7 @@ def joined(text: str | list[str]) -> str:
 def test_it_is_pushed_as_a_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serve() as server:
         move_in(server, tmp_path, monkeypatch)
-        command = [sys.executable, ROOT / "kernels" / "push.py", "--notebook", "--dataset=me/tiles"]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = command("push", "--notebook", "--dataset=me/tiles")
     assert done.returncode == 0, done.stderr
     assert f"next, once it has ended: python kernels/pull.py --name {NAME}" in done.stdout
     assert server.pushed["kernelType"] == "notebook"
@@ -197,10 +196,12 @@ def test_it_is_pushed_as_a_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "GPU = True" in cells[2]["source"]
 
 
-def test_what_a_notebook_has_no_use_for_is_refused(tmp_path: Path) -> None:
-    command = [sys.executable, ROOT / "kernels" / "push.py", "--notebook"]
+def test_what_a_notebook_has_no_use_for_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     for words in (["--resume"], ["--", "--bn", "after"]):
-        done = subprocess.run([*command, *words], cwd=tmp_path, capture_output=True, text=True)
+        done = command("push", "--notebook", *words)
         assert done.returncode == 1
         assert "--notebook" in done.stderr
     with pytest.raises(KitError, match="--name x: give 5 to 50"):

@@ -4,13 +4,12 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Files, competition_files, write_folder, write_zip
+from conftest import Files, command, competition_files, write_folder, write_zip
 
 from kit.base import KitError
 from kit.data import is_packed, open_store, pack_tiles
@@ -71,15 +70,14 @@ def test_an_extracted_archive_with_one_folder_on_top_is_read(tmp_path: Path, fil
     assert is_packed(tmp_path)
 
 
-def test_another_archive_of_that_name_is_kept(tmp_path: Path) -> None:
+def test_another_archive_of_that_name_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every byte of it may be right; `make download` deletes what is proved corrupt alone."""
     path = write_zip(tmp_path, {"publicleaderboard.csv": b"team,score\n"})
-    done = subprocess.run(
-        [sys.executable, ROOT / "kernels" / "download.py", "--data", tmp_path],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"KAGGLE_USERNAME": "nobody", "KAGGLE_KEY": "none"},
-    )
+    monkeypatch.setenv("KAGGLE_USERNAME", "nobody")
+    monkeypatch.setenv("KAGGLE_KEY", "none")
+    done = command("download", "--data", tmp_path)
     assert done.returncode == 1
     assert "holds no train_labels.csv: it is not the competition's. Move it away" in done.stderr
     assert path.exists()
