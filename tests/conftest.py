@@ -14,7 +14,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext, redirect_stderr, redirect_stdout
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -23,7 +23,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from simulated_gpu import simulated_gpu
 
 # Before any library that reports to its makers: the kit switches that off.
 from kit.base import Recipe
@@ -99,30 +98,41 @@ def write_folder(folder: Path, files: Files) -> None:
         (folder / name).write_bytes(content)
 
 
-def start_kernel(
-    name: str, *options: object, log: Path, cwd: Path | None = None, gpu: bool = False
-) -> BaseProcess:
+def start_kernel(name: str, *options: object, log: Path, cwd: Path | None = None) -> BaseProcess:
     """Start a command of kernels/ in a process forked from one that has imported the libraries.
 
     Importing them takes seconds, which is most of what a command on a few tiles takes. What the
-    command says is kept in `log`. With `gpu` the process has a simulated one.
+    command says is kept in `log`.
     """
     argv = [str(ROOT / "kernels" / f"{name}.py"), *map(str, options)]
-    process = FORKSERVER.Process(target=_run_script, args=(argv, cwd or Path.cwd(), log, gpu))
+    process = FORKSERVER.Process(target=_run_script, args=(argv, cwd or Path.cwd(), log))
     process.start()
     return process
 
 
 def kernel(
-    name: str, *options: object, cwd: Path | None = None, gpu: bool = False
+    name: str, *options: object, cwd: Path | None = None
 ) -> "subprocess.CompletedProcess[str]":
-    """Run a command of kernels/ to its end, see `start_kernel`."""
-    with tempfile.TemporaryDirectory() as folder:
-        process = start_kernel(name, *options, log=Path(folder), cwd=cwd, gpu=gpu)
-        process.join()
-        said = [(Path(folder) / stream).read_text("utf-8") for stream in STREAMS]
-    assert process.exitcode is not None
-    return subprocess.CompletedProcess([name, *options], process.exitcode, *said)
+    """Run a command of kernels/ in this process, which has loaded the libraries.
+
+    What is promised of processes, such as signals, `start_kernel` is for.
+    """
+    argv, handler = sys.argv, signal.getsignal(signal.SIGINT)
+    status = 0
+    with (
+        chdir(cwd or Path.cwd()),
+        redirect_stdout(io.StringIO()) as said,
+        redirect_stderr(io.StringIO()) as errors,
+    ):
+        sys.argv = [str(ROOT / "kernels" / f"{name}.py"), *map(str, options)]
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as error:
+            status = int(error.code or 0)
+        finally:
+            sys.argv = argv
+            signal.signal(signal.SIGINT, handler)
+    return subprocess.CompletedProcess([name, *options], status, said.getvalue(), errors.getvalue())
 
 
 def run_kernel(name: str, *options: object) -> str:
@@ -132,33 +142,13 @@ def run_kernel(name: str, *options: object) -> str:
     return finished.stdout
 
 
-def command(name: str, *options: object) -> "subprocess.CompletedProcess[str]":
-    """Run a command of kernels/ in this process, where no promise is about processes.
-
-    It finds the libraries loaded.
-    """
-    before = sys.argv, signal.getsignal(signal.SIGINT)
-    sys.argv = [str(ROOT / "kernels" / f"{name}.py"), *map(str, options)]
-    status = 0
-    try:
-        with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as errors:
-            runpy.run_path(sys.argv[0], run_name="__main__")
-    except SystemExit as error:
-        status = int(error.code or 0)
-    finally:
-        sys.argv, handler = before
-        signal.signal(signal.SIGINT, handler)
-    return subprocess.CompletedProcess([name, *options], status, out.getvalue(), errors.getvalue())
-
-
-def _run_script(argv: list[str], cwd: Path, log: Path, gpu: bool) -> None:
+def _run_script(argv: list[str], cwd: Path, log: Path) -> None:
     for number, stream in enumerate(STREAMS, start=1):
         with (log / stream).open("wb") as file:
             os.dup2(file.fileno(), number)
     os.chdir(cwd)
     sys.argv = argv
-    with simulated_gpu() if gpu else nullcontext():
-        runpy.run_path(argv[0], run_name="__main__")
+    runpy.run_path(argv[0], run_name="__main__")
 
 
 def train(recipe: Recipe, tiles: Store, folder: Path, *, resume: bool = False) -> Run:
@@ -237,7 +227,7 @@ def type_in() -> Type:
     """Run a command in this process; return its status and all that it says."""
 
     def run(line: str) -> tuple[int, str]:
-        done = command(*shlex.split(line))
+        done = kernel(*shlex.split(line))
         return done.returncode, done.stdout + done.stderr
 
     return run

@@ -35,8 +35,8 @@ class Hub(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
+    # A connection ends with its answer: the hub is gone when it is closed.
     server: Hub
-    protocol_version = "HTTP/1.1"
 
     def do_HEAD(self) -> None:
         self._answer(with_body=False)
@@ -68,7 +68,6 @@ class _Handler(BaseHTTPRequestHandler):
         if with_body:
             is_cut = owner == "cut" and file.endswith("safetensors")
             self.wfile.write(content[: len(content) // 2] if is_cut else content)
-            self.close_connection = self.close_connection or is_cut
         return None
 
     def do_POST(self) -> None:

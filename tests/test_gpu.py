@@ -156,24 +156,30 @@ def test_gradients_that_fp16_cannot_hold_end_the_training(store: Store) -> None:
     assert len(error.value.indices) == 1
 
 
-@pytest.mark.usefixtures("counts")
+@pytest.fixture
+def flags() -> Iterator[None]:
+    """Give the process's choices of kernels back."""
+    before = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32
+    yield
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.usefixtures("counts", "flags")
 def test_kernels_are_the_fastest_or_repeat_their_bits() -> None:
-    flags = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32
-    try:
-        for deterministic in (True, False):
-            choose_kernels(deterministic=deterministic)
-            assert torch.backends.cudnn.benchmark is not deterministic
-            assert torch.are_deterministic_algorithms_enabled() is deterministic
-            assert not torch.backends.cudnn.allow_tf32
-    finally:
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = flags
+    for deterministic in (True, False):
+        choose_kernels(deterministic=deterministic)
+        assert torch.backends.cudnn.benchmark is not deterministic
+        assert torch.are_deterministic_algorithms_enabled() is deterministic
+        assert not torch.backends.cudnn.allow_tf32
 
 
+@pytest.mark.usefixtures("flags")
 def test_every_command_runs(store: Store, tmp_path: Path) -> None:
     """The way to a submission, a study of each kind, a resumed run, an export."""
 
     def run(name: str, *options: object) -> None:
-        finished = kernel(name, *options, cwd=tmp_path, gpu=True)
+        with simulated_gpu():
+            finished = kernel(name, *options, cwd=tmp_path)
         assert finished.returncode == 0, finished.stderr
 
     data = ("--data", store.folder.parent, "--device", "cuda")
@@ -182,8 +188,8 @@ def test_every_command_runs(store: Store, tmp_path: Path) -> None:
     run("train", *short, "--model", "test_resnet", "--precision", "fp16", "--out", "resnet")
     run("train", "--resume", "--force", "--epochs", 2, "--device", "cuda", "--out", "resnet")
     run("predict", *data, "--run", "compact", "--run", "resnet", "--views", 8, "--adapt-bn")
-    run("compare", *short, "--seeds", 2, "--out", "bn")
-    run("momentum", *short, "--seeds", 2, "--out", "momentum")
+    run("compare", *short, "--seeds", 1, "--out", "bn")
+    run("momentum", *short, "--seeds", 1, "--out", "momentum")
     run("search", *short, "--trials", 2, "--out", "search")
     run("export", *data[:2], "--run", "compact", "--out", "model.onnx")
     assert (tmp_path / "submission.csv").is_file()

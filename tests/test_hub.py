@@ -25,7 +25,7 @@ from kit import models
 from kit.base import KitError, Recipe
 # The client tries five times, and waits in between.
 time.sleep = lambda _: None
-for name in sys.argv[1:]:
+for name in map(str.strip, sys.stdin):
     recipe = Recipe(model=name, size=96, pretrained=True, probe="linear", normalize="model")
     try:
         recipe = models.follow_model(recipe)
@@ -33,7 +33,7 @@ for name in sys.argv[1:]:
         answer = ["ok", recipe.normalize, models.weights_fingerprint(encoder.network)]
     except KitError as error:
         answer = ["error", str(error)]
-    print(json.dumps(answer))
+    print(json.dumps(answer), flush=True)
 """
 
 
@@ -78,34 +78,43 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
         "cut/short": whole,
     }
     names = [*repositories, "gated/model", "forbidden/model", "someone/missing", "notarepo"]
+    folder = tmp_path_factory.mktemp("hub")
     with hub(repositories) as server:
-        said = run([f"hf-hub:{name}" for name in names], server.address, tmp_path_factory)
+        process = start(server.address, folder)
+        said = {name: ask(process, name) for name in names}
         assert not any("token" in asked for asked in server.asked)
-    closed = run(["hf-hub:someone/whole"], server.address, tmp_path_factory)
-    return dict(zip([*names, "unreachable"], [*said, *closed], strict=True))
+    with process:
+        said["unreachable"] = ask(process, "someone/else")
+        process.communicate()
+    assert process.returncode == 0
+    return said
 
 
-def run(
-    names: list[str], address: str, tmp_path_factory: pytest.TempPathFactory
-) -> list[list[str]]:
+def start(address: str, folder: Path) -> "subprocess.Popen[str]":
     environment = {
         **os.environ,
         "HF_ENDPOINT": address,
-        "HF_HOME": str(tmp_path_factory.mktemp("hub")),
+        "HF_HOME": str(folder),
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "PYTHONPATH": str(ROOT),
         "NO_PROXY": "*",
     }
     environment.pop("HF_TOKEN", None)
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *names],
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT],
         env=environment,
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def ask(process: "subprocess.Popen[str]", name: str) -> list[str]:
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(f"hf-hub:{name}\n")
+    process.stdin.flush()
+    answer: list[str] = json.loads(process.stdout.readline())
+    return answer
 
 
 def test_a_model_of_the_hub_is_built_with_what_its_page_says(answers: dict[str, list[str]]) -> None:

@@ -17,7 +17,7 @@ from subprocess import CompletedProcess, Popen
 from typing import Any
 
 import pytest
-from conftest import command
+from conftest import kernel
 from kaggle_server import (
     ETAG,
     KEY,
@@ -85,9 +85,9 @@ def submission_file(packed: Path, tmp_path: Path) -> Path:
     return tmp_path / "submission.csv"
 
 
-def run(kernel: str, *arguments: str | Path) -> CompletedProcess[str]:
+def run(name: str, *arguments: str | Path) -> CompletedProcess[str]:
     """Run a command, the client in a process of its own, and see that it betrays no secret."""
-    done = command(kernel, *arguments)
+    done = kernel(name, *arguments)
     assert_discreet(done.stdout + done.stderr)
     return done
 
@@ -533,8 +533,8 @@ def test_nothing_is_tried_without_a_credential(
     server: KaggleServer, packed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("KAGGLE_KEY")
-    for kernel, *options in (["download"], ["submit", "--data", packed], ["scores"]):
-        done = run(str(kernel), *options)
+    for name, *options in (["download"], ["submit", "--data", packed], ["scores"]):
+        done = run(str(name), *options)
         assert done.returncode == 1
         assert "no Kaggle credential found" in done.stderr
         assert "https://www.kaggle.com/settings" in done.stderr

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import command, competition_files, write_folder
+from conftest import competition_files, kernel, write_folder
 from kaggle_server import KEY, KaggleServer, move_in, serve
 
 from kit.data import open_store, pack_tiles
@@ -21,7 +21,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KaggleSe
 
 
 def upload() -> "subprocess.CompletedProcess[str]":
-    done = command("dataset")
+    done = kernel("dataset")
     assert "Traceback" not in done.stderr
     assert KEY not in done.stdout + done.stderr
     return done

@@ -11,7 +11,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
-from conftest import ROOT, command
+from conftest import ROOT, kernel
 from kaggle_server import (
     KEY,
     SIGNATURE,
@@ -59,7 +59,7 @@ def output() -> dict[str, bytes]:
 
 
 def pull(*options: str) -> CompletedProcess[str]:
-    done = command("pull", "--name", NAME, *options)
+    done = kernel("pull", "--name", NAME, *options)
     assert_discreet(done.stdout + done.stderr)
     return done
 

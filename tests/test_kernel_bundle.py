@@ -20,7 +20,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from conftest import command, competition_files, write_folder
+from conftest import competition_files, kernel, write_folder
 from kaggle_server import KEY, KaggleServer, move_in, refusal, serve, until
 from safetensors.torch import save_file
 
@@ -241,9 +241,10 @@ def test_same_sources_give_the_same_script_with_the_files_that_arguments_name(
     recipe = tmp_path / "mine.toml"
     recipe.write_text("epochs = 1\n")
     named = job(arguments=(f"--recipe={recipe}", "--seed", "1"))
-    assert bundle.script(named, ROOT) == bundle.script(named, ROOT)
-    assert "('--recipe={home}/given/0/mine.toml', '--seed', '1')" in bundle.script(named, ROOT)
-    compile(bundle.script(named, ROOT), "script.py", "exec")
+    text = bundle.script(named, ROOT)
+    assert text == bundle.script(named, ROOT)
+    assert "('--recipe={home}/given/0/mine.toml', '--seed', '1')" in text
+    compile(text, "script.py", "exec")
 
 
 @pytest.mark.parametrize(
@@ -266,7 +267,8 @@ def test_only_files_that_options_take_go_along(
     monkeypatch.chdir(tmp_path)
     for name in ("before", "1", "compact", "A", "a=compact", "mine", "b=mine", "a=b"):
         Path(name).write_text(f"id,slide\n{'a' * 40},A\n")
-    text = bundle.script(job(arguments=arguments), ROOT)
+    (tmp_path / "repository").mkdir()
+    text = bundle.script(job(arguments=arguments), tmp_path / "repository")
     content = base64.b85decode(text.partition('BUNDLE = "')[2].partition('"')[0])
     names = zipfile.ZipFile(io.BytesIO(lzma.decompress(content))).namelist()
     assert [name for name in names if name.startswith("given/")] == sorted(embedded)
@@ -276,7 +278,9 @@ def test_only_files_that_options_take_go_along(
 def test_a_network_of_ones_own_goes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("net.py").write_text("class Net: pass\n")
-    text = bundle.script(job(arguments=("--epochs", "1", "--model", "net.py:Net")), ROOT)
+    (tmp_path / "repository").mkdir()
+    own = job(arguments=("--epochs", "1", "--model", "net.py:Net"))
+    text = bundle.script(own, tmp_path / "repository")
     assert "{home}/given/3/net.py:Net" in text
     Path("own.toml").write_text('model = "net.py:Net"\n')
     with pytest.raises(KitError, match=r"own\.toml names code, net\.py:Net, which would not go"):
@@ -312,8 +316,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KaggleSe
         yield fake
 
 
-def kernel(name: str, *options: str) -> CompletedProcess[str]:
-    done = command(name, *options)
+def push(*options: str) -> CompletedProcess[str]:
+    done = kernel("push", *options)
     assert "Traceback" not in done.stderr
     assert KEY not in done.stdout + done.stderr
     return done
@@ -332,7 +336,7 @@ def built(tmp_path: Path) -> Path:
 class TestPush:
     def test_pushes_all_that_the_kernel_needs(self, server: KaggleServer) -> None:
         options = ["--name", NAME, "--resume", "--dataset", "nobody/slides", "--", "--bn", "after"]
-        done = kernel("push", *options)
+        done = push(*options)
         assert done.returncode == 0, done.stderr
         assert f"pushed version 3, https://www.kaggle.com/code/nobody/{NAME}" in done.stdout
         assert f"next, once it has ended: python kernels/pull.py --name {NAME}" in done.stdout
@@ -413,7 +417,7 @@ class TestPush:
         self, server: KaggleServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.delenv("KAGGLE_KEY")
-        done = kernel("push", "--", "--bn", "after")
+        done = push("--", "--bn", "after")
         assert done.returncode == 1
         assert "no Kaggle credential found" in done.stderr
         assert not server.requests

@@ -12,7 +12,7 @@ from typing import Any
 import nbformat
 import pandas as pd
 import pytest
-from conftest import command, competition_files, write_folder
+from conftest import competition_files, kernel, write_folder
 from kaggle_server import move_in, serve
 
 from kit import kaggle
@@ -185,7 +185,7 @@ def joined(text: str | list[str]) -> str:
 def test_it_is_pushed_as_a_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serve() as server:
         move_in(server, tmp_path, monkeypatch)
-        done = command("push", "--notebook", "--dataset=me/tiles")
+        done = kernel("push", "--notebook", "--dataset=me/tiles")
     assert done.returncode == 0, done.stderr
     assert f"next, once it has ended: python kernels/pull.py --name {NAME}" in done.stdout
     assert server.pushed["kernelType"] == "notebook"
@@ -201,7 +201,7 @@ def test_what_a_notebook_has_no_use_for_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for words in (["--resume"], ["--", "--bn", "after"]):
-        done = command("push", "--notebook", *words)
+        done = kernel("push", "--notebook", *words)
         assert done.returncode == 1
         assert "--notebook" in done.stderr
     with pytest.raises(KitError, match="--name x: give 5 to 50"):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Files, command, competition_files, write_folder, write_zip
+from conftest import Files, competition_files, kernel, write_folder, write_zip
 
 from kit.base import KitError
 from kit.data import is_packed, open_store, pack_tiles
@@ -77,7 +77,7 @@ def test_another_archive_of_that_name_is_kept(
     path = write_zip(tmp_path, {"publicleaderboard.csv": b"team,score\n"})
     monkeypatch.setenv("KAGGLE_USERNAME", "nobody")
     monkeypatch.setenv("KAGGLE_KEY", "none")
-    done = command("download", "--data", tmp_path)
+    done = kernel("download", "--data", tmp_path)
     assert done.returncode == 1
     assert "holds no train_labels.csv: it is not the competition's. Move it away" in done.stderr
     assert path.exists()
