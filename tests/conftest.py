@@ -1,5 +1,8 @@
 """A small competition made by other means than the kit's (Pillow), runs of it, and commands."""
 
+# First, as it sets what OpenMP reads when PyTorch is imported.
+import kit  # noqa: F401  # isort: skip
+
 import hashlib
 import io
 import json
@@ -140,6 +143,16 @@ def run_kernel(name: str, *options: object) -> str:
     finished = kernel(name, *options)
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
+
+
+def fresh_kernel(name: str, *options: object) -> "subprocess.CompletedProcess[str]":
+    """Run a command of kernels/ to its end in a process of its own, see `start_kernel`."""
+    with tempfile.TemporaryDirectory() as folder:
+        process = start_kernel(name, *options, log=Path(folder))
+        process.join()
+        said = [(Path(folder) / stream).read_text("utf-8") for stream in STREAMS]
+    assert process.exitcode is not None
+    return subprocess.CompletedProcess([name, *options], process.exitcode, *said)
 
 
 def _run_script(argv: list[str], cwd: Path, log: Path) -> None:

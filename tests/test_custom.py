@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import RECIPE, contents, kernel, run_kernel, train
+from conftest import RECIPE, contents, fresh_kernel, run_kernel, train
 
 from kit import base, models, runs, study
 from kit.base import KitError, Recipe
@@ -259,19 +259,20 @@ def test_code_of_a_run_folder_runs_only_if_it_is_trusted(
     run = train(own, tiles, tmp_path / "run")
     harm = tmp_path / "harm"
     options = ["--run", run.folder, "--data", tiles.data, "--out", tmp_path / "sub.csv"]
-    refused = kernel("predict", *options)
+    refused = fresh_kernel("predict", *options)
     assert refused.returncode == 1
     assert "custom/model.py is code that came with the run and would be exec" in refused.stderr
-    run_kernel("predict", *options, "--trust")
+    trusted = fresh_kernel("predict", *options, "--trust")
+    assert trusted.returncode == 0, trusted.stderr
     assert (tmp_path / "sub.csv").is_file()
     # What does not have the recorded fingerprint never runs.
     (run.folder / "custom/model.py").write_text(f"open({str(harm)!r}, 'w')\n{NET}")
-    changed = kernel("predict", *options, "--trust")
+    changed = fresh_kernel("predict", *options, "--trust")
     assert changed.returncode == 1
     assert "is not the code that the run was trained with" in changed.stderr
     # Nor does what its configuration names, when it is resumed.
     (tmp_path / "net.py").write_text(f"open({str(harm)!r}, 'w')\n{NET}")
-    resumed = kernel("train", "--resume", "--out", run.folder, "--data", tiles.data)
+    resumed = fresh_kernel("train", "--resume", "--out", run.folder, "--data", tiles.data)
     assert resumed.returncode == 1
     assert "is code that would be executed: read it, and add --trust" in resumed.stderr
     assert not harm.exists()
@@ -283,11 +284,11 @@ def test_folds_on_several_devices_train_a_network_of_ones_own(
 ) -> None:
     options = ["--model", own.model, "--augment", own.augment, "--epochs", 1, "--batch-size", 8]
     options += ["--data", tiles.data, "--folds", 2, "--devices", "cpu:2"]
-    run_kernel("train", *options, "--out", tmp_path / "cv")
+    assert fresh_kernel("train", *options, "--out", tmp_path / "cv").returncode == 0
     for fold in ("fold-0", "fold-1"):
         assert (tmp_path / "cv" / fold / "custom/model.py").read_text() == NET
     predict = ["--run", tmp_path / "cv", "--data", tiles.data, "--devices", "cpu:2", "--trust"]
-    run_kernel("predict", *predict, "--out", tmp_path / "sub.csv")
+    assert fresh_kernel("predict", *predict, "--out", tmp_path / "sub.csv").returncode == 0
 
 
 def test_arms_name_code_in_their_recipes(tiles: Store, own: Recipe, tmp_path: Path) -> None:
@@ -296,7 +297,7 @@ def test_arms_name_code_in_their_recipes(tiles: Store, own: Recipe, tmp_path: Pa
     (tmp_path / "small.toml").write_text("\n".join(lines[1:]))
     arms = ["--arm", f"small={tmp_path}/small.toml", "--arm", f"own={tmp_path}/own.toml"]
     options = [*arms, "--data", tiles.data, "--out", tmp_path / "study", "--seeds", 1]
-    refused = kernel("compare", *options)
+    refused = fresh_kernel("compare", *options)
     assert refused.returncode == 1
     assert "is code that would be executed" in refused.stderr
     assert "own" in run_kernel("compare", *options, "--trust")
