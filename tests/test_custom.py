@@ -178,7 +178,7 @@ def test_code_that_fails_later_is_named_with_its_line(
     Path("late.py").write_text(LATE)
     own = f"late.py:{'Net' if option == '--model' else 'pipeline'}"
     small = ("--epochs", "1", "--batch-size", "16", "--size", "32", "--workers", workers)
-    done = kernel("train", option, own, *small, "--data", tiles.folder.parent, "--out", "r")
+    done = fresh_kernel("train", option, own, *small, "--data", tiles.folder.parent, "--out", "r")
     assert done.returncode == 1
     line = LATE.splitlines().index("        1 / 0") + 1
     assert (
