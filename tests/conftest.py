@@ -120,7 +120,7 @@ def kernel(
 
     What is promised of processes, such as signals, `start_kernel` is for.
     """
-    argv, handler = sys.argv, signal.getsignal(signal.SIGINT)
+    argv, path, handler = sys.argv, sys.path[:], signal.getsignal(signal.SIGINT)
     status = 0
     with (
         chdir(cwd or Path.cwd()),
@@ -128,12 +128,13 @@ def kernel(
         redirect_stderr(io.StringIO()) as errors,
     ):
         sys.argv = [str(ROOT / "kernels" / f"{name}.py"), *map(str, options)]
+        sys.path.insert(0, str(ROOT / "kernels"))
         try:
             runpy.run_path(sys.argv[0], run_name="__main__")
         except SystemExit as error:
             status = int(error.code or 0)
         finally:
-            sys.argv = argv
+            sys.argv, sys.path[:] = argv, path
             signal.signal(signal.SIGINT, handler)
     return subprocess.CompletedProcess([name, *options], status, said.getvalue(), errors.getvalue())
 
