@@ -34,8 +34,9 @@ COMMANDS = [
     "export --run runs/two --timm timm",
     "runs --html runs.html --out runs.csv",
 ]
-# They find no credentials, and so leave Kaggle's client alone.
+# They find no credentials, and so leave Kaggle's client alone, or no time to train in.
 REFUSED = [
+    "best --data data --time-limit 1s",
     "download --data new",
     "learning_curve --data data",
     "scores",
