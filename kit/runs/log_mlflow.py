@@ -21,6 +21,7 @@ class MlflowLogger:
     """See `log.Logger`."""
 
     def __init__(self, run: LoggedRun) -> None:
+        known = run.read_id("mlflow")
         # They tell how the database is made.
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)
@@ -30,7 +31,6 @@ class MlflowLogger:
         # It copes with processes that all begin with the experiment.
         experiment = mlflow.set_experiment(name)
         self._client = mlflow.MlflowClient(uri)
-        known = run.read_id("mlflow")
         self._id = known if known and self._has(known) else self._create(run, experiment)
         self._client.update_run(self._id, status="RUNNING")
         self.last = int(max((one.step for one in self._logged()), default=0))
