@@ -119,7 +119,11 @@ def test_timm_model_trains_and_predicts_by_the_same_commands(place: Path) -> Non
         ("train", ["--force"], "--force has no meaning without --resume"),
         ("train", ["--stain-strength", "2"], "--stain-strength has no meaning for --augment none"),
         ("train", ["--folds", "2", "--holdout", "0.5"], "--holdout has no meaning beside --folds"),
-        ("export", ["--run", "r", "--timm", "t", "--tiles", "5"], "--tiles has no meaning without"),
+        (
+            "export",
+            ["--run", "r", "--tensorboard", "t", "--tiles", "5"],
+            "--tiles has no meaning without",
+        ),
         ("tune", ["nothing"], "no command nothing: there are momentum, search"),
     ],
 )
