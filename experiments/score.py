@@ -123,7 +123,7 @@ def train(plan: Plan, store: data.Store, out: Path, *, device: str) -> None:
 def differences(table: pd.DataFrame, arms: list[str]) -> pd.DataFrame:
     """Return a row per arm: its mean AUC, and what it has over the first arm."""
     aucs = table.pivot_table("AUC", index=["group", "seed"], columns="arm")
-    rows = {}
+    rows: dict[str, dict[str, float | None]] = {}
     for arm in arms:
         rows[arm] = {"AUC": aucs[arm].mean(), "seconds": table[table["arm"] == arm].seconds.mean()}
         if arm == arms[0]:
