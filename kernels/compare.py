@@ -85,6 +85,7 @@ def main(options: CompareOptions, argv: list[str]) -> None:
         return
     predictions = study.pooled_predictions(comparison)
     slides = data.find_slides(tiles, comparison.arms[arm].slides)
+    by_id = slides.by_id(tiles.train.ids)
     judged = study.judge_several(outcomes, predictions, pairs, holdouts)
     if len(comparison.arms) > 2:
         verdict, write = study.several_verdict(judged), report.several_page
@@ -98,8 +99,10 @@ def main(options: CompareOptions, argv: list[str]) -> None:
             "verdict": study.population_table(judged[pairs[0]], holdouts),
             "table1": study.paired_table(outcomes, *pairs[0]),
             "delong": study.delong_table(predictions, *pairs[0]),
-            "pooled": study.pooled_table(predictions, *pairs[0], slides.by_id(tiles.train.ids)),
+            "pooled": study.pooled_table(predictions, *pairs[0], by_id),
         }
+    if (spread := study.spread_table(predictions, pairs, holdouts, by_id)) is not None:
+        tables["spread"] = spread
     if options.margin is not None:
         within = [study.margin_verdict(own, *pair, options.margin) for pair, own in judged.items()]
         verdict = "\n".join([verdict, *within])
@@ -126,7 +129,7 @@ def main(options: CompareOptions, argv: list[str]) -> None:
         ),
     )
     with base.FolderLock(options.out, wait=True):
-        report.write_page(options.out / "report.html", page)
+        report.write_page(options.out / "report.html", page, options.figures)
     print(f"the whole study: {options.out}/report.html")
 
 

@@ -2,7 +2,7 @@
 
 Every tile is measured, in one pass and in blocks, so that memory stays bounded whatever the
 number of tiles; the competition's 277,483 take about a minute. Writes explore.html, its figures
-as PNG, and explore.json with the numbers.
+as files, and explore.json with the numbers.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ class ExploreOptions:
     slides: Path | None = None
     """CSV of id,slide (or id,wsi) for the training tiles; by default slides.csv or
     patch_id_wsi_full.csv in --data, where there is one."""
+    figures: tuple[base.FigureKind, ...] = ("png",)
+    """Kinds of the files that figures are written as."""
 
 
 def main(options: ExploreOptions, argv: list[str]) -> None:
@@ -46,7 +48,8 @@ def main(options: ExploreOptions, argv: list[str]) -> None:
     print(summary(numbers))
     drawn = report.exploration_figures(found)
     for name, drawing in drawn.items():
-        report.save_figure(drawing.figure, out / f"{name}.png")
+        for kind in options.figures:
+            report.save_figure(drawing.figure, out / f"{name}.{kind}")
     page = report.exploration_page(found, drawn, base.command("explore", *argv))
     report.write_page(out / "explore.html", page)
     print(f"{out / 'explore.html'}: the page; beside it {len(drawn)} figures and explore.json")

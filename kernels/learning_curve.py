@@ -52,6 +52,8 @@ class CurveOptions:
     """Folder of the runs, the table and the picture."""
     device: str = "auto"
     """auto takes a GPU where there is one."""
+    figures: tuple[base.FigureKind, ...] = ("png",)
+    """Kinds of the files that the picture is written as."""
 
 
 def main(options: CurveOptions) -> None:
@@ -73,13 +75,14 @@ def main(options: CurveOptions) -> None:
         study.train_curve(curve, tiles, device=options.device, bar=bar)
     table = study.curve_table(curve, tiles)
     write_text(options.out / "learning.csv", table.to_csv(index=False, lineterminator="\n"))
-    picture = options.out / "learning.png"
-    report.save_figure(report.learning_figure(table), picture)
+    pictures = [options.out / f"learning.{kind}" for kind in options.figures]
+    for picture in pictures:
+        report.save_figure(report.learning_figure(table), picture)
     print(table.drop(columns="aucs").to_string(index=False, float_format="{:.4f}".format))
     print(
         "intervals are of the mean over draws (95 %, Student's t); they say nothing of other slides"
     )
-    print(picture)
+    print(*pictures, sep="\n")
 
 
 def read_recipes(options: CurveOptions) -> dict[str, Recipe]:

@@ -88,7 +88,7 @@ def main(options: MomentumOptions, argv: list[str]) -> None:
         command=base.command("momentum", *argv, *study.precision_words(options.out, [recipe])),
     )
     with base.FolderLock(options.out, wait=True):
-        report.write_page(options.out / "report.html", page)
+        report.write_page(options.out / "report.html", page, options.figures)
     print(f"the whole study: {options.out}/report.html")
 
 

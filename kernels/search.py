@@ -58,7 +58,8 @@ def main(options: SearchOptions, argv: list[str]) -> None:
     )
     for name, share in result.importances.items():
         print(f"{name:24} {share:7.1%} of what sets good trials apart")
-    print(report.search_verdict(result))
+    verdict = report.search_verdict(result, tiles)
+    print(verdict)
     words = ["--recipe", options.out / "best.toml", "--data", options.data]
     trusted = ["--trust"] if options.recipe.custom else []
     print(f"next: {base.command('train', *words, *trusted)}")
@@ -66,9 +67,10 @@ def main(options: SearchOptions, argv: list[str]) -> None:
     # Workers of a database may share no folder.
     if result.folder.exists():
         words = [*argv, *study.precision_words(options.out, [options.recipe])]
-        page = report.search_page(result, options.out, tiles, base.command("search", *words))
+        command = base.command("search", *words)
+        page = report.search_page(result, options.out, tiles, verdict=verdict, command=command)
         with base.FolderLock(options.out, wait=True):
-            report.write_page(options.out / "report.html", page)
+            report.write_page(options.out / "report.html", page, options.figures)
         where = f"{options.out}/report.html"
     print(f"the whole search: {where}")
 

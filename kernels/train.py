@@ -197,7 +197,7 @@ def train_folds(
         if not (part / PAGE).exists():
             # It was stopped between its figures and its page.
             with runs.open_log(options.log, part) as log:
-                write_page(part, tiles, log)
+                write_page(part, tiles, log, options.figures)
     pooled = runs.pool_folds(folder, force=options.force)
     conclusion = conclude_folds(pooled, folder, tiles, options.recipe.slides)
     print(conclusion, next_command(folder, options), sep="\n")
@@ -238,7 +238,7 @@ def share_folds(
         with runs.log_run(options.log, run) as log:
             yield from run.train(progress=bar)
             bar.say(f"{conclude(part, tiles)}\n{report.kept_note(run)}".rstrip())
-            write_page(part, tiles, log)
+            write_page(part, tiles, log, options.figures)
 
     study.share_runs(list(parts), folder, train_one, is_done=lambda name: is_finished(parts[name]))
 
@@ -288,15 +288,17 @@ def train(
         if run.rank > 0:
             return
         bar.say(f"{conclude(folder, tiles)}\n{report.kept_note(run)}".rstrip())
-        write_page(folder, tiles, log)
+        write_page(folder, tiles, log, options.figures)
     bar.say(f"the whole run: {folder / PAGE}")
 
 
-def write_page(folder: Path, tiles: data.Store, log: runs.SafeLog) -> None:
+def write_page(
+    folder: Path, tiles: data.Store, log: runs.SafeLog, kinds: tuple[base.FigureKind, ...]
+) -> None:
     """Draw a finished run's curves, write its page, and log its figures and pictures."""
     report.plots.curves(runs.read_history(folder), folder / "curves.png", title=folder.name)
     page = report.run_page(folder, tiles)
-    report.write_page(folder / PAGE, page)
+    report.write_page(folder / PAGE, page, kinds)
     if log.is_open:
         log.on_end(folder, report.page_images(page))
 

@@ -153,6 +153,20 @@ def test_names_are_text_not_mathematics(name: str, tmp_path: Path) -> None:
         assert (tmp_path / "figure.png").stat().st_size > 5000
 
 
+@pytest.mark.parametrize(
+    ("kind", "begins"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")]
+)
+def test_a_figure_is_written_as_its_name_ends_and_the_same_each_time(
+    kind: str, begins: bytes, tmp_path: Path
+) -> None:
+    written = []
+    for name in ("one", "two"):
+        path = tmp_path / f"{name}.{kind}"
+        save_figure(plots.roc({"a run": ([0, 1], [0.2, 0.9])}), path)
+        written.append(path.read_bytes())
+    assert written[0] == written[1] and written[0].startswith(begins)
+
+
 def test_class_counts_stack_columns() -> None:
     counts = pd.DataFrame({"train": [6, 7], "valid": [2, 3]}, index=["negative", "positive"])
     axes = tile_plots.class_counts(counts, title="t").axes[0]

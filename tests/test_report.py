@@ -23,7 +23,7 @@ from kit import models, report, runs, stats
 from kit.base import KitError, Recipe, RunOptions, parse_options, recipe_values
 from kit.data import Store, find_slides, pack_tiles
 from kit.models import SmallCNN
-from kit.report import Drawing, Page, Section, Table, thresholds
+from kit.report import Drawing, Page, Section, Table, plots, thresholds
 from kit.runs import Run, TrainedModel
 
 INJECTION = "<script>document.title = 'owned'</script>"
@@ -192,6 +192,17 @@ def test_cells_show_numbers_as_read(tmp_path: Path) -> None:
     )
     cells = re.findall(r"<td[^>]*>(.*?)</td>", (tmp_path / "t.html").read_text("utf-8"))
     assert cells == ["12,345", "0.0312", "&lt;b&gt;", DASH, "6", "1.0e-07", DASH, "1.0000"]
+
+
+def test_a_pages_figures_are_files_named_by_their_titles(tmp_path: Path) -> None:
+    shown = {"a run": ([0, 1], [0.2, 0.9])}
+    drawings = [Drawing(plots.roc(shown), "c"), Drawing(plots.calibration(shown), "c")]
+    page = Page("t", "v", [Section("s", drawings=drawings)])
+    report.write_page(tmp_path / "plain" / "t.html", page)
+    assert [path.name for path in (tmp_path / "plain").iterdir()] == ["t.html"]
+    report.write_page(tmp_path / "t.html", page, ("svg", "pdf"))
+    names = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    assert names == ["calibration.pdf", "calibration.svg", "roc_curve.pdf", "roc_curve.svg"]
 
 
 def held_out(ids: npt.ArrayLike, labels: npt.ArrayLike, logits: npt.ArrayLike) -> pd.DataFrame:

@@ -188,6 +188,30 @@ def test_best_recipe_is_the_best_trials_and_reads_back(tiles: Store, whole: Path
     assert "optimistic" in header[1]
 
 
+def test_the_best_trial_is_judged_where_it_was_not_picked(
+    tiles: Store, whole: Path, tmp_path: Path
+) -> None:
+    result = find(tiles, whole, trials=12)
+    table, predictions = runs.read_predictions([folder for (folder,) in result.trials])
+    judged = runs.judge_best(table["label"].to_numpy(), predictions)
+    said = report.search_verdict(result, tiles)
+    assert f"Picked on other tiles than it is judged on, the best has {judged}." in said
+    assert f"which nothing picked, has {result.median:.4f}" in said
+    away = replace(result, trials=((tmp_path / "away",), *result.trials))
+    assert f"is not known: {tmp_path / 'away'} is not here" in report.search_verdict(away, tiles)
+
+
+def test_each_seed_judges_the_trial_that_the_others_pick(tiles: Store, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, epochs=1)
+    result = find(tiles, tmp_path / "search", recipe, trials=2, seeds=2)
+    aucs = np.array(
+        [[runs.read_metrics(one)["auc"]["estimate"] for one in trial] for trial in result.trials]
+    )
+    expected = (aucs[aucs[:, 1].argmax(), 0] + aucs[aucs[:, 0].argmax(), 1]) / 2
+    said = report.search_verdict(result, tiles)
+    assert f"Picked by other seeds than it is judged with, the best has {expected:.4f}." in said
+
+
 def test_a_pruned_trial_was_below_the_median_of_the_finished(whole: Path) -> None:
     trials = open_study(whole).trials
     pruned = [trial for trial in trials if trial.state == TrialState.PRUNED]
@@ -239,7 +263,9 @@ def test_a_trial_counts_by_what_it_keeps(tiles: Store, tmp_path: Path) -> None:
 def test_the_page_of_several_seeds_reads_the_first_ones_run(tiles: Store, tmp_path: Path) -> None:
     result = find(tiles, tmp_path / "search", replace(RECIPE, epochs=1), trials=1, seeds=2)
     assert [folder.name for folder in result.runs] == ["seed-3", "seed-4"]
-    page = report.search_page(result, tmp_path / "search", tiles, "search")
+    verdict = report.search_verdict(result, tiles)
+    assert "One finished trial leaves nothing to pick." in verdict
+    page = report.search_page(result, tmp_path / "search", tiles, verdict=verdict, command="search")
     assert "The best recipe" in [section.heading for section in page.sections]
 
 

@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import kit.stats
 from kit import study
 from kit.base import EpochResult
-from kit.study import Outcome, Outcomes
+from kit.study import Holdouts, Outcome, Outcomes
 
 HISTORY = tuple(EpochResult(epoch, 0.4, 0.9, 0.5, 0.8, 0.9, 1.0, 9.0, 0.1) for epoch in (1, 2, 3))
 
@@ -63,6 +64,22 @@ def test_table_and_verdict_on_momentum_give_one_answer(number: int, gain: float)
     assert said.tolist() == (notebook["p"] <= 0.05).tolist()
     assert notebook["p"].tolist() == pytest.approx(table["p"].tolist()[1:], nan_ok=True)
     assert said.sum() == len(shown)
+
+
+@pytest.mark.parametrize("holdouts", [None, Holdouts(3 / 7)])
+def test_a_shrunk_gain_stands_beside_the_picked_one(holdouts: Holdouts | None) -> None:
+    outcomes = momenta({"0.99": 0.0, "0.5": 0.06, "0.25": 0.061}, 10)
+    table = study.momentum_table(outcomes, holdouts).frame
+    accuracies = {name: np.array([one.accuracy for one in own]) for name, own in outcomes.items()}
+    first, *others = accuracies.values()
+    ratio = 0.0 if holdouts is None else 3 / 7
+    expected = kit.stats.shrunk_gains(others, first, ratio)
+    assert table["shrunk"].tolist()[1:] == pytest.approx(expected.tolist())
+    said = study.momentum_verdict(outcomes, holdouts)
+    assert "the best of 2, looks better than it is for being picked" in said
+    assert f": shrunk, its gain is {max(expected):.4f}." in said
+    # A single momentum is not picked.
+    assert "shrunk" not in study.momentum_verdict(momenta({"0.99": 0, "0.5": 0.1}, 8))
 
 
 def test_tables_are_written_for_a_paper(tmp_path: Path) -> None:

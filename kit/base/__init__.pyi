@@ -6,6 +6,7 @@ from .arrays import Indices as Indices
 from .arrays import Labels as Labels
 from .arrays import Pixels as Pixels
 from .arrays import Strings as Strings
+from .command_line import FigureKind as FigureKind
 from .command_line import LogKind as LogKind
 from .command_line import Positional as Positional
 from .command_line import Repeated as Repeated

@@ -22,6 +22,8 @@ from kit.base.recipe import (
 from kit.base.text import shorten
 from kit.base.values import describe_errors
 
+FigureKind = Literal["png", "svg", "pdf"]
+
 # Longer than any path that Linux opens.
 _LONGEST_WORD = 5_000
 
@@ -50,6 +52,8 @@ class RunOptions:
     cuda_graphs: bool = True
     """On a GPU that holds the tiles: launch all of a step at once. A network whose steps wait for
     the GPU needs --no-cuda-graphs."""
+    figures: tuple[FigureKind, ...] = ()
+    """Write the page's figures as files of these kinds, too, into the folder figures beside it."""
     trust: bool = False
     """Run code that the command line does not name itself: that of a recipe's file, or of a run
     folder."""

@@ -1,7 +1,6 @@
 """The figures and the gallery of a page as pictures, for logs that show pictures."""
 
 import math
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,24 +10,18 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from kit.base import CENTRE_SIZE, CLASS_NAMES, TILE_SIZE, Pixels
-from kit.report.page import GalleryTile, Page
+from kit.report.page import GalleryTile, Page, named_figures, slug
 
 _COLUMNS = 3
 
 
 def page_images(page: Page) -> dict[str, Pixels]:
     """Return a page's figures and galleries, (height, width, 3), by names as plots/roc_curve."""
-    images: dict[str, Pixels] = {}
+    images = {f"plots/{name}": _pixels(figure) for name, figure in named_figures(page).items()}
     for section in page.sections:
-        for drawing in section.drawings:
-            figure = drawing.figure
-            title = figure.get_suptitle() or figure.axes[0].get_title()
-            name = f"plots/{_slug(title)}"
-            again = f"{name}_{sum(other.startswith(name) for other in images) + 1}"
-            images[again if name in images else name] = _pixels(figure)
         for heading, tiles in section.gallery.items():
             if tiles:
-                images[f"gallery/{_slug(heading)}"] = _pixels(_gallery(tiles))
+                images[f"gallery/{slug(heading)}"] = _pixels(_gallery(tiles))
     return images
 
 
@@ -58,8 +51,3 @@ def _pixels(figure: Figure) -> Pixels:
     canvas.draw()  # type: ignore[no-untyped-call]
     pixels: Pixels = np.array(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
     return pixels
-
-
-def _slug(title: str) -> str:
-    """Return a name that is the same in all runs, whatever numbers a title has."""
-    return re.sub(r"[\W\d_]+", "_", title.lower()).strip("_")

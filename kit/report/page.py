@@ -3,6 +3,8 @@
 import base64
 import hashlib
 import io
+import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -10,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -18,8 +19,8 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from kit import __version__
-from kit.base import CLASS_NAMES, Pixels, write_text
-from kit.report.style import lay_out
+from kit.base import CLASS_NAMES, FigureKind, Pixels, write_text
+from kit.report.style import draw_figure, save_figure
 from kit.stats import Interval
 
 
@@ -115,8 +116,11 @@ class Page:
     is_standin: bool = False
 
 
-def write_page(path: Path, page: Page) -> None:
+def write_page(path: Path, page: Page, figures: Sequence[FigureKind] = ()) -> None:
     """Write a page as one HTML file, whole or not at all.
+
+    Its figures are written as files of the kinds in `figures` as well, named by their titles, into
+    the folder figures beside it.
 
     Everything that it prints is escaped, and its policy lets a browser fetch nothing and run
     no script but the slide filter.
@@ -140,6 +144,23 @@ def write_page(path: Path, page: Page) -> None:
             version=__version__,
         ),
     )
+    for (name, figure), kind in itertools.product(named_figures(page).items(), figures):
+        save_figure(figure, path.parent / "figures" / f"{name}.{kind}")
+
+
+def named_figures(page: Page) -> dict[str, Figure]:
+    """Return a page's figures by their titles, roc_curve, and the next of a title roc_curve_2."""
+    named: dict[str, Figure] = {}
+    for figure in (drawing.figure for section in page.sections for drawing in section.drawings):
+        name = slug(figure.get_suptitle() or figure.axes[0].get_title())
+        again = f"{name}_{sum(other.startswith(name) for other in named) + 1}"
+        named[again if name in named else name] = figure
+    return named
+
+
+def slug(title: str) -> str:
+    """Return a name that is the same in all runs, whatever numbers a title has."""
+    return re.sub(r"[\W\d_]+", "_", title.lower()).strip("_")
 
 
 def page_templates() -> Environment:
@@ -183,9 +204,7 @@ def _cell(value: Any) -> str:
 def _svg(figure: Figure) -> str:
     """Return a figure as a data URI, the same bytes each time."""
     buffer = io.BytesIO()
-    lay_out(figure)
-    with mpl.rc_context({"svg.hashsalt": "kit"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    draw_figure(figure, buffer, "svg")
     return _data_uri("image/svg+xml", buffer.getvalue())
 
 

@@ -91,10 +91,6 @@ def run_limits(folder: Path, *, by_slide: bool) -> list[str]:
         else "Tiles of one slide look alike and are on both sides of this holdout, so its "
         "figures are too high: on other slides they will be lower. --slides keeps slides apart."
     )
-    best = (
-        f"The weights are those after epoch {runs.read_metrics(folder)['kept_epoch']}, which did "
-        "best on this holdout, so its figures are optimistic."
-    )
     refitted = (
         f"All that is said of held-out tiles here was found by {runs.refit_of(folder)}, from fewer "
         "training tiles. The weights of this run were trained on these tiles as well."
@@ -102,9 +98,19 @@ def run_limits(folder: Path, *, by_slide: bool) -> list[str]:
     return [
         *([] if runs.refit_of(folder) is None else [refitted]),
         holdout,
-        *([best] if runs.keeps_best(folder) else []),
+        *(_best_epoch(folder) if runs.keeps_best(folder) else []),
         "This is one run: another seed gives other figures, and no interval here says by how much. "
         "A comparison of two variants takes several seeds of each.",
+    ]
+
+
+def _best_epoch(folder: Path) -> list[str]:
+    """Say that the epoch was picked, and what the last one had, which nothing picked."""
+    aucs = [one.valid_auc for one in runs.read_history(folder) if one.valid_auc is not None]
+    last = f" The last epoch, which nothing picked, had AUC {aucs[-1]:.4f}." if aucs else ""
+    return [
+        f"The weights are those after epoch {runs.read_metrics(folder)['kept_epoch']}, which did "
+        f"best on this holdout, so its figures are optimistic.{last}"
     ]
 
 

@@ -11,21 +11,23 @@ from kit.report.page import Drawing, Page, Section, Table
 from kit.report.plots import Predictions
 from kit.report.rebuild import rebuild_section
 from kit.report.studies import one_run_gallery
-from kit.study import IMPORTANCE_TRIALS, SearchResult
+from kit.study import IMPORTANCE_TRIALS, SearchResult, picked_sentence
 
 
-def search_verdict(result: SearchResult) -> str:
+def search_verdict(result: SearchResult, store: Store) -> str:
     """Say what a search found, and how much to believe of it."""
     return (
         f"The best of {result.complete} finished trials ({result.pruned} more were stopped early) "
         f"reached {result.auc:.4f} validation AUC: picked as the highest on that holdout, so it is "
-        f"optimistic. The median trial, which nothing picked, has {result.median:.4f}; other seeds "
-        "of the best recipe would tell what it is worth."
+        f"optimistic. {picked_sentence(result, store)} The median trial, which nothing picked, has "
+        f"{result.median:.4f}; other seeds of the best recipe would tell what it is worth."
     )
 
 
-def search_page(result: SearchResult, out: Path, store: Store, command: str) -> Page:
-    """Describe a search from its folder."""
+def search_page(
+    result: SearchResult, out: Path, store: Store, *, verdict: str, command: str
+) -> Page:
+    """Describe a search from its folder; `verdict` is that of `search_verdict`."""
     trials = pd.read_csv(out / "trials.csv")
     best = result.runs[0]
     valid = runs.read_valid(best)
@@ -34,7 +36,7 @@ def search_page(result: SearchResult, out: Path, store: Store, command: str) -> 
     slides = find_slides(store, result.recipe.slides)
     return Page(
         title=f"Search, {result.complete + result.pruned} trials",
-        verdict=search_verdict(result),
+        verdict=verdict,
         limits=[
             "Train the recipe with other seeds, or compare it with the base recipe, before you "
             "believe in its gain.",

@@ -56,7 +56,8 @@ def compare_page(
     predictions
         From `study.pooled_predictions`.
     tables
-        `verdict`, `table1`, `delong` and `pooled`, as `study` makes them.
+        `verdict`, `table1`, `delong` and `pooled`, as `study` makes them; `spread` where slides are
+        known.
     slides
         From `find_slides`.
     command
@@ -82,6 +83,7 @@ def compare_page(
                 ],
                 tables=[_table(tables["table1"], "Table 1: both arms, paired by seed.")],
             ),
+            *_spread_sections(tables),
             Section("Accuracy and loss", drawings=_plots_one_to_four(histories)),
             _held_out_section(tables, _prediction_drawings(comparison, predictions)),
             *_last_runs(comparison, store, slides, command),
@@ -108,7 +110,7 @@ def several_page(
     predictions, slides, command
         As for `compare_page`.
     tables
-        `differences` and `arms`, as `study` makes them.
+        `differences` and `arms`, as `study` makes them; `spread` where slides are known.
     """
     by_seed = [table for _, table in predictions.groupby("seed")]
     aucs = {
@@ -132,6 +134,7 @@ def several_page(
                 text=[_JUDGED],
                 tables=[_table(tables["arms"], "Means over the seeds of each arm.")],
             ),
+            *_spread_sections(tables),
             Section("Accuracy and loss", drawings=_plots_one_to_four(histories)),
             Section(
                 "On the held-out tiles", drawings=_prediction_drawings(comparison, predictions)
@@ -147,6 +150,13 @@ def _last_runs(comparison: Study, store: Store, slides: KnownSlides, command: st
     last = {arm: comparison.run_folder(arm, comparison.seeds[-1]) for arm in comparison.arms}
     galleries = [one_run_gallery(arm, folder, store, slides) for arm, folder in last.items()]
     return [*galleries, rebuild_section(command, last)]
+
+
+def _spread_sections(tables: Tables) -> list[Section]:
+    if "spread" not in tables:
+        return []
+    caption = "Validation AUC: parts of the variance, and what more seeds or more slides would do."
+    return [Section("More seeds or more slides?", tables=[_table(tables["spread"], caption)])]
 
 
 def _held_out_section(tables: Tables, drawings: Sequence[Drawing]) -> Section:
@@ -204,9 +214,10 @@ def momentum_page(
 
 def _momentum_section(table: StudyTable) -> Section:
     caption = (
-        "Table 2: means over the seeds. The intervals and p of what is gained are corrected for "
-        "the number of momenta (Bonferroni) and speak of what the verdict names. Momenta that are "
-        "picked because they are shown look better than they are: count on the low end."
+        "Table 2: means over the seeds. The intervals of what is gained hold together in 95 %, p "
+        "is corrected for the number of momenta, and both speak of what the verdict names. Momenta "
+        "that are picked because they are shown look better than they are: count on the low end, "
+        "or on the shrunk gain."
     )
     return Section(
         "Figures",

@@ -1,7 +1,9 @@
 """How figures look: colours, axes, and writing them."""
 
 from pathlib import Path
+from typing import IO
 
+import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -21,10 +23,17 @@ DASHES = ("-", "--", "-.", ":")
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all."""
+    """Write a figure as PNG, SVG or PDF, as its name ends, whole or not at all."""
+    with atomic_path(path) as partial, partial.open("wb") as file:
+        draw_figure(figure, file, path.suffix.removeprefix("."))
+
+
+def draw_figure(figure: Figure, file: IO[bytes], kind: str) -> None:
+    """Write a figure into an open file, the same bytes each time."""
     lay_out(figure)
-    with atomic_path(path) as partial:
-        figure.savefig(partial, format="png", dpi=120)
+    dated = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    with mpl.rc_context({"svg.hashsalt": "kit"}):
+        figure.savefig(file, format=kind, dpi=120, metadata=dated[kind])
 
 
 def lay_out(figure: Figure) -> None:

@@ -8,6 +8,7 @@ from .ensemble import Ensemble as Ensemble
 from .ensemble import Gain as Gain
 from .ensemble import Mean as Mean
 from .ensemble import choose_ensemble as choose_ensemble
+from .ensemble import judge_best as judge_best
 from .ensemble import judge_gain as judge_gain
 from .ensemble import read_ensemble as read_ensemble
 from .ensemble import read_predictions as read_predictions

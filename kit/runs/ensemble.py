@@ -173,7 +173,7 @@ def judge_gain(
     by_part = []
     for rest, part in _parts(labels, slides, seed):
         weights = select(labels[rest], predictions[:, rest], mean)
-        best = int(np.argmax([stats.auc(labels[rest], one[rest]) for one in predictions]))
+        best = _best_run(labels, predictions, rest)
         # Parts may choose different runs, whose probabilities do not compare; ranks do. They are
         # taken over all tiles, as parts differ in their share of positive ones.
         together[part] = rankdata(weights @ _comparable(predictions, mean))[part]
@@ -181,10 +181,41 @@ def judge_gain(
         if len(np.unique(labels[part])) == 2:
             by_part.append([stats.auc(labels[part], one[part]) for one in (together, single)])
     gain = stats.parts_difference(*zip(*by_part, strict=True))
+    return Gain(_auc(labels, together, slides), _auc(labels, single, slides), gain)
+
+
+def judge_best(
+    labels: Labels, predictions: Floats, *, slides: Strings | None = None, seed: int = 0
+) -> Interval:
+    """Return the AUC of the best run, each part of the tiles judged on one that others picked.
+
+    It is `Gain.best_run` without an ensemble. The highest AUC of many on one holdout looks better
+    than it is; this one was not picked by what it is judged on.
+
+    Parameters
+    ----------
+    predictions, slides
+        As for `judge_gain`.
+
+    Raises
+    ------
+    KitError
+        As `judge_gain`.
+    """
+    single = np.empty(len(labels))
+    for rest, part in _parts(labels, slides, seed):
+        single[part] = rankdata(predictions[_best_run(labels, predictions, rest)])[part]
+    return _auc(labels, single, slides)
+
+
+def _best_run(labels: Labels, predictions: Floats, rows: Indices) -> int:
+    return int(np.argmax([stats.auc(labels[rows], one[rows]) for one in predictions]))
+
+
+def _auc(labels: Labels, scores: Floats, slides: Strings | None) -> Interval:
     if slides is None:
-        return Gain(stats.auc_interval(labels, together), stats.auc_interval(labels, single), gain)
-    of_mean, of_best = (stats.auc_jackknife(labels, one, slides) for one in (together, single))
-    return Gain(of_mean, of_best, gain)
+        return stats.auc_interval(labels, scores)
+    return stats.auc_jackknife(labels, scores, slides)
 
 
 def _parts(labels: Labels, slides: Strings | None, seed: int) -> Iterator[tuple[Indices, Indices]]:

@@ -12,6 +12,7 @@ from kit.base import Floats, KitError
 from kit.stats import checks
 from kit.stats.intervals import CONFIDENCE, TOO_FEW, Comparison, Interval, compare, components
 from kit.stats.paired import min_seeds, paired_values
+from kit.stats.slides import freedom_of_squares, smaller_class, units_of
 
 
 def resampled_difference(
@@ -102,7 +103,8 @@ def crossed_difference(
     Seeds and tiles are both taken as drawn, as readers and cases are in radiology: the variance
     of the mean difference of J seeds is s²/J + c, with s² the variance of their differences
     and c the mean covariance of two of them over the tiles, from DeLong's components, or over
-    slides, from the sums of these in each slide. Degrees of freedom are Satterthwaite's.
+    slides, from the sums of these in each slide. Degrees of freedom are Satterthwaite's, with those
+    of `freedom_of_squares` for c.
 
     Parameters
     ----------
@@ -129,13 +131,11 @@ def crossed_difference(
     first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
     if first.shape != second.shape or first.ndim != 2:
         raise KitError(f"scores of shapes {first.shape} and {second.shape}: give (seeds, tiles)")
-    shares = [_tile_shares(labels, *pair) for pair in zip(first, second, strict=True)]
+    shares = [tile_shares(labels, *pair) for pair in zip(first, second, strict=True)]
     differences = np.array([difference for difference, _ in shares])
     positive = np.asarray(labels) == 1
-    units = (
-        np.arange(len(positive)) if groups is None else np.unique(groups, return_inverse=True)[1]
-    )
-    smaller = min(len(np.unique(units[side])) for side in (positive, ~positive))
+    units = units_of(positive, groups)
+    smaller = smaller_class(positive, units)
     n, mean = len(differences), float(differences.mean())
     if n < min_seeds(comparisons):
         return _too_few_seeds(mean, n, comparisons)
@@ -143,15 +143,23 @@ def crossed_difference(
         note = TOO_FEW.format("tiles" if groups is None else "slides")
         return Comparison(Interval(mean, None, None, note), None)
     by_unit = np.array([np.bincount(units, own) for _, own in shares])
-    products = by_unit @ by_unit.T * smaller / (smaller - 1)
-    shared = max(0.0, float(products[~np.eye(n, dtype=bool)].mean()))
+    shared = max(0.0, mean_covariance(by_unit) * smaller / (smaller - 1))
     own = float(differences.var(ddof=1)) / n
     level = (1 - CONFIDENCE) / comparisons
-    freedom = _satterthwaite([own, shared], [n - 1, smaller - 1])
+    of_units = min(smaller - 1, freedom_of_squares(by_unit.mean(axis=0)))
+    freedom = _satterthwaite([own, shared], [n - 1, of_units])
     return compare(mean, float(np.sqrt(own + shared)), stats.t(freedom), level=level)
 
 
-def _tile_shares(labels: npt.ArrayLike, first: Floats, second: Floats) -> tuple[float, Floats]:
+def mean_covariance(by_unit: Floats) -> float:
+    """Return the mean over pairs of seeds of the sums of their products, from (seeds, units)."""
+    products = by_unit @ by_unit.T
+    return float(products[~np.eye(len(by_unit), dtype=bool)].mean())
+
+
+def tile_shares(
+    labels: npt.ArrayLike, first: npt.ArrayLike, second: npt.ArrayLike
+) -> tuple[float, Floats]:
     """Return a difference of two AUCs, and by how much each tile moves it off its mean."""
     positive, first = checks.both_classes(labels, first)
     _, second = checks.both_classes(labels, second)
@@ -163,7 +171,7 @@ def _tile_shares(labels: npt.ArrayLike, first: Floats, second: Floats) -> tuple[
     return difference, shares
 
 
-def _satterthwaite(parts: list[float], freedoms: list[int]) -> float:
+def _satterthwaite(parts: list[float], freedoms: list[float]) -> float:
     """Return the degrees of freedom of a sum of variances that have their own."""
     weighed = sum(part**2 / freedom for part, freedom in zip(parts, freedoms, strict=True))
     return sum(parts) ** 2 / weighed if weighed else float(freedoms[0])

@@ -1,17 +1,13 @@
-"""Several comparisons at once: corrected p-values, and how many seeds a difference would take."""
+"""Several comparisons at once: corrected p-values, and the best of several without its luck."""
 
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
+import numpy.typing as npt
 
-from kit.base import KitError
-from kit.stats.intervals import CONFIDENCE
-from kit.stats.paired import min_seeds
-
-POWER = 0.8
-"""The share of studies that should show a difference that is there."""
-_MOST_SEEDS = 1000
+from kit.base import Floats
+from kit.stats.intervals import ROUNDING
+from kit.stats.paired import paired_values
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -32,50 +28,62 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in corrected]
 
 
-def seeds_needed(
-    size: float,
-    sd: float,
-    *,
-    held_out_to_trained: float = 0.0,
-    comparisons: int = 1,
-    power: float = POWER,
-) -> int | None:
-    """Return how many seeds would show a difference with a given power.
+def shrunk_gains(
+    arms: Sequence[npt.ArrayLike], control: npt.ArrayLike, held_out_to_trained: float
+) -> Floats:
+    """Return the mean gains of several recipes over one, drawn to each other.
 
-    It is that of the t test at 5 % (Bonferroni's for several comparisons), with which the sign-flip
-    test agrees nearly, and never fewer than `min_seeds`.
+    The largest of several is too large on average, the more so the less they differ. With V the
+    variance of the mean gains, and W what it would be of recipes that are alike (the mean variance
+    of a gain less the mean covariance of two, both as `resampled_difference` takes them), each
+    keeps the share max(0, 1 - W / V) of its distance from the gains' mean.
 
     Parameters
     ----------
-    size
-        Of the mean difference, above 0.
-    sd
-        Standard deviation of the differences of two arms over the seeds.
+    arms, control
+        One value per seed each, in the same order of seeds, two or more. One recipe alone keeps its
+        gain.
     held_out_to_trained
-        As in `resampled_difference`, to speak of new data; 0 for these tiles.
+        As in `resampled_difference`.
 
-    Returns
-    -------
-    int or None
-        None where no number of seeds would, up to 1,000.
-
-    Raises
-    ------
-    KitError
-        If the size is not above 0.
+    References
+    ----------
+    Morris, Journal of the American Statistical Association 78 (1983) 47-55; Efron and Morris, ibid.
+    70 (1975) 311-319.
     """
-    if not size > 0:
-        raise KitError(f"a difference of {size:g} cannot be planned for: give one above 0")
-    level = (1 - CONFIDENCE) / comparisons
-    counts = np.arange(max(2, min_seeds(comparisons)), _MOST_SEEDS + 1)
-    error = max(sd, np.finfo(float).tiny) * np.sqrt(1 / counts + held_out_to_trained)
-    edge = stats.t.ppf(1 - level / 2, counts - 1)
-    # From here on the normal distribution is the same, and the other one overflows.
-    off = np.minimum(size / error, 1e3)
-    enough = counts[stats.nct.sf(edge, counts - 1, off) >= power]
-    return int(enough[0]) if len(enough) else None
+    differences = np.array([paired_values(one, control) for one in arms])
+    gains: Floats = differences.mean(axis=1)
+    number, seeds = differences.shape
+    spread = float(gains.var(ddof=1)) if number > 1 else 0.0
+    if spread < ROUNDING**2:
+        return gains
+    covariance = np.cov(differences) * (1 / seeds + held_out_to_trained)
+    apart = ~np.eye(number, dtype=bool)
+    alike = float(np.diag(covariance).mean() - covariance[apart].mean())
+    kept = max(0.0, 1 - alike / spread)
+    shrunk: Floats = gains.mean() + kept * (gains - gains.mean())
+    return shrunk
 
 
-def sd_bound(sd: float, n: int) -> float:
-    """Return the upper bound of the 95 % interval of a normal standard deviation from n values."""
-    return sd * float(np.sqrt((n - 1) / stats.chi2.ppf((1 - CONFIDENCE) / 2, n - 1)))
+def repicked_gain(arms: Sequence[npt.ArrayLike], control: npt.ArrayLike) -> Floats:
+    """Return for each seed the gain of the recipe that the other seeds pick as the best.
+
+    The best of several looks better than it is on the seeds that picked it. On a seed that had no
+    part in picking, the gain is as large as that of picking by one seed fewer is on average; so it
+    is judged like any other difference paired by seed. It speaks of the pool of tiles that all
+    seeds share as far as the test does that it is given to.
+
+    Parameters
+    ----------
+    arms, control
+        As for `shrunk_gains`.
+
+    References
+    ----------
+    Varma and Simon, BMC Bioinformatics 7 (2006) 91: choosing within, judging without.
+    """
+    differences = np.array([paired_values(one, control) for one in arms])
+    of_others = differences.sum(axis=1, keepdims=True) - differences
+    seeds = np.arange(differences.shape[1])
+    gains: Floats = differences[of_others.argmax(axis=0), seeds]
+    return gains

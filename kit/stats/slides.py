@@ -1,6 +1,6 @@
 """The AUC on tiles of other slides: a jackknife that leaves out one slide at a time.
 
-Its interval keeps 94 to 98 % in simulations with 20 or 50 slides of equal, lognormal or Pareto
+Its interval keeps 94 to 96 % in simulations with 20 to 100 slides of equal, lognormal or Pareto
 sizes (docs/statistics.md). With Student's quantile a bootstrap of the same slides covers 92 to
 98 %, a bootstrap-t 87 to 95 %, an interval over tiles 22 to 80 %.
 """
@@ -26,9 +26,10 @@ def auc_jackknife(labels: npt.ArrayLike, scores: npt.ArrayLike, slides: npt.Arra
     """Return the AUC with an interval for tiles of other slides.
 
     With l the logit of the AUC and l_i that without slide i of k, the variance of l is
-    (k - 1) / k times the sum of (l_i - l)^2. The interval takes Student's quantile with one degree
-    of freedom less than there are slides of the scarcer class. An AUC of exactly 0 or 1 has the
-    bound of Clopper and Pearson for as many pairs as share no slide.
+    (k - 1) / k times the sum of (l_i - l)^2. The interval takes Student's quantile with the degrees
+    of freedom of `freedom_of_squares`, which few large slides lower, and at most one less than
+    there are slides of the scarcer class. An AUC of exactly 0 or 1 has the bound of Clopper and
+    Pearson for as many pairs as share no slide.
 
     Parameters
     ----------
@@ -63,7 +64,25 @@ def auc_jackknife(labels: npt.ArrayLike, scores: npt.ArrayLike, slides: npt.Arra
     centre = np.log((area * every + 0.5) / ((1 - area) * every + 0.5))
     number = len(logits)
     error = np.sqrt((number - 1) / number * np.square(logits - centre).sum())
-    return on_logit_scale(area, centre, stats.t.ppf(UPPER_QUANTILE, smaller - 1) * error)
+    freedom = min(smaller - 1, freedom_of_squares(logits - centre))
+    return on_logit_scale(area, centre, stats.t.ppf(UPPER_QUANTILE, freedom) * error)
+
+
+def freedom_of_squares(contributions: Floats) -> float:
+    """Return the degrees of freedom of a variance that is the sum of squared contributions.
+
+    Satterthwaite's for squares of unequal variance v_i, each with one degree of freedom, are
+    (sum v_i)^2 / (sum v_i^2); with normal contributions c_i the square of v_i is c_i^4 / 3 on
+    average. So equal slides give nearly their number, and one that outweighs all others gives 3.
+
+    References
+    ----------
+    Satterthwaite, Biometrics Bulletin 2 (1946) 110-114; of contributions, as here: Lipsitz,
+    Ibrahim and Parzen, Journal of the Royal Statistical Society D 48 (1999) 495-506.
+    """
+    squares = np.square(contributions)
+    fourth = float(np.square(squares).sum())
+    return 3 * float(squares.sum()) ** 2 / fourth if fourth else float(len(squares))
 
 
 def _pairs_without(positive: Bools, scores: Floats, units: Indices) -> tuple[Floats, Floats]:

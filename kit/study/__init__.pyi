@@ -38,6 +38,7 @@ from .paired import paired_table as paired_table
 from .paired import paired_verdict as paired_verdict
 from .paired import pooled_predictions as pooled_predictions
 from .paired import pooled_table as pooled_table
+from .paired import spread_table as spread_table
 from .planning import plan_table as plan_table
 from .planning import require_spread as require_spread
 from .populations import Holdouts as Holdouts
@@ -49,6 +50,7 @@ from .search import Search as Search
 from .search import run_search as run_search
 from .search_result import IMPORTANCE_TRIALS as IMPORTANCE_TRIALS
 from .search_result import SearchResult as SearchResult
+from .search_result import picked_sentence as picked_sentence
 from .several import SeveralJudgements as SeveralJudgements
 from .several import choose_pairs as choose_pairs
 from .several import differences_table as differences_table

@@ -1,5 +1,7 @@
 """The tables and the verdict of a sweep of BatchNorm's momentum."""
 
+import math
+
 import pandas as pd
 
 from kit import stats
@@ -24,10 +26,11 @@ def momentum_table(outcomes: Outcomes, holdouts: Holdouts | None = None) -> Stud
     """Return each momentum's figures, and what each gains over the first, paired by seed.
 
     The gains' intervals and p are corrected for their number (Bonferroni), and speak of new
-    tiles or slides where `holdouts` allow it, else of these tiles.
+    tiles or slides where `holdouts` allow it, else of these tiles. `shrunk` is the gain without
+    what the best of several is too large by (`stats.shrunk_gains`).
     """
     tables = figures_by_run(outcomes)
-    gains = _gains(outcomes, holdouts)
+    gains, shrunk = _gains(outcomes, holdouts), _shrunk(outcomes, holdouts)
     rows = {}
     for name, table in tables.items():
         row: dict[str, object] = {"n": len(table)}
@@ -43,6 +46,7 @@ def momentum_table(outcomes: Outcomes, holdouts: Holdouts | None = None) -> Stud
             row[spread] = table[spread].mean()
         if name in gains:
             row |= test_columns(gains[name], f"accuracy gained over {next(iter(tables))}")
+            row["shrunk"] = shrunk[name]
         rows[name] = row
     frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("momentum (Keras)")
     return StudyTable(frame, explain_empty({name: g.difference.note for name, g in gains.items()}))
@@ -94,8 +98,8 @@ def sweep_tables(outcomes: Outcomes, holdouts: Holdouts | None = None) -> dict[s
 def momentum_verdict(outcomes: Outcomes, holdouts: Holdouts | None = None) -> str:
     """Say in one sentence which momenta differ from the first, or that none is shown.
 
-    Each is tested against the first; Bonferroni's correction keeps the chance of any false
-    finding at 5 %.
+    Each is tested against the first, with p corrected for their number, so that the chance of any
+    false finding is 5 %.
     """
     gains = _gains(outcomes, holdouts)
     population, method = _speaks_of(holdouts)
@@ -116,18 +120,41 @@ def momentum_verdict(outcomes: Outcomes, holdouts: Holdouts | None = None) -> st
     found = ", ".join(
         f"{name} gains {pair.difference}, p = {pair.p_value:.3f}" for name, pair in shown.items()
     )
-    return f"In {about}, {found} ({how_sure})."
+    return f"In {about}, {found} ({how_sure}).{_shrunk_sentence(outcomes, holdouts)}"
+
+
+def _shrunk_sentence(outcomes: Outcomes, holdouts: Holdouts | None) -> str:
+    shrunk = _shrunk(outcomes, holdouts)
+    if len(shrunk) < 2:
+        return ""
+    best = max(shrunk, key=lambda name: shrunk[name])
+    return (
+        f" {best}, the best of {len(shrunk)}, looks better than it is for being picked: shrunk, "
+        f"its gain is {shrunk[best]:.4f}."
+    )
+
+
+def _shrunk(outcomes: Outcomes, holdouts: Holdouts | None) -> dict[str, float]:
+    """Return each momentum's shrunk gain in validation accuracy over the first one."""
+    first, *others = _accuracies(outcomes).values()
+    population, _ = _speaks_of(holdouts)
+    ratio = None if holdouts is None or population == THESE_TILES else holdouts.held_out_to_trained
+    if len(first) < 2:
+        return dict.fromkeys([*outcomes][1:], math.nan)
+    gains = stats.shrunk_gains(others, first, ratio or 0.0)
+    return dict(zip([*outcomes][1:], gains.tolist(), strict=True))
 
 
 def _gains(outcomes: Outcomes, holdouts: Holdouts | None) -> dict[str, Test]:
     """Test every momentum's validation accuracy against the first one's."""
-    accuracies = {
-        name: table["validation accuracy"] for name, table in figures_by_run(outcomes).items()
-    }
-    first, *others = accuracies
-    return {
-        name: _test(accuracies[name], accuracies[first], holdouts, len(others)) for name in others
-    }
+    accuracies = _accuracies(outcomes)
+    first = accuracies.pop(next(iter(accuracies)))
+    return {name: _test(one, first, holdouts, len(accuracies)) for name, one in accuracies.items()}
+
+
+def _accuracies(outcomes: Outcomes) -> dict[str, pd.Series]:
+    tables = figures_by_run(outcomes)
+    return {name: table["validation accuracy"] for name, table in tables.items()}
 
 
 def _test(one: pd.Series, other: pd.Series, holdouts: Holdouts | None, comparisons: int) -> Test:

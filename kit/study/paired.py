@@ -1,7 +1,7 @@
 """The tables and the verdict of two arms, paired by seed."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from kit.base import Array, KitError
 from kit.study.arms import Study
 from kit.study.figures import PRIMARY, Outcomes, figures_by_run
 from kit.study.populations import (
+    MIN_HELD_OUT,
     THESE_TILES,
     Holdouts,
     Judgement,
@@ -183,6 +184,63 @@ def pooled_table(
         }
         reasons[name] = test.difference.note
     return _table(rows, reasons, "bootstrap over")
+
+
+def spread_table(
+    predictions: pd.DataFrame,
+    pairs: Sequence[tuple[str, str]],
+    holdouts: Holdouts,
+    slides: Mapping[str, str] | None,
+) -> StudyTable | None:
+    """Return what part of a difference's spread is the seeds' and what the slides', a row per pair.
+
+    None where not all slides are known, for one seed, or where a seed holds out fewer than
+    `MIN_HELD_OUT` slides of a class, which say nothing of how far slides vary.
+
+    Parameters
+    ----------
+    predictions
+        From `pooled_predictions`.
+    slides
+        The slide of each id.
+    """
+    if slides is None or not predictions["id"].isin(list(slides)).all():
+        return None
+    named = predictions.assign(slide=predictions["id"].map(slides))
+    held_out = named.groupby(["seed", "label"])["slide"].nunique()
+    if named["seed"].nunique() < 2 or held_out.min() < MIN_HELD_OUT:
+        return None
+    by_seed = [table for _, table in named.groupby("seed")]
+    rows = {}
+    for one, other in pairs:
+        spread = stats.slide_spread(
+            [(table["label"], table[one], table[other], table["slide"]) for table in by_seed],
+            holdouts.held_out_to_trained or 0.0,
+        )
+        rows[f"{one} less {other}"] = _spread_columns(spread)
+    frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("difference of")
+    return StudyTable(frame, (_SPREAD_NOTE,))
+
+
+_SPREAD_NOTE = (
+    "One seed's difference on slides that were not there has this sd. Seeds' share of its "
+    "variance: what seeds differ by on any number of slides. Slides' share: what the choice of "
+    "slides does, to all seeds alike or to each in its own way; more slides lower it, more seeds "
+    "only what it does to each. Errors are standard errors of the mean over the seeds."
+)
+
+
+def _spread_columns(spread: stats.Spread) -> dict[str, float]:
+    total = spread.total or math.nan
+    return {
+        "sd of one seed": math.sqrt(spread.total),
+        "seeds' share": spread.seeds / total,
+        "slides' share, alike": spread.slides / total,
+        "slides' share, by seed": spread.slides_by_seed / total,
+        "error now": spread.error(),
+        "twice the seeds": spread.error(seeds=2),
+        "twice the slides": spread.error(slides=2),
+    }
 
 
 def _table(rows: dict[Any, dict[str, Any]], reasons: Mapping[str, str], index: str) -> StudyTable:

@@ -56,7 +56,14 @@ def plan_table(
                 for spread in (sd, stats.sd_bound(sd, done))
             ]
             hours = math.nan if needed[0] is None else needed[0] * seconds / 3600
-            columns = {"sd": sd, "seeds": needed[0], "at most": needed[1], "hours": hours}
+            power = stats.power(size, sd, done, held_out_to_trained=ratio, comparisons=len(pairs))
+            columns = {
+                "sd": sd,
+                f"power of {done}": power,
+                "seeds": needed[0],
+                "at most": needed[1],
+                "hours": hours,
+            }
             rows.append({"arms": f"{one} and {other}", **columns, "on": population})
     # Whole numbers, or nothing.
     frame = pd.DataFrame(rows, dtype=object).fillna(math.nan).set_index("arms")
@@ -64,6 +71,7 @@ def plan_table(
         f"Seeds that show a difference of {size:g} {PRIMARY} in {stats.POWER:.0%} of studies, from "
         f"the spread (sd) over {done} seeds; at most as many, if it is as wide as the upper bound "
         "of its 95 % interval.",
+        f"Power of {done}: the share of studies of {done} seeds that show such a difference.",
         f"Hours are of training on one device, for all seeds and {len(outcomes)} arms, as fast as "
         "these were trained.",
     ]

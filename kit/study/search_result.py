@@ -18,7 +18,10 @@ from optuna import Study
 from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
+from kit import runs, stats
 from kit.base import FolderLock, KitError, Recipe, recipe_values, write_text
+from kit.data import Store, read_recipe_slides
+from kit.study.figures import read_outcome
 from kit.study.space import Space
 from kit.study.trials import FINISHED, count_trials, run_folders, trial_folder, trial_name
 
@@ -43,6 +46,8 @@ class SearchResult:
         The best trial's, on the machine that trained it.
     runs
         The run folders in it, one per seed.
+    trials
+        The run folders of each trial that was trained to the end, one per seed.
     importances
         Share of each parameter in what sets the best quarter of the finished trials apart;
         they sum to 1. Empty where fewer than `IMPORTANCE_TRIALS` finished.
@@ -55,6 +60,7 @@ class SearchResult:
     median: float
     folder: Path
     runs: tuple[Path, ...]
+    trials: tuple[tuple[Path, ...], ...]
     importances: dict[str, float]
     complete: int
     pruned: int
@@ -69,20 +75,14 @@ def conclude(study: Study, space: Space, out: Path, seeds: int) -> SearchResult:
         raise KitError(f"none of {len(finished)} trials reached its last epoch: {reasons[0]}")
     best = study.best_trial
     recipe = space.suggest(FixedTrial(best.params))
+    ended = [trial for trial in finished if trial.state == TrialState.COMPLETE]
     result = SearchResult(
         recipe=recipe,
         auc=study.best_value,
-        median=float(
-            np.median(
-                [
-                    t.value
-                    for t in finished
-                    if t.state == TrialState.COMPLETE and t.value is not None
-                ]
-            )
-        ),
+        median=float(np.median([trial.value for trial in ended if trial.value is not None])),
         folder=trial_folder(out, best),
         runs=tuple(run_folders(out, best, recipe, seeds)),
+        trials=tuple(tuple(run_folders(out, trial, recipe, seeds)) for trial in ended),
         importances=_importances(study) if complete >= IMPORTANCE_TRIALS else {},
         complete=complete,
         pruned=len(finished) - complete,
@@ -93,6 +93,40 @@ def conclude(study: Study, space: Space, out: Path, seeds: int) -> SearchResult:
         write_text(out / "importance.json", _importance_json(result))
         write_text(out / "best.toml", _best_toml(result, out))
     return result
+
+
+def picked_sentence(result: SearchResult, store: Store) -> str:
+    """Say what the best trial has on tiles, or with seeds, that did not pick it.
+
+    Of one seed the tiles are parted in five, and each part is judged on the trial that is best on
+    the others (`runs.judge_best`). Of several seeds each judges the trial that is best with the
+    others.
+    """
+    if len(result.trials) < 2:
+        return "One finished trial leaves nothing to pick."
+    if away := [one for trial in result.trials for one in trial if not one.exists()]:
+        return f"What it has where nothing picked it is not known: {away[0]} is not here."
+    if len(result.runs) > 1:
+        aucs = np.array([[read_outcome(one).auc for one in trial] for trial in result.trials])
+        gains = stats.repicked_gain([*aucs], np.zeros(aucs.shape[1]))
+        return f"Picked by other seeds than it is judged with, the best has {gains.mean():.4f}."
+    try:
+        found = _repicked_auc([trial[0] for trial in result.trials], result.recipe, store)
+    except KitError as error:
+        # Such as from a holdout of few slides; the search itself is not touched by that.
+        return f"What it has on tiles that did not pick it is not known: {error}."
+    where = "slides" if result.recipe.slides else "tiles"
+    return f"Picked on other {where} than it is judged on, the best has {found}."
+
+
+def _repicked_auc(trials: list[Path], recipe: Recipe, store: Store) -> stats.Interval:
+    tiles, predictions = runs.read_predictions(trials)
+    slides = None
+    if recipe.slides is not None:
+        known = read_recipe_slides(recipe.slides, store)
+        by_id = dict(zip(store.train.ids.tolist(), known.tolist(), strict=True))
+        slides = tiles["id"].map(by_id).to_numpy(str)
+    return runs.judge_best(tiles["label"].to_numpy(), predictions, slides=slides)
 
 
 def _importances(study: Study) -> dict[str, float]:
