@@ -1,8 +1,14 @@
 """Studies of two equal arms, simulated without training: what seeds, tiles and slides do."""
 
+import csv
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy.stats import rankdata
+
+from kit import stats
 
 Scores = np.ndarray
 
@@ -24,16 +30,31 @@ def at_least(share: float, number: int) -> float:
     return share - 3 * (share * (1 - share) / number) ** 0.5
 
 
+def record(question: str, case: str, share: float, number: int) -> None:
+    """Print what a simulation found; add it to the table that KIT_SIMULATIONS names, if any."""
+    print(f"{question}; {case}: {share:.4f} of {number}")
+    if table := os.environ.get("KIT_SIMULATIONS"):
+        with Path(table).open("a", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerow([question, case, f"{share:.4f}", number])
+
+
 def equal_arms(
-    rng: np.random.Generator, *, tiles: int, seeds: int, gain: float = 0.0, noise: float = 0.1
-) -> tuple[Scores, Scores, float]:
-    """Return two arms' AUCs by seed over a fresh pool, and held-out tiles per tile trained on.
+    rng: np.random.Generator,
+    *,
+    tiles: int,
+    seeds: int,
+    gain: float = 0.0,
+    noise: float = 0.1,
+    arms: int = 2,
+    shared: int = 0,
+) -> tuple[Scores, ...]:
+    """Return the arms' AUCs by seed over a fresh pool, and held-out tiles per tile trained on.
 
     Each seed splits the pool, 30 % of each class held out, and both arms learn a linear
     discriminant, each on features of its own, which are drawn alike: over fresh pools neither is
     better. On one pool one is, since its features or its held-out tiles happen to be. `noise` is
     what a seed does beside the split, relative to the length of the weights, and `gain` is added to
-    the first arm's AUCs.
+    the first arm's AUCs. So many of the features are `shared` by all arms, which makes them alike.
     """
     positive = np.arange(tiles) < tiles // 2
     held_out = round(0.3 * tiles) // 2
@@ -42,16 +63,54 @@ def equal_arms(
     valid = np.concatenate(drawn, axis=1)
     trained = np.ones((seeds, tiles))
     np.put_along_axis(trained, valid, 0, axis=1)
+    common = rng.normal(size=(tiles, shared))
     aucs = []
-    for _ in range(2):
-        features = rng.normal(size=(tiles, FEATURES)) + positive[:, None] / FEATURES**0.5
+    for _ in range(arms):
+        features = np.hstack([common, rng.normal(size=(tiles, FEATURES - shared))])
+        features += positive[:, None] / FEATURES**0.5
         weights = discriminants(features, positive, trained)
         length = np.linalg.norm(weights, axis=1, keepdims=True) / FEATURES**0.5
         weights = weights + noise * length * rng.normal(size=weights.shape)
         scores = np.einsum("stf,sf->st", features[valid], weights)
         ranks = rankdata(scores, axis=1)[:, :held_out].sum(axis=1)
         aucs.append((ranks - held_out * (held_out + 1) / 2) / held_out**2)
-    return aucs[0] + gain, aucs[1], 2 * held_out / (tiles - 2 * held_out)
+    return aucs[0] + gain, *aucs[1:], 2 * held_out / (tiles - 2 * held_out)
+
+
+def equal_arms_by_slide(
+    rng: np.random.Generator, *, slides: int, seeds: int, kind: str = "equal"
+) -> tuple[Scores, Scores, float]:
+    """Return two arms' AUCs by seed over a fresh pool of slides that each seed splits again.
+
+    As `equal_arms`, but features lie off by slide, half the slides hold tumour, and 30 % of those
+    with and without are held out. The last value is held-out units per unit trained on, slides or
+    tiles, whichever is more.
+    """
+    groups = np.repeat(np.arange(slides), slide_sizes(rng, kind, slides))
+    tumour = np.where(np.arange(slides) % 2, rng.beta(2, 2, size=slides), 0.0)
+    positive = rng.random(len(groups)) < tumour[groups]
+    # No slide with tumour is without a positive tile.
+    positive[np.searchsorted(groups, np.arange(1, slides, 2))] = True
+    held_out = round(0.15 * slides)
+    valid = np.zeros((seeds, slides), bool)
+    for side in (np.arange(0, slides, 2), np.arange(1, slides, 2)):
+        drawn = side[rng.random((seeds, len(side))).argsort(axis=1)[:, :held_out]]
+        np.put_along_axis(valid, drawn, True, axis=1)
+    of_tiles = valid[:, groups]
+    aucs = []
+    for _ in range(2):
+        features = rng.normal(size=(len(groups), FEATURES)) + positive[:, None] / FEATURES**0.5
+        features += 0.5 * rng.normal(size=(slides, FEATURES))[groups]
+        weights = discriminants(features, positive, (~of_tiles).astype(float))
+        length = np.linalg.norm(weights, axis=1, keepdims=True) / FEATURES**0.5
+        weights = weights + 0.1 * length * rng.normal(size=weights.shape)
+        scores = (features @ weights.T).T
+        aucs.append(
+            [stats.auc(positive[own], one[own]) for one, own in zip(scores, of_tiles, strict=True)]
+        )
+    by_tiles = of_tiles.sum(axis=1) / (~of_tiles).sum(axis=1)
+    ratio = max(2 * held_out / (slides - 2 * held_out), by_tiles.max())
+    return np.array(aucs[0]), np.array(aucs[1]), float(ratio)
 
 
 def discriminants(features: Scores, positive: Scores, trained: Scores) -> Scores:

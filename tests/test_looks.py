@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from simulated_studies import at_most, equal_arms, studies
+from simulated_studies import at_most, equal_arms, record, studies
 
 from kit import stats, study
 from kit.base import KitError
@@ -64,6 +64,8 @@ def test_equal_arms_that_are_looked_at_again_and_again(number: int) -> None:
         counts += shown[0]
         ever += any(shown)
     predicted = stats.false_share(range(6, 17, 2), ratio)
-    print(f"first look {counts / number:.3f}, any {ever / number:.3f}, told {predicted:.3f}")
+    case = "looked at after 6, 8, ..., 16 seeds"
+    record("equal arms, fresh pools, headline", case, counts / number, number)
+    record("equal arms, fresh pools, any look", f"told {predicted:.3f}", ever / number, number)
     assert counts / number <= at_most(0.06, number)
     assert ever >= counts

@@ -8,7 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
-from simulated_studies import at_most, equal_arms, fixed_holdout, studies
+from simulated_studies import (
+    at_most,
+    equal_arms,
+    equal_arms_by_slide,
+    fixed_holdout,
+    record,
+    studies,
+)
 
 from kit import stats, study
 from kit.base import KitError, Recipe
@@ -68,9 +75,16 @@ def test_scores_that_do_not_pair_are_refused() -> None:
         stats.crossed_difference([0, 1], [[0.1, 0.2]], [0.1, 0.2])
 
 
-@studies
 @pytest.mark.parametrize("seeds", [6, 10])
-@pytest.mark.parametrize("tiles", [324, pytest.param(4272, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    ("tiles", "number"),
+    [
+        (324, 200),
+        # Its share is near the 6 % that it may have, which 2,000 studies cannot tell.
+        pytest.param(324, 10_000, marks=pytest.mark.soak),
+        pytest.param(4272, 2000, marks=pytest.mark.soak),
+    ],
+)
 def test_equal_arms_over_fresh_pools(tiles: int, seeds: int, number: int) -> None:
     """The headline keeps its level, which the exact test on these tiles does not keep there."""
     rng = np.random.default_rng(0)
@@ -80,9 +94,31 @@ def test_equal_arms_over_fresh_pools(tiles: int, seeds: int, number: int) -> Non
         judged = judge_pair((first, second), Holdouts(ratio))
         headline += judged["new tiles of these slides"].test.is_shown
         here += judged["these tiles"].test.is_shown
-    print(f"{tiles} tiles, {seeds} seeds: headline {headline / number:.3f}, here {here / number}")
+    case = f"{tiles} tiles, {seeds} seeds"
+    record("equal arms, fresh pools, headline", case, headline / number, number)
+    record("equal arms, fresh pools, exact test of these tiles", case, here / number, number)
     assert headline / number <= at_most(0.06, number)
     assert here > headline
+
+
+SOAK = pytest.mark.soak
+
+
+@studies
+@pytest.mark.parametrize("kind", ["equal", "lognormal", "pareto"])
+@pytest.mark.parametrize("slides", [*(pytest.param(n, marks=SOAK) for n in (10, 20, 40)), 100])
+def test_equal_arms_over_fresh_slides(slides: int, kind: str, number: int) -> None:
+    """Where seeds split the slides: with fewer than `MIN_SLIDES` no verdict speaks of new ones."""
+    rng = np.random.default_rng(0)
+    found = 0
+    for _ in range(number):
+        first, second, ratio = equal_arms_by_slide(rng, slides=slides, seeds=10, kind=kind)
+        found += stats.resampled_difference(first, second, ratio).is_shown
+    is_told = slides >= 2 * MIN_SLIDES
+    case = f"{slides} {kind}{'' if is_told else ', no verdict'}"
+    record("equal arms, fresh slides", case, found / number, number)
+    if is_told:
+        assert found / number <= at_most(0.06, number)
 
 
 @studies
@@ -95,7 +131,8 @@ def test_equal_arms_on_one_holdout(by_slide: bool, number: int) -> None:
         labels, first, second, slides = fixed_holdout(rng, slides=20, seeds=6, taste=taste)
         groups = slides if by_slide else None
         found += stats.crossed_difference(labels, first, second, groups).is_shown
-    print(f"by slide {by_slide}: {found / number:.3f}")
+    case = f"6 seeds, over {'20 slides' if by_slide else 'tiles'}"
+    record("equal arms, one holdout, headline", case, found / number, number)
     assert found / number <= at_most(0.06, number)
 
 

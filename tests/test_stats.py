@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.special import expit
-from simulated_studies import at_least, slide_sizes, studies
+from simulated_studies import at_least, record, slide_sizes, studies
 from sklearn.calibration import calibration_curve
 
 from kit import stats
@@ -290,7 +290,7 @@ def test_the_interval_over_tiles_covers(area: float, share: float, number: int) 
     for _ in range(number):
         data = tiles(rng, positives=positives, negatives=300 - positives, separation=separation)
         covered += covers(stats.auc_interval(*data), area)
-    print(f"{positives} of 300 positive, AUC {area}: {covered / number:.3f}")
+    record("AUC over tiles", f"AUC {area}, {positives} of 300 positive", covered / number, number)
     assert covered / number >= at_least(0.93, number)
 
 
@@ -351,7 +351,7 @@ def test_a_slide_is_left_out_as_written(
 
 @studies
 @pytest.mark.parametrize("kind", ["equal", "lognormal", "pareto"])
-@pytest.mark.parametrize("number_of_slides", [20, 50])
+@pytest.mark.parametrize("number_of_slides", [20, 50, pytest.param(100, marks=pytest.mark.soak)])
 def test_the_interval_over_slides_covers(number_of_slides: int, kind: str, number: int) -> None:
     truth = scipy.stats.norm.cdf(3.0 / math.sqrt(2 + 2 * 0.6**2))
     rng = np.random.default_rng(0)
@@ -361,7 +361,7 @@ def test_the_interval_over_slides_covers(number_of_slides: int, kind: str, numbe
             rng, slides=number_of_slides, separation=3.0, spread=0.6, kind=kind
         )
         covered += covers(stats.auc_jackknife(labels, scores, groups), truth)
-    print(f"{number_of_slides} slides, {kind}: {covered / number:.3f}")
+    record("AUC over slides", f"{number_of_slides} {kind}", covered / number, number)
     assert covered / number >= at_least(0.93, number)
 
 
@@ -375,7 +375,7 @@ def test_seed_noise_holds_two_new_runs(n: int, shared: float, number: int) -> No
         common = shared**0.5 * rng.normal(size=n)
         first, second = (common + (1 - shared) ** 0.5 * rng.normal(size=n) for _ in range(2))
         held += abs(rng.normal() - rng.normal()) <= stats.seed_noise(first, second)
-    print(f"{n} seeds, shared {shared}: {held / number:.3f}")
+    record("seed noise", f"{n} seeds, arms share {shared:g}", held / number, number)
     assert held / number >= at_least(0.93, number)
 
 
