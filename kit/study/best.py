@@ -175,8 +175,8 @@ class _Seeker:
                 with suppress(LateError), stopped_after(self._left):
                     self.journal.folds = self.portfolio.choose_folds(self._plannable)
         yield from self._concluded()
-        while (planned := self._next()) is not None:
-            self._train(planned)
+        while plan := self._plan():
+            self._train(plan[0])
             yield from self._concluded()
         if not self._finished():
             raise self._too_short()
@@ -203,17 +203,13 @@ class _Seeker:
             # Predicting is part of what a part costs, and measuring of what comes next.
             self.ending = max(self.ending, self.clock.used - start - self.apart)
 
-    def _next(self) -> Planned | None:
-        """Return the part to train next: one that was begun, or the first that is planned."""
+    def _plan(self) -> list[Planned]:
+        """Plan what is trained next: what was begun, what is new, and refits where all is done."""
         for name, entry in self.journal.parts.items():
             if entry.state == "begun":
                 if self.portfolio.cost(name).seconds(0) < self._left:
-                    return self.portfolio.remaining(name, entry.epochs)
+                    return [self.portfolio.remaining(name, entry.epochs)]
                 entry.state, entry.reason = "late", _LATE
-        return next(iter(self._plan()), None)
-
-    def _plan(self) -> list[Planned]:
-        """Plan what is trained in the time left; refits where all else is done."""
         start, plan = self.clock.used, []
         # What cannot even be measured in time is no part of a plan.
         with suppress(LateError), stopped_after(self._left):
