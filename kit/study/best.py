@@ -213,7 +213,7 @@ class _Seeker:
         start, plan = self.clock.used, []
         # What cannot even be measured in time is no part of a plan.
         with suppress(LateError), stopped_after(self._left):
-            plan = self.portfolio.plan(self._plannable)
+            plan = self.portfolio.plan(lambda: self._plannable)
         self.apart += self.clock.used - start
         write_journal(self.search.folder, self.journal)
         if plan or not self._finished() or not self.search.refit or self.journal.folds:

@@ -1,6 +1,6 @@
 """The parts of a search with their costs: measured when a plan first asks for them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -77,15 +77,22 @@ class Portfolio:
                 seconds -= cost.seconds(recipe.epochs)
         return FOLDS if seconds > 0 else 0
 
-    def plan(self, seconds: float) -> list[Planned]:
-        """Plan what is trained in the time left; measure no more than that needs."""
+    def plan(self, left: Callable[[], float]) -> list[Planned]:
+        """Plan what is trained in the time left; measure no more than that needs.
+
+        Parameters
+        ----------
+        left
+            Returns the seconds that are left by now: measuring takes some.
+        """
         candidates: list[Candidate] = []
         plan: list[Planned] = []
-        for part in self.parts if seconds > 0 else ():
+        for part in self.parts if left() > 0 else ():
             # The seed decides the folds.
             other = bool(self.journal.folds) and part.recipe.seed != self.parts[0].recipe.seed
             if part.name not in self.journal.parts and not other:
                 candidates.append(self.candidate(part.name))
+                seconds = left()
                 plan = plan_parts(candidates, seconds)
                 room = seconds - sum(one.seconds for one in plan)
                 if plan and room < least_seconds(candidates):
