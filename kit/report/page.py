@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import io
-import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -144,8 +143,9 @@ def write_page(path: Path, page: Page, figures: Sequence[FigureKind] = ()) -> No
             version=__version__,
         ),
     )
-    for (name, figure), kind in itertools.product(named_figures(page).items(), figures):
-        save_figure(figure, path.parent / "figures" / f"{name}.{kind}")
+    for kind in figures:
+        for name, figure in named_figures(page).items():
+            save_figure(figure, path.parent / "figures" / f"{name}.{kind}")
 
 
 def named_figures(page: Page) -> dict[str, Figure]:

@@ -28,12 +28,12 @@ def save_figure(figure: Figure, path: Path) -> None:
         draw_figure(figure, file, path.suffix.removeprefix("."))
 
 
-def draw_figure(figure: Figure, file: IO[bytes], kind: str) -> None:
-    """Write a figure into an open file, the same bytes each time."""
+def draw_figure(figure: Figure, buffer: IO[bytes], kind: str) -> None:
+    """Write a figure into an open file or memory, the same bytes each time."""
     lay_out(figure)
     dated = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
     with mpl.rc_context({"svg.hashsalt": "kit"}):
-        figure.savefig(file, format=kind, dpi=120, metadata=dated[kind])
+        figure.savefig(buffer, format=kind, dpi=120, metadata=dated[kind])
 
 
 def lay_out(figure: Figure) -> None:
