@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from kit import base, data, report, study, training
 from kit.base import exit_on_error
@@ -24,6 +24,14 @@ with exit_on_error():
     from pydantic import Field
 
     from kit.base import RunOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import pandas as pd
+
+    from kit.study import Holdouts, Outcomes, SeveralJudgements, Study, StudyTable
+    from kit.training.devices import Devices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,14 +78,7 @@ def main(options: CompareOptions, argv: list[str]) -> None:
     comparison = read_study(options, base.given_options(argv))
     pairs = study.choose_pairs(comparison)
     tiles = data.open_store(options.data)
-    outcomes = training.share_out(
-        devices,
-        partial(
-            study.train_arms, comparison, tiles, workers=options.workers, storage=options.storage
-        ),
-        runs=len(comparison.recipes()),
-        how_to_go_on=base.same_command,
-    )
+    outcomes = train_arms(comparison, tiles, options, devices)
     arm = next(iter(comparison.arms))
     holdouts = study.find_holdouts(comparison.seeded(arm), tiles)
     if options.plan is not None:
@@ -87,35 +88,18 @@ def main(options: CompareOptions, argv: list[str]) -> None:
     slides = data.find_slides(tiles, comparison.arms[arm].slides)
     by_id = slides.by_id(tiles.train.ids)
     judged = study.judge_several(outcomes, predictions, pairs, holdouts)
-    if len(comparison.arms) > 2:
-        verdict, write = study.several_verdict(judged), report.several_page
-        tables = {
-            "differences": study.differences_table(judged, holdouts),
-            "arms": study.several_table(outcomes),
-        }
-    else:
-        verdict, write = study.paired_verdict(judged[pairs[0]], *pairs[0]), report.compare_page
-        tables = {
-            "verdict": study.population_table(judged[pairs[0]], holdouts),
-            "table1": study.paired_table(outcomes, *pairs[0]),
-            "delong": study.delong_table(predictions, *pairs[0]),
-            "pooled": study.pooled_table(predictions, *pairs[0], by_id),
-        }
-    if (spread := study.spread_table(predictions, pairs, holdouts, by_id)) is not None:
-        tables["spread"] = spread
-    if options.margin is not None:
-        within = [study.margin_verdict(own, *pair, options.margin) for pair, own in judged.items()]
-        verdict = "\n".join([verdict, *within])
+    tables = study_tables(outcomes, judged, predictions, holdouts, by_id)
     verdict = study.record_look(
         options.out,
         comparison.seeds,
-        verdict,
+        study_verdict(judged, options.margin),
         conclusive=any(study.is_conclusive(own) for own in judged.values()),
         held_out_to_trained=holdouts.held_out_to_trained,
     )
     with base.FolderLock(options.out, wait=True):
         study.write_tables(options.out, tables, verdict)
     print("\n\n".join(map(str, [*tables.values(), verdict])))
+    write = report.several_page if len(comparison.arms) > 2 else report.compare_page
     page = write(
         comparison,
         study.histories(outcomes),
@@ -146,6 +130,55 @@ def read_study(options: CompareOptions, given: set[str]) -> study.Study:
         base.refuse_unused(given, ["margin"], "with --plan")
         study.require_spread(len(seeds))
     return study.Study(options.out, arms, seeds, options.control)
+
+
+def train_arms(
+    comparison: Study, tiles: data.Store, options: CompareOptions, devices: Devices
+) -> Outcomes:
+    """Train what is missing on the devices, and return how each arm's runs went."""
+    return training.share_out(
+        devices,
+        partial(
+            study.train_arms, comparison, tiles, workers=options.workers, storage=options.storage
+        ),
+        runs=len(comparison.recipes()),
+        how_to_go_on=base.same_command,
+    )
+
+
+def study_tables(
+    outcomes: Outcomes,
+    judged: SeveralJudgements,
+    predictions: pd.DataFrame,
+    holdouts: Holdouts,
+    slides: Mapping[str, str] | None,
+) -> dict[str, StudyTable]:
+    """Return the tables of two arms, or of more, by their files' names."""
+    pairs = list(judged)
+    if len(outcomes) > 2:
+        tables = {
+            "differences": study.differences_table(judged, holdouts),
+            "arms": study.several_table(outcomes),
+        }
+    else:
+        tables = {
+            "verdict": study.population_table(judged[pairs[0]], holdouts),
+            "table1": study.paired_table(outcomes, *pairs[0]),
+            "delong": study.delong_table(predictions, *pairs[0]),
+            "pooled": study.pooled_table(predictions, *pairs[0], slides),
+        }
+    spread = study.spread_table(predictions, pairs, holdouts, slides)
+    return tables if spread is None else {**tables, "spread": spread}
+
+
+def study_verdict(judged: SeveralJudgements, margin: float | None) -> str:
+    """Return what the study shows, in a sentence per question and pair."""
+    pair, own = next(iter(judged.items()))
+    verdict = study.several_verdict(judged) if len(judged) > 1 else study.paired_verdict(own, *pair)
+    if margin is None:
+        return verdict
+    within = [study.margin_verdict(own, *pair, margin) for pair, own in judged.items()]
+    return "\n".join([verdict, *within])
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ import sys
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from kit import base, data, models, report, runs, stats, study, training
+from kit import base, data, models, report, runs, study, training
 from kit.base import KitError, exit_on_error, write_text
 
 # In here as well, since Ctrl-C may come while the libraries of command lines load.
@@ -27,9 +27,7 @@ with exit_on_error():
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-LAYERS_FILE = "layers.txt"
 PAGE = "report.html"
-MOST_LAYERS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +197,7 @@ def train_folds(
             with runs.open_log(options.log, part) as log:
                 write_page(part, tiles, log, options.figures)
     pooled = runs.pool_folds(folder, force=options.force)
-    conclusion = conclude_folds(pooled, folder, tiles, options.recipe.slides)
+    conclusion = report.folds_conclusion(pooled, folder, tiles, options.recipe.slides)
     print(conclusion, next_command(folder, options), sep="\n")
 
 
@@ -237,7 +235,7 @@ def share_folds(
         run = open_run(own, tiles, part, device)
         with runs.log_run(options.log, run) as log:
             yield from run.train(progress=bar)
-            bar.say(f"{conclude(part, tiles)}\n{report.kept_note(run)}".rstrip())
+            bar.say(f"{report.run_conclusion(part, tiles)}\n{report.kept_note(run)}".rstrip())
             write_page(part, tiles, log, options.figures)
 
     study.share_runs(list(parts), folder, train_one, is_done=lambda name: is_finished(parts[name]))
@@ -267,7 +265,7 @@ def open_run(options: TrainOptions, tiles: data.Store, folder: Path, device: str
         models.find_map_layer(run.state.model, run.recipe.size, options.cam_layer)
     if run.rank == 0:
         layers = models.layer_table(run.state.model, run.recipe.size)
-        write_text(folder / LAYERS_FILE, layers + "\n")
+        write_text(folder / report.LAYERS_FILE, layers + "\n")
     return run
 
 
@@ -281,13 +279,13 @@ def train(
 ) -> None:
     """Train a run, telling each epoch's figures."""
     run = open_run(options, tiles, folder, device)
-    bar.say(describe(run))
+    bar.say(report.describe_run(run))
     with runs.log_run(options.log, run) as log:
         for result in run.train(progress=bar):
             bar.say(f"{report.epoch_line(result, run.recipe.epochs)}  {bar.time_left()}".rstrip())
         if run.rank > 0:
             return
-        bar.say(f"{conclude(folder, tiles)}\n{report.kept_note(run)}".rstrip())
+        bar.say(f"{report.run_conclusion(folder, tiles)}\n{report.kept_note(run)}".rstrip())
         write_page(folder, tiles, log, options.figures)
     bar.say(f"the whole run: {folder / PAGE}")
 
@@ -315,88 +313,6 @@ def default_folder(options: TrainOptions) -> Path:
     else:
         arm = {"batch": recipe.bn, "none": "none"}.get(recipe.norm, f"{recipe.norm}-{recipe.bn}")
     return Path("runs") / f"{Path(options.recipe_name).stem}-{arm}-{recipe.seed}"
-
-
-def describe(run: runs.Run) -> str:
-    """Say what is about to be trained, on what."""
-    recipe = run.recipe
-    lines = [describe_layers(run)]
-    if recipe.is_built_in and recipe.norm == "batch":
-        lines.append(
-            f"BatchNorm {recipe.bn} the activation, momentum {recipe.bn_momentum} as Keras "
-            f"counts it ({1 - recipe.bn_momentum:.4g} as PyTorch does)"
-        )
-    elif recipe.is_built_in:
-        where = "" if recipe.norm == "none" else f" {recipe.bn} the activation"
-        lines.append(f"norm {recipe.norm}{where}")
-    held_out = f"{len(run.holdout.valid):,} held out"
-    if run.is_refit:
-        held_out = "none held out"
-    lines.append(
-        f"{len(run.holdout.train):,} tiles to train on, {held_out}; "
-        f"{str(run.dtype).removeprefix('torch.')} on {run.device}"
-        f"{', which holds the tiles' if run.loaders.holds_tiles else ''}; into {run.folder}"
-    )
-    if recipe.slides is None and not run.is_refit:
-        table = data.find_slides_table(run.store) or "TABLE"
-        lines.append(
-            "note: tiles of one slide look alike, and this holdout is one of single tiles: its "
-            f"figures are too high. --slides {shlex.quote(str(table))} keeps slides apart"
-        )
-    return "\n".join(lines)
-
-
-def describe_layers(run: runs.Run) -> str:
-    """Give the table of layers: all of the kit's own networks, the parts of other models."""
-    size = run.recipe.size
-    if run.recipe.is_built_in:
-        return models.layer_table(run.state.model, size)
-    heading, *layers, sums = models.layer_table(run.state.model, size, depth=1).splitlines()
-    if len(layers) > MOST_LAYERS:
-        more = len(layers) - MOST_LAYERS + 1
-        layers = [*layers[: MOST_LAYERS - 1], f"... and {more} more"]
-    return "\n".join([heading, *layers, f"{sums}; each layer: {run.folder / LAYERS_FILE}"])
-
-
-def conclude(folder: Path, tiles: data.Store) -> str:
-    """Give the final figures."""
-    final = runs.read_metrics(folder)
-    slides = runs.read_config(folder)["recipe"]["slides"]
-    origin = runs.refit_of(folder)
-    whose = "" if origin is None else f"no figures of its own; those of {origin}, which chose it: "
-    return (
-        f"{folder}: {whose}AUC {describe_auc(folder, tiles, slides)}, "
-        f"accuracy {final['accuracy']:.4f}, log loss {final['log_loss']:.4f} on "
-        f"{final['tiles']:,} held-out tiles"
-    )
-
-
-def describe_auc(folder: Path, tiles: data.Store, slides: Path | str | None) -> str:
-    """Give the AUC with the interval of each population that the holdout can speak of."""
-    over_tiles = stats.Interval(**runs.read_metrics(folder)["auc"])
-    here = f"{over_tiles} (95 % interval for new tiles of these slides)"
-    if slides is None:
-        return here
-    known = data.find_slides(tiles, slides).of_tiles
-    over_slides = runs.auc_over_slides(runs.read_valid(folder), tiles, known)
-    if over_slides is None:
-        return f"{here}, nothing for new slides: not all are known"
-    wide = f"{over_slides}{'' if over_slides.note else ' (95 % interval for new slides)'}"
-    bounds = str(over_tiles).partition(" ")[2]
-    return f"{wide}, for new tiles of these slides {bounds}"
-
-
-def conclude_folds(
-    figures: dict[str, Any], folder: Path, tiles: data.Store, slides: Path | None
-) -> str:
-    """Give the pooled figures of a cross-validation."""
-    by_fold = ", ".join(f"{auc:.4f}" for auc in figures["auc_by_fold"])
-    note = "; optimistic, since these tiles chose the epochs" if runs.keeps_best(folder) else ""
-    return (
-        f"{folder}: out-of-fold AUC {describe_auc(folder, tiles, slides)} on "
-        f"{figures['tiles']:,} tiles; by fold {by_fold}, mean "
-        f"{figures['mean_auc_of_folds']:.4f}{note}"
-    )
 
 
 def next_command(folder: Path, options: TrainOptions) -> str:

@@ -32,5 +32,9 @@ from .studies import compare_page as compare_page
 from .studies import momentum_page as momentum_page
 from .studies import several_page as several_page
 from .style import save_figure as save_figure
+from .words import LAYERS_FILE as LAYERS_FILE
+from .words import describe_run as describe_run
 from .words import epoch_line as epoch_line
+from .words import folds_conclusion as folds_conclusion
 from .words import kept_note as kept_note
+from .words import run_conclusion as run_conclusion

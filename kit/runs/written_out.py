@@ -45,7 +45,10 @@ def _convolution_backward(
             images.shape[2:], slopes.shape[2:], weight.shape[2:], stride, padding, dilation,
             strict=True,
         )  # fmt: skip
-        left = [_left(*each) for each in sizes]
+        left = [
+            _left(size, out, dilated * (kernel - 1) + 1, step, padded)
+            for size, out, kernel, step, padded, dilated in sizes
+        ]
     back: Tensor = torch.ops.aten.convolution.default(
         slopes, weight, None, stride, padding, dilation, not transposed, left, groups
     )
@@ -77,6 +80,6 @@ def _averages(
     return rows
 
 
-def _left(size: int, out: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
+def _left(size: int, out: int, window: int, stride: int, padding: int) -> int:
     """Return how many pixels at the end no window has reached."""
-    return size - ((out - 1) * stride - 2 * padding + dilation * (kernel - 1) + 1)
+    return size - ((out - 1) * stride - 2 * padding + window)

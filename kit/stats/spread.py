@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from kit.base import KitError
+from kit.base import Array, KitError
 from kit.stats.new_data import mean_covariance, tile_shares
 from kit.stats.slides import smaller_class, units_of
 
@@ -80,13 +80,7 @@ def slide_spread(holdouts: Sequence[Holdout], held_out_to_trained: float = 0.0) 
         raise KitError("one seed has no spread: give two or more")
     shares = [tile_shares(labels, first, second) for labels, first, second, _ in holdouts]
     slides = [np.asarray(own[3]) for own in holdouts]
-    names = np.unique(np.concatenate(slides))
-    by_slide = np.array(
-        [
-            np.bincount(np.searchsorted(names, own), of_tiles, minlength=len(names))
-            for own, (_, of_tiles) in zip(slides, shares, strict=True)
-        ]
-    )
+    by_slide = _sums_by_slide(slides, [of_tiles for _, of_tiles in shares])
     smaller = min(
         smaller_class(positive, units_of(positive, own))
         for own, positive in zip(slides, (np.asarray(one[0]) == 1 for one in holdouts), strict=True)
@@ -103,4 +97,15 @@ def slide_spread(holdouts: Sequence[Holdout], held_out_to_trained: float = 0.0) 
         seeds=over_seeds - by_seed,
         slides_by_seed=by_seed,
         slides=max(alike, held_out_to_trained * over_seeds),
+    )
+
+
+def _sums_by_slide(slides: Sequence[Array], shares: Sequence[Array]) -> Array:
+    """Return each seed's shares summed over each slide of all seeds: (seeds, slides)."""
+    names = np.unique(np.concatenate(slides))
+    return np.array(
+        [
+            np.bincount(np.searchsorted(names, own), of_tiles, minlength=len(names))
+            for own, of_tiles in zip(slides, shares, strict=True)
+        ]
     )

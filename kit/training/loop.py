@@ -114,12 +114,16 @@ def fit(
             distributed.broadcast_buffers(state.model)
             figures = _train_figures(state.progress, gradients.sampler) | evaluate(state, valid)
             state.begin_epoch(Progress(epoch=state.epoch + 1))
-            yield EpochResult(
-                epoch=state.epoch,
-                seconds=time.perf_counter() - start,
-                lr=max(float(group["lr"]) for group in state.optimizer.param_groups),
-                **figures,
-            )
+            yield _epoch_result(state, start, figures)
+
+
+def _epoch_result(state: TrainingState, start: float, figures: dict[str, Any]) -> EpochResult:
+    return EpochResult(
+        epoch=state.epoch,
+        seconds=time.perf_counter() - start,
+        lr=max(float(group["lr"]) for group in state.optimizer.param_groups),
+        **figures,
+    )
 
 
 def _train_epoch(
