@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from kit.study import Holdouts, Outcomes, SeveralJudgements, Study, StudyTable
-    from kit.training.devices import Devices
+    from kit.training import Devices
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,23 +72,24 @@ def write_demo(
     config = runs.read_config(run)
     check_data(run, config, store)
     trained = runs.load(run, device="cpu")
-    exported = runs.export_tile(
-        trained,
-        tiles,
-        views=views or trained.recipe.views,
-        cam_layer=cam_layer or config.get("options", {}).get("cam_layer"),
-    )
+    cam_layer = cam_layer or config.get("options", {}).get("cam_layer")
+    views = views or trained.recipe.views
+    exported = runs.export_tile(trained, tiles, views=views, cam_layer=cam_layer)
     examples = _choose_examples(run, store)
     with atomic_folder(folder) as partial:
         (partial / "model.onnx").write_bytes(exported.model)
         copy_runtime(runtime, partial / PACKAGE)
-        (partial / "tiles").mkdir()
-        for example in examples:
-            imsave(partial / "tiles" / f"{example.id}.png", example.pixels)
+        _write_tiles(partial / "tiles", examples)
         described = _described(run, store, trained, exported)
         described |= {"checked": f"{len(tiles):,}", "runtime": package_version(runtime)}
         _write_page(partial, described, examples)
     return exported
+
+
+def _write_tiles(folder: Path, examples: Sequence[Example]) -> None:
+    folder.mkdir()
+    for example in examples:
+        imsave(folder / f"{example.id}.png", example.pixels)
 
 
 def _write_page(partial: Path, described: dict[str, Any], examples: Sequence[Example]) -> None:

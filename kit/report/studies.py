@@ -26,6 +26,10 @@ _JUDGED = (
     "weights where the recipe has them, and the recipe's views. The last epoch counts, never the "
     "best of noisy ones; training figures are the last epoch's."
 )
+_PAIRED = (
+    f"{_JUDGED} The difference is the first arm less the second; its interval and p rest on sign "
+    "flips of the paired differences, and speak of these tiles."
+)
 _SEEDS_LIMIT = (
     "Pairs differ by their seed: split, initial weights, data order and augmentation. They share "
     "the tiles that splits are drawn from, so no interval here speaks of other hospitals or "
@@ -77,10 +81,7 @@ def compare_page(
             ),
             Section(
                 "Figures",
-                text=[
-                    f"{_JUDGED} The difference is the first arm less the second; its interval and "
-                    "p rest on sign flips of the paired differences, and speak of these tiles."
-                ],
+                text=[_PAIRED],
                 tables=[_table(tables["table1"], "Table 1: both arms, paired by seed.")],
             ),
             *_spread_sections(tables),

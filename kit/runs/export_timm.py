@@ -56,10 +56,8 @@ def write_timm(
 
     Parameters
     ----------
-    path
-        The new folder.
-    folder
-        Of the run.
+    path, folder
+        The new folder, and that of the run.
     tiles
         (tiles, 96, 96, 3): those to compare on.
     place
@@ -78,23 +76,26 @@ def write_timm(
         If the run's network is not timm's, or the folder exists.
     """
     trained = load(folder, device="cpu")
+    _require_timm_model(folder, trained)
+    if path.exists():
+        raise KitError(f"{path} exists: name another folder with --timm")
+    config = models.timm_config(trained.model, trained.recipe, _nearest_resampling(trained, tiles))
+    state = {name: tensor.contiguous() for name, tensor in trained.model.state_dict().items()}
+    with atomic_folder(path) as partial:
+        (partial / "model.safetensors").write_bytes(save(state, metadata={"format": "pt"}))
+        (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        difference = _difference(trained, partial, tiles)
+        about = _loading(trained, place, len(tiles), difference)
+        readme = model_card(folder, trained, about, facts or CardFacts())
+        (partial / "README.md").write_text(readme, encoding="utf-8")
+    return difference
+
+
+def _require_timm_model(folder: Path, trained: TrainedModel) -> None:
     recipe = trained.recipe
     if not recipe.is_backbone or recipe.is_probe:
         kind = f"a probe of {recipe.model}" if recipe.is_probe else recipe.model
         raise KitError(f"{folder} holds {kind}, which is not a model of timm's: export it to ONNX")
-    if path.exists():
-        raise KitError(f"{path} exists: name another folder with --timm")
-    config = models.timm_config(trained.model, recipe, _nearest_resampling(trained, tiles))
-    state = {name: tensor.contiguous() for name, tensor in trained.model.state_dict().items()}
-    with atomic_folder(path) as partial:
-        (partial / "model.safetensors").write_bytes(save(state, metadata={"format": "pt"}))
-        text = json.dumps(config, indent=2) + "\n"
-        (partial / "config.json").write_text(text, encoding="utf-8")
-        difference = _difference(trained, partial, tiles)
-        loading = _loading(trained, place, len(tiles), difference)
-        readme = model_card(folder, trained, loading, facts or CardFacts())
-        (partial / "README.md").write_text(readme, encoding="utf-8")
-    return difference
 
 
 def _nearest_resampling(trained: TrainedModel, tiles: Pixels) -> str:

@@ -128,10 +128,7 @@ def crossed_difference(
     285-308; Hillis, Statistics in Medicine 26 (2007) 596-619; covariances of clustered tiles:
     Obuchowski, Biometrics 53 (1997) 567-578.
     """
-    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
-    if first.shape != second.shape or first.ndim != 2:
-        raise KitError(f"scores of shapes {first.shape} and {second.shape}: give (seeds, tiles)")
-    shares = [tile_shares(labels, *pair) for pair in zip(first, second, strict=True)]
+    shares = _shares_by_seed(labels, first, second)
     differences = np.array([difference for difference, _ in shares])
     positive = np.asarray(labels) == 1
     units = units_of(positive, groups)
@@ -140,15 +137,32 @@ def crossed_difference(
     if n < min_seeds(comparisons):
         return _too_few_seeds(mean, n, comparisons)
     if smaller < 2:
-        note = TOO_FEW.format("tiles" if groups is None else "slides")
-        return Comparison(Interval(mean, None, None, note), None)
+        return _too_few_units(mean, "tiles" if groups is None else "slides")
     by_unit = np.array([np.bincount(units, own) for _, own in shares])
+    error, freedom = _crossed_error(differences, by_unit, smaller)
+    return compare(mean, error, stats.t(freedom), level=(1 - CONFIDENCE) / comparisons)
+
+
+def _shares_by_seed(
+    labels: npt.ArrayLike, first: npt.ArrayLike, second: npt.ArrayLike
+) -> list[tuple[float, Floats]]:
+    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    if first.shape != second.shape or first.ndim != 2:
+        raise KitError(f"scores of shapes {first.shape} and {second.shape}: give (seeds, tiles)")
+    return [tile_shares(labels, *pair) for pair in zip(first, second, strict=True)]
+
+
+def _too_few_units(mean: float, kind: str) -> Comparison:
+    return Comparison(Interval(mean, None, None, TOO_FEW.format(kind)), None)
+
+
+def _crossed_error(differences: Floats, by_unit: Floats, smaller: int) -> tuple[float, float]:
+    """Return the standard error of the mean over seeds and units, and its degrees of freedom."""
+    n = len(differences)
     shared = max(0.0, mean_covariance(by_unit) * smaller / (smaller - 1))
     own = float(differences.var(ddof=1)) / n
-    level = (1 - CONFIDENCE) / comparisons
     of_units = min(smaller - 1, freedom_of_squares(by_unit.mean(axis=0)))
-    freedom = _satterthwaite([own, shared], [n - 1, of_units])
-    return compare(mean, float(np.sqrt(own + shared)), stats.t(freedom), level=level)
+    return float(np.sqrt(own + shared)), _satterthwaite([own, shared], [n - 1, of_units])
 
 
 def mean_covariance(by_unit: Floats) -> float:

@@ -81,10 +81,7 @@ def slide_spread(holdouts: Sequence[Holdout], held_out_to_trained: float = 0.0) 
     shares = [tile_shares(labels, first, second) for labels, first, second, _ in holdouts]
     slides = [np.asarray(own[3]) for own in holdouts]
     by_slide = _sums_by_slide(slides, [of_tiles for _, of_tiles in shares])
-    smaller = min(
-        smaller_class(positive, units_of(positive, own))
-        for own, positive in zip(slides, (np.asarray(one[0]) == 1 for one in holdouts), strict=True)
-    )
+    smaller = min(_smaller_class(one[0], own) for one, own in zip(holdouts, slides, strict=True))
     if smaller < 2:
         raise KitError("fewer than two slides hold one of the classes: they have no spread")
     factor = smaller / (smaller - 1)
@@ -109,3 +106,8 @@ def _sums_by_slide(slides: Sequence[Array], shares: Sequence[Array]) -> Array:
             for own, of_tiles in zip(slides, shares, strict=True)
         ]
     )
+
+
+def _smaller_class(labels: npt.ArrayLike, slides: Array) -> int:
+    positive = np.asarray(labels) == 1
+    return smaller_class(positive, units_of(positive, slides))

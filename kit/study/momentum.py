@@ -99,9 +99,7 @@ def sweep_momenta(
     settled = settle_precision(sweep.folder, {"sweep": sweep.recipe}, device)
     sweep = replace(sweep, recipe=settled["sweep"])
     recipes = sweep.recipes()
-    shared = surroundings([sweep.recipe], store, device)
-    what = {"recipe": sweep.recipe, "momenta": list(sweep.momenta)}
-    claim_folder(sweep.folder, {"kind": "momentum sweep", **shared, **what})
+    _claim(sweep, store, device)
     check_kept(recipes, store, device=device)
     folders = {folder.name: folder for folder in recipes}
 
@@ -122,6 +120,12 @@ def sweep_momenta(
     )
     outcomes = [_read_outcomes(folder) for folder in recipes]
     return {name: [one[name] for one in outcomes] for name in outcomes[0]}
+
+
+def _claim(sweep: MomentumSweep, store: Store, device: str) -> None:
+    shared = surroundings([sweep.recipe], store, device)
+    what = {"recipe": sweep.recipe, "momenta": list(sweep.momenta)}
+    claim_folder(sweep.folder, {"kind": "momentum sweep", **shared, **what})
 
 
 def train_momenta(

@@ -67,19 +67,26 @@ def plan_table(
             rows.append({"arms": f"{one} and {other}", **columns, "on": population})
     # Whole numbers, or nothing.
     frame = pd.DataFrame(rows, dtype=object).fillna(math.nan).set_index("arms")
+    return StudyTable(
+        frame, _notes(size, done, arms=len(outcomes), has_gaps=bool(frame.isna().to_numpy().any()))
+    )
+
+
+def _notes(size: float, done: int, *, arms: int, has_gaps: bool) -> tuple[str, ...]:
+    """Say what the columns of a plan mean."""
     notes = [
         f"Seeds that show a difference of {size:g} {PRIMARY} in {stats.POWER:.0%} of studies, from "
         f"the spread (sd) over {done} seeds; at most as many, if it is as wide as the upper bound "
         "of its 95 % interval.",
         f"Power of {done}: the share of studies of {done} seeds that show such a difference.",
-        f"Hours are of training on one device, for all seeds and {len(outcomes)} arms, as fast as "
+        f"Hours are of training on one device, for all seeds and {arms} arms, as fast as "
         "these were trained.",
     ]
-    if frame.isna().to_numpy().any():
+    if has_gaps:
         notes.append(
             "Empty cells: no number of seeds up to 1,000 would; more held-out tiles or slides may."
         )
-    return StudyTable(frame, tuple(notes))
+    return tuple(notes)
 
 
 def _populations(holdouts: Holdouts) -> list[tuple[str, float]]:
