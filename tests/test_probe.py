@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 
 from kit import base, data, models, runs, training
 from kit.base import KitError, Recipe
-from kit.training.logistic import Regression, fit_logistic
+from kit.training.logistic import Regression
 from kit.training.probes import STRENGTHS, choose_strength
 
 RECIPE = Recipe(
@@ -48,7 +48,7 @@ def test_a_logistic_regression_is_scikit_learns(
     strengths = np.array([0.03, 0.1, 1.0, 1.0])
     used = np.ones((tiles, 4), bool)
     used[: tiles // 3, 3] = False
-    found = fit_logistic(values, labels, strengths, used).logits(values)
+    found = Regression(values).fit(labels, strengths, used).logits(values)
     scaled = StandardScaler().fit_transform(values.astype(float))
     for column, (strength, own) in enumerate(zip(strengths, used.T, strict=True)):
         reference = LogisticRegression(C=1 / (strength * own.sum()), tol=1e-8, max_iter=1000)
@@ -72,7 +72,7 @@ def test_where_a_fit_begins_changes_nothing(tiles: int, features: int) -> None:
 def test_a_constant_feature_does_no_harm() -> None:
     values, labels = problem(100, 5)
     values[:, 2] = 7
-    fit = fit_logistic(values, labels, np.array([0.1]), np.ones((100, 1), bool))
+    fit = Regression(values).fit(labels, np.array([0.1]), np.ones((100, 1), bool))
     assert np.isfinite(fit.logits(values)).all()
 
 
@@ -84,15 +84,17 @@ def test_the_strength_follows_from_the_tiles_that_are_held_out_by_slide() -> Non
     own = (slides[:, None] == np.unique(slides)) * (2 * labels[:, None] - 1)
     weak = labels[:, None] + rng.normal(scale=2, size=(300, 1))
     values = np.concatenate([own, weak, rng.normal(size=(300, 30))], 1).astype("f2")
-    by_slide = choose_strength(values, labels, slides, 0)
-    by_tile = choose_strength(values, labels, None, 0)
+    by_slide = choose_strength(Regression(values), labels, slides, 0)[0]
+    by_tile = choose_strength(Regression(values), labels, None, 0)[0]
     assert by_slide in STRENGTHS
     assert by_slide > by_tile
 
 
 def test_few_tiles_get_a_strength_in_the_middle() -> None:
     values, _ = problem(3, 5)
-    assert choose_strength(values, np.array([0, 1, 1]), None, 0) == np.median(STRENGTHS)
+    assert choose_strength(Regression(values), np.array([0, 1, 1]), None, 0)[0] == np.median(
+        STRENGTHS
+    )
 
 
 def test_a_small_network_learns_what_no_line_separates() -> None:

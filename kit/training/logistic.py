@@ -51,18 +51,6 @@ class Fit:
         return values
 
 
-def fit_logistic(
-    features: Features,
-    labels: Labels,
-    strengths: Floats,
-    used: Bools,
-    *,
-    tolerance: float = 1e-9,
-) -> Fit:
-    """Fit a logistic regression per strength and selection of tiles, see `Regression.fit`."""
-    return Regression(features).fit(labels, strengths, used, tolerance=tolerance)
-
-
 class Regression:
     """Logistic regressions on the same features: what they have in common is computed once.
 
@@ -74,7 +62,7 @@ class Regression:
 
     def __init__(self, features: Features) -> None:
         self.scale = Scale(features)
-        self._features = features
+        self.features = features
         count, width = features.shape
         is_wide = count < width
         self._held = self._hold() if is_wide or count * width <= _MOST_HELD else None
@@ -120,11 +108,11 @@ class Regression:
         return self._scaled() if self._held is None else iter(torch.split(self._held, _CHUNK))
 
     def _scaled(self) -> Iterator[Tensor]:
-        return (self.scale(chunk) for chunk in _chunks(self._features))
+        return (self.scale(chunk) for chunk in _chunks(self.features))
 
     def _hold(self) -> Tensor:
         """Return the scaled features, each put in its place at once: two would be too many."""
-        held = torch.empty(self._features.shape)
+        held = torch.empty(self.features.shape)
         start = 0
         for chunk in self._scaled():
             held[start : start + len(chunk)] = chunk

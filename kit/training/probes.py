@@ -59,9 +59,7 @@ def fit_probe(
     if recipe.probe == "mlp":
         return FittedProbe(_fit_network(recipe, features, labels), None)
     regression = Regression(features)
-    strength, start = _choose(
-        regression, _parts(features, labels, slides, recipe.seed), features, labels
-    )
+    strength, start = choose_strength(regression, labels, slides, recipe.seed)
     used = np.ones((len(labels), 1), bool)
     fit = regression.fit(labels, np.array([strength]), used, start=start)
     head = nn.Linear(features.shape[1], 1)
@@ -84,16 +82,18 @@ def features_logits(probe: Probe, features: Features) -> Floats:
     return logits
 
 
-def choose_strength(features: Features, labels: Labels, slides: Strings | None, seed: int) -> float:
-    """Choose the strength of the penalty by cross-validation, see `fit_probe`."""
-    parts = _parts(features, labels, slides, seed)
-    return _choose(Regression(features), parts, features, labels)[0]
-
-
-def _choose(
-    regression: Regression, parts: list[Indices], features: Features, labels: Labels
+def choose_strength(
+    regression: Regression, labels: Labels, slides: Strings | None, seed: int
 ) -> tuple[float, Fit | None]:
-    """Return the strength, and the mean of its fits to the tiles around each part."""
+    """Choose the strength of the penalty by cross-validation, see `fit_probe`.
+
+    Returns
+    -------
+    float, Fit
+        The strength, and the mean of its fits to the tiles around each part; None where too few
+        tiles of a class leave no parts.
+    """
+    parts = _parts(regression.features, labels, slides, seed)
     if len(parts) < 2:
         return float(np.median(STRENGTHS)), None
     used = np.ones((len(labels), len(parts)), bool)
@@ -109,7 +109,7 @@ def _choose(
     losses = np.empty((len(parts), len(STRENGTHS)))
     for number, part in enumerate(parts):
         own = slice(number * len(STRENGTHS), (number + 1) * len(STRENGTHS))
-        logits = Fit(fit.weights[:, own], fit.biases[own]).logits(features[part])
+        logits = Fit(fit.weights[:, own], fit.biases[own]).logits(regression.features[part])
         answers = torch.sigmoid(torch.from_numpy(logits)).numpy()
         losses[number] = [stats.log_loss(labels[part], column) for column in answers.T]
     means = losses.mean(0)
