@@ -21,8 +21,9 @@ import optuna
 import pytest
 import torch
 from conftest import FORKSERVER
-from optuna.storages import JournalStorage
+from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
+from sqlalchemy.pool import NullPool
 
 from kit import study
 from kit.base import EpochResult, KitError, Recipe
@@ -68,10 +69,12 @@ def kill_one_each(workers: list[BaseProcess], out: Path, count: int) -> None:
 
 
 def trained(storage: optuna.storages.BaseStorage, out: Path) -> list[str]:
+    """Return the runs that are finished, after a look at how often each was trained."""
     shared = optuna.load_study(study_name=f"{out.name}-runs", storage=storage)
-    trials = shared.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
-    assert not shared.get_trials(states=(optuna.trial.TrialState.RUNNING,))
-    return sorted(trial.user_attrs["run"] for trial in trials)
+    complete = shared.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
+    names = [trial.user_attrs["run"] for trial in complete]
+    assert len(set(names)) == len(names)
+    return sorted(path.name for path in (out / "runs").iterdir() if study.read_outcome(path))
 
 
 def compare(number: int, data: Path, out: Path, printed: list[Path]) -> None:
@@ -161,6 +164,25 @@ def test_a_database_hands_the_run_of_a_dead_worker_on(
     alone = study.sweep_momenta(single, tiles, device="cpu")
     for name in ("0.99", "0.5", study.RECALIBRATED):
         assert without_clocks(shared[name][0]) == without_clocks(alone[name][0])
+
+
+def test_a_trial_without_a_sign_of_life_is_given_up(
+    tiles: Store, tmp_path: Path, postgresql: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that dies as soon as it has taken up a trial leaves it so."""
+    monkeypatch.setattr(sharing, "HEARTBEAT", 1)
+    monkeypatch.setattr(sharing, "GRACE", 2)
+    out = tmp_path / "shared"
+    out.mkdir()
+    storage = RDBStorage(postgresql, engine_kwargs={"poolclass": NullPool})
+    shared = optuna.create_study(study_name=f"{out.name}-runs", storage=storage)
+    shared.enqueue_trial({}, user_attrs={"run": "sweep-0"})
+    assert [shared.ask().number, shared.ask().number] == [0, 1]
+    spec = MomentumSweep(out, RECIPE, MOMENTA, (0,))
+    study.sweep_momenta(spec, tiles, device="cpu", storage=postgresql)
+    assert trained(storage, out) == ["sweep-0"]
+    states = [trial.state.name for trial in shared.get_trials(deepcopy=False)]
+    assert states[0] == "FAIL" and states.count("COMPLETE") == 1
 
 
 def test_a_failing_run_is_left_to_the_next_worker(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna import Study, Trial
@@ -188,7 +189,7 @@ def open_storage(
         )
     try:
         with no_experimental_warning():
-            return RDBStorage(
+            return _Database(
                 storage,
                 # A network may cut a connection that is idle for an epoch: none is kept.
                 engine_kwargs={"poolclass": NullPool},
@@ -245,6 +246,27 @@ def no_experimental_warning() -> Iterator[None]:
         yield
 
 
+class _Database(RDBStorage):
+    """A database that also gives up a trial whose worker died before its first sign of life.
+
+    Optuna gives up no trial without one, and the others would wait for it for ever. So each
+    worker gives one sign for every running trial that it sees for the first time.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._seen: set[int] = set()
+
+    def _get_stale_trial_ids(self, study_id: int) -> list[int]:
+        stale = super()._get_stale_trial_ids(study_id)
+        running = self.get_all_trials(study_id, deepcopy=False, states=(TrialState.RUNNING,))
+        new = {trial._trial_id for trial in running} - self._seen.union(stale)
+        for trial_id in new:
+            self.record_heartbeat(trial_id)
+        self._seen |= new
+        return stale
+
+
 class _JournalLock(JournalFileOpenLock):
     """A lock that ends with its process; Optuna's own outlive a killed one by half a minute."""
 
@@ -290,4 +312,6 @@ def _open_runs(study: Study, before: float = float("inf")) -> set[str]:
     """Return the runs of the trials that wait or run, of those before a number."""
     states = (TrialState.WAITING, TrialState.RUNNING)
     trials = study.get_trials(deepcopy=False, states=states)
-    return {trial.user_attrs["run"] for trial in trials if trial.number < before}
+    # A worker that comes too late for the last waiting trial gets one without a run.
+    theirs = (trial.user_attrs for trial in trials if trial.number < before)
+    return {attributes["run"] for attributes in theirs if "run" in attributes}
