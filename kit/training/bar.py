@@ -9,6 +9,8 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from kit.training.cores import CoreWatch
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -63,6 +65,7 @@ class TrainingBar:
         self._done = 0.0
         self._skipped = 0.0
         self._start = time.monotonic()
+        self._cores = CoreWatch() if shown else None
         self._tell = _told if shown else None
         self._bar = tqdm(
             total=trainings,
@@ -101,6 +104,8 @@ class TrainingBar:
     def advance(self, share: float, place: str) -> None:
         """Count a share of a training as done; `place` says where it stands."""
         self._done += share
+        if self._cores is not None and (note := self._cores.note()):
+            self.say(note)
         if self._tell is not None:
             text = ", ".join(part for part in (self.label, place) if part)
             self._tell(Progress(self._done, self._skipped, text))
