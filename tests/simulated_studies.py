@@ -2,6 +2,7 @@
 
 import csv
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,11 +51,33 @@ def equal_arms(
 ) -> tuple[Scores, ...]:
     """Return the arms' AUCs by seed over a fresh pool, and held-out tiles per tile trained on.
 
-    Each seed splits the pool, 30 % of each class held out, and both arms learn a linear
+    `gain` is added to the first arm's AUCs; all else is as in `equal_runs_held_out`.
+    """
+    labels, scores, _, ratio = equal_runs_held_out(
+        rng, tiles=tiles, seeds=seeds, noise=noise, arms=arms, shared=shared
+    )
+    held_out = int(labels.sum())
+    ranks = [rankdata(one, axis=1)[:, :held_out].sum(axis=1) for one in scores]
+    aucs = [(one - held_out * (held_out + 1) / 2) / held_out**2 for one in ranks]
+    return aucs[0] + gain, *aucs[1:], ratio
+
+
+def equal_runs_held_out(
+    rng: np.random.Generator,
+    *,
+    tiles: int,
+    seeds: int,
+    noise: float = 0.1,
+    arms: int = 2,
+    shared: int = 0,
+) -> tuple[Scores, list[Scores], np.ndarray, float]:
+    """Return labels (held out), the arms' scores and the tiles (seeds, held out), and n2/n1.
+
+    Each seed splits the pool, 30 % of each class held out, and all arms learn a linear
     discriminant, each on features of its own, which are drawn alike: over fresh pools neither is
     better. On one pool one is, since its features or its held-out tiles happen to be. `noise` is
-    what a seed does beside the split, relative to the length of the weights, and `gain` is added to
-    the first arm's AUCs. So many of the features are `shared` by all arms, which makes them alike.
+    what a seed does beside the split, relative to the length of the weights. So many of the
+    features are `shared` by all arms, which makes them alike. Positive tiles come first.
     """
     positive = np.arange(tiles) < tiles // 2
     held_out = round(0.3 * tiles) // 2
@@ -64,27 +87,42 @@ def equal_arms(
     trained = np.ones((seeds, tiles))
     np.put_along_axis(trained, valid, 0, axis=1)
     common = rng.normal(size=(tiles, shared))
-    aucs = []
+    scores = []
     for _ in range(arms):
         features = np.hstack([common, rng.normal(size=(tiles, FEATURES - shared))])
         features += positive[:, None] / FEATURES**0.5
         weights = discriminants(features, positive, trained)
         length = np.linalg.norm(weights, axis=1, keepdims=True) / FEATURES**0.5
         weights = weights + noise * length * rng.normal(size=weights.shape)
-        scores = np.einsum("stf,sf->st", features[valid], weights)
-        ranks = rankdata(scores, axis=1)[:, :held_out].sum(axis=1)
-        aucs.append((ranks - held_out * (held_out + 1) / 2) / held_out**2)
-    return aucs[0] + gain, *aucs[1:], 2 * held_out / (tiles - 2 * held_out)
+        scores.append(np.einsum("stf,sf->st", features[valid], weights))
+    labels = np.repeat([1, 0], held_out)
+    return labels, scores, valid, 2 * held_out / (tiles - 2 * held_out)
 
 
-def equal_arms_by_slide(
+def headline(held_out: Sequence[stats.Holdout], ratio: float) -> stats.Comparison:
+    """Return the verdict on new tiles or slides of seeds that split one pool again."""
+    aucs = [[stats.auc(labels, one) for one in scores] for labels, *scores, _ in held_out]
+    first, second = np.array(aucs).T
+    of_seeds = stats.resampled_difference(first, second, ratio)
+    return stats.intersection_union(of_seeds, stats.runs_difference(held_out))
+
+
+def two_arms(
+    rng: np.random.Generator, *, tiles: int, seeds: int
+) -> tuple[list[stats.Holdout], float]:
+    """Return each seed's holdout of two equal arms over a fresh pool of tiles, and n2/n1."""
+    labels, (one, other), drawn, ratio = equal_runs_held_out(rng, tiles=tiles, seeds=seeds)
+    return [(labels, *own) for own in zip(one, other, drawn, strict=True)], ratio
+
+
+def two_arms_by_slide(
     rng: np.random.Generator, *, slides: int, seeds: int, kind: str = "equal"
-) -> tuple[Scores, Scores, float]:
-    """Return two arms' AUCs by seed over a fresh pool of slides that each seed splits again.
+) -> tuple[list[stats.Holdout], float]:
+    """Return each seed's holdout of two equal arms over a fresh pool of slides, and n2/n1.
 
-    As `equal_arms`, but features lie off by slide, half the slides hold tumour, and 30 % of those
-    with and without are held out. The last value is held-out units per unit trained on, slides or
-    tiles, whichever is more.
+    As `equal_runs_held_out`, but features lie off by slide, half the slides hold tumour, and 30 %
+    of those with and without are held out. The last value is held-out units per unit trained on,
+    slides or tiles, whichever is more.
     """
     groups = np.repeat(np.arange(slides), slide_sizes(rng, kind, slides))
     tumour = np.where(np.arange(slides) % 2, rng.beta(2, 2, size=slides), 0.0)
@@ -97,20 +135,20 @@ def equal_arms_by_slide(
         drawn = side[rng.random((seeds, len(side))).argsort(axis=1)[:, :held_out]]
         np.put_along_axis(valid, drawn, True, axis=1)
     of_tiles = valid[:, groups]
-    aucs = []
+    arms = []
     for _ in range(2):
         features = rng.normal(size=(len(groups), FEATURES)) + positive[:, None] / FEATURES**0.5
         features += 0.5 * rng.normal(size=(slides, FEATURES))[groups]
         weights = discriminants(features, positive, (~of_tiles).astype(float))
         length = np.linalg.norm(weights, axis=1, keepdims=True) / FEATURES**0.5
         weights = weights + 0.1 * length * rng.normal(size=weights.shape)
-        scores = (features @ weights.T).T
-        aucs.append(
-            [stats.auc(positive[own], one[own]) for one, own in zip(scores, of_tiles, strict=True)]
-        )
+        arms.append((features @ weights.T).T)
     by_tiles = of_tiles.sum(axis=1) / (~of_tiles).sum(axis=1)
     ratio = max(2 * held_out / (slides - 2 * held_out), by_tiles.max())
-    return np.array(aucs[0]), np.array(aucs[1]), float(ratio)
+    return [
+        (positive[own], one[own], other[own], groups[own])
+        for one, other, own in zip(*arms, of_tiles, strict=True)
+    ], float(ratio)
 
 
 def discriminants(features: Scores, positive: Scores, trained: Scores) -> Scores:

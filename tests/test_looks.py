@@ -4,12 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from simulated_studies import at_most, equal_arms, record, studies
+from simulated_studies import at_most, headline, record, studies, two_arms
 
 from kit import stats, study
 from kit.base import KitError
-from kit.study import Holdouts
-from kit.study.populations import judge_pair
 
 
 def test_the_first_verdict_stands_when_seeds_are_raised(tmp_path: Path) -> None:
@@ -56,11 +54,8 @@ def test_equal_arms_that_are_looked_at_again_and_again(number: int) -> None:
     rng = np.random.default_rng(0)
     counts, ever = 0, 0
     for _ in range(number):
-        first, second, ratio = equal_arms(rng, tiles=324, seeds=16)
-        shown = [
-            next(iter(judge_pair((first[:n], second[:n]), Holdouts(ratio)).values())).test.is_shown
-            for n in range(6, 17, 2)
-        ]
+        held_out, ratio = two_arms(rng, tiles=324, seeds=16)
+        shown = [headline(held_out[:n], ratio).is_shown for n in range(6, 17, 2)]
         counts += shown[0]
         ever += any(shown)
     predicted = stats.false_share(range(6, 17, 2), ratio)

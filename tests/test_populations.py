@@ -10,11 +10,12 @@ import pytest
 import scipy.stats
 from simulated_studies import (
     at_most,
-    equal_arms,
-    equal_arms_by_slide,
     fixed_holdout,
+    headline,
     record,
     studies,
+    two_arms,
+    two_arms_by_slide,
 )
 
 from kit import stats, study
@@ -88,17 +89,36 @@ def test_scores_that_do_not_pair_are_refused() -> None:
 def test_equal_arms_over_fresh_pools(tiles: int, seeds: int, number: int) -> None:
     """The headline keeps its level, which the exact test on these tiles does not keep there."""
     rng = np.random.default_rng(0)
-    headline = here = 0
+    found = {"headline": 0, "over seeds": 0, "over tiles": 0, "exact": 0}
     for _ in range(number):
-        first, second, ratio = equal_arms(rng, tiles=tiles, seeds=seeds)
-        judged = judge_pair((first, second), Holdouts(ratio))
-        headline += judged["new tiles of these slides"].test.is_shown
-        here += judged["these tiles"].test.is_shown
-    case = f"{tiles} tiles, {seeds} seeds"
-    record("equal arms, fresh pools, headline", case, headline / number, number)
-    record("equal arms, fresh pools, exact test of these tiles", case, here / number, number)
-    assert headline / number <= at_most(0.06, number)
-    assert here > headline
+        held_out, ratio = two_arms(rng, tiles=tiles, seeds=seeds)
+        first, second = aucs_of(held_out)
+        tests = {
+            "headline": headline(held_out, ratio),
+            "over seeds": stats.resampled_difference(first, second, ratio),
+            "over tiles": stats.runs_difference(held_out),
+            "exact": stats.paired_difference(first, second),
+        }
+        for name, test in tests.items():
+            found[name] += test.is_shown
+    for name, question in QUESTIONS.items():
+        record(question, f"{tiles} tiles, {seeds} seeds", found[name] / number, number)
+    assert found["headline"] / number <= at_most(0.06, number)
+    assert found["exact"] > found["headline"]
+
+
+QUESTIONS = {
+    "headline": "equal arms, fresh pools, headline",
+    "over seeds": "equal arms, fresh pools, test over seeds alone",
+    "over tiles": "equal arms, fresh pools, test over tiles alone",
+    "exact": "equal arms, fresh pools, exact test of these tiles",
+}
+
+
+def aucs_of(held_out: list[stats.Holdout]) -> tuple[np.ndarray, np.ndarray]:
+    aucs = [[stats.auc(labels, one) for one in scores] for labels, *scores, _ in held_out]
+    first, second = np.array(aucs).T
+    return first, second
 
 
 SOAK = pytest.mark.soak
@@ -112,8 +132,7 @@ def test_equal_arms_over_fresh_slides(slides: int, kind: str, number: int) -> No
     rng = np.random.default_rng(0)
     found = 0
     for _ in range(number):
-        first, second, ratio = equal_arms_by_slide(rng, slides=slides, seeds=10, kind=kind)
-        found += stats.resampled_difference(first, second, ratio).is_shown
+        found += headline(*two_arms_by_slide(rng, slides=slides, seeds=10, kind=kind)).is_shown
     is_told = slides >= 2 * MIN_SLIDES
     case = f"{slides} {kind}{'' if is_told else ', no verdict'}"
     record("equal arms, fresh slides", case, found / number, number)
@@ -134,6 +153,54 @@ def test_equal_arms_on_one_holdout(by_slide: bool, number: int) -> None:
     case = f"6 seeds, over {'20 slides' if by_slide else 'tiles'}"
     record("equal arms, one holdout, headline", case, found / number, number)
     assert found / number <= at_most(0.06, number)
+
+
+def test_the_test_over_tiles_is_delongs_where_one_seed_holds_them_out() -> None:
+    """And over parts that share no tile their variances add up."""
+    held_out, _ = two_arms(np.random.default_rng(0), tiles=2000, seeds=3)
+    apart = [(*own[:3], np.arange(len(own[0])) + 1000 * k) for k, own in enumerate(held_out)]
+    delong = [stats.delong_test(*own[:3]).difference for own in apart]
+    widths = np.array([one.high - one.low for one in delong])
+    for some in (apart[:1], apart):
+        found = stats.runs_difference(some).difference
+        number = len(some)
+        assert found.estimate == pytest.approx(np.mean([o.estimate for o in delong[:number]]))
+        expected = np.square(widths[:number]).sum() ** 0.5 / number
+        assert found.high - found.low == pytest.approx(expected, rel=0.02)
+
+
+def test_tiles_that_several_seeds_hold_out_are_one_sample() -> None:
+    """More seeds of one run that hold out the same tiles say no more of new tiles."""
+    held_out, _ = two_arms(np.random.default_rng(0), tiles=400, seeds=1)
+    one, ten = (stats.runs_difference(held_out * n).difference for n in (1, 10))
+    assert (ten.low, ten.high) == pytest.approx((one.low, one.high))
+    labels, first, second, slides = fixed_holdout(np.random.default_rng(0), slides=20, seeds=1)
+    by_slide = stats.runs_difference([(labels, first[0], second[0], slides)]).difference
+    copied = [np.repeat(one, 3) for one in (labels, first[0], second[0], slides)]
+    assert stats.runs_difference([tuple(copied)]).difference.high == pytest.approx(by_slide.high)
+
+
+def test_two_tests_show_together_what_both_show() -> None:
+    shown = stats.Comparison(stats.Interval(0.1, 0.02, 0.18), 0.01)
+    not_shown = stats.Comparison(stats.Interval(0.1, -0.01, 0.21), 0.08)
+    for pair in ((shown, not_shown), (not_shown, shown)):
+        assert stats.intersection_union(*pair) == not_shown
+    assert stats.intersection_union(shown, shown).is_shown
+    unknown = stats.Comparison(stats.Interval(0.1, None, None, "too few"), None)
+    for pair in ((shown, unknown), (unknown, shown)):
+        assert stats.intersection_union(*pair) == unknown
+
+
+def test_the_headline_takes_both_tests() -> None:
+    held_out, ratio = two_arms(np.random.default_rng(2), tiles=324, seeds=6)
+    columns = ("label", "a", "b", "id")
+    frames = [pd.DataFrame(dict(zip(columns, own, strict=True))) for own in held_out]
+    predictions = pd.concat([one.assign(seed=seed) for seed, one in enumerate(frames)])
+    judged = judge_pair(
+        aucs_of(held_out), Holdouts(ratio), predictions=predictions, arms=("a", "b")
+    )["new tiles of these slides"]
+    assert judged.test == headline(held_out, ratio)
+    assert judged.method == "corrected resampled t test and t test over tiles"
 
 
 def test_a_verdict_speaks_of_the_widest_population_that_the_data_allow() -> None:

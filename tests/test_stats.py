@@ -18,7 +18,7 @@ from sklearn.calibration import calibration_curve
 
 from kit import stats
 from kit.base import KitError
-from kit.stats import Interval, bootstrap, intervals, slides
+from kit.stats import Interval, binormal, bootstrap, intervals, slides
 
 SIMULATIONS = 500
 
@@ -45,11 +45,16 @@ OVARIAN_CANCER = np.array([
 
 
 def tiles(
-    rng: np.random.Generator, *, positives: int, negatives: int, separation: float
+    rng: np.random.Generator,
+    *,
+    positives: int,
+    negatives: int,
+    separation: float,
+    spread: float = 1.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return labels and normal scores; their true AUC is Phi(separation / sqrt(2))."""
+    """Return labels and normal scores; their true AUC is Phi(separation / sqrt(1 + spread^2))."""
     labels = np.repeat([1, 0], [positives, negatives])
-    return labels, separation * labels + rng.normal(size=len(labels))
+    return labels, separation * labels + spread**labels * rng.normal(size=len(labels))
 
 
 def tiles_of_slides(
@@ -182,35 +187,60 @@ def test_delongs_variance_is_written_out(data: tuple[np.ndarray, np.ndarray]) ->
 
 
 @given(scored_tiles())
-def test_the_bounds_lie_as_far_off_as_their_own_variance_allows(
+def test_the_bounds_part_what_a_score_test_rejects_from_what_it_does_not(
     data: tuple[np.ndarray, np.ndarray],
 ) -> None:
     labels, scores = data
     interval = stats.auc_interval(labels, scores)
-    area, sizes = interval.estimate, (labels.sum(), len(labels) - labels.sum())
-    expected = intervals._binormal_variance(area, *sizes)
-    factor = max(1, delongs_variance(labels, scores) / expected) if 0 < area < 1 else 1
-    for bound in (interval.low, interval.high):
+    area = interval.estimate
+    placed = binormal.placements(scores[labels == 1], scores[labels == 0])
+    expected = placed.variance(area)
+    factor = max(1, delongs_variance(labels, scores) / expected) if expected else 1
+
+    def rejected(other: float) -> bool:
+        return abs(other - area) > 1.959964 * (factor * placed.variance(other)) ** 0.5
+
+    for bound, outwards in ((interval.low, -1e-6), (interval.high, 1e-6)):
         assert 0 <= bound <= 1
-        if 1e-9 < bound < 1 - 1e-9:
-            variance = factor * intervals._binormal_variance(bound, *sizes)
-            assert abs(bound - area) == pytest.approx(1.959964 * variance**0.5, rel=1e-3)
+        if 1e-5 < bound < 1 - 1e-5:
+            assert rejected(bound + outwards)
+            assert not rejected(bound - outwards)
 
 
-def test_the_variance_of_normal_scores_is_what_they_have() -> None:
-    """Hanley and McNeil's formula, its bivariate normal probability by another way."""
-    separation = 1.2
-    area = scipy.stats.norm.cdf(separation / math.sqrt(2))
+@pytest.mark.parametrize("ratio", [0.6, 1.0, 1.6])
+def test_the_variance_of_normal_scores_is_what_they_have(ratio: float) -> None:
+    """Hanley and McNeil's formula, its bivariate normal probabilities by another way."""
+    area = 0.8
     place = scipy.stats.norm.ppf(area)
-    both = scipy.stats.multivariate_normal([0, 0], [[1, 0.5], [0.5, 1]]).cdf([place, place])
-    expected = (area * (1 - area) + 38 * (both - area**2)) / (15 * 25)
-    assert intervals._binormal_variance(area, 15, 25) == pytest.approx(expected, rel=1e-4)
+    one_positive, one_negative = (
+        scipy.stats.multivariate_normal([0, 0], [[1, share], [share, 1]]).cdf([place, place])
+        for share in (ratio**2 / (1 + ratio**2), 1 / (1 + ratio**2))
+    )
+    own = area * (1 - area) + 24 * (one_positive - area**2) + 14 * (one_negative - area**2)
+    expected = own / (15 * 25)
+    found = binormal.binormal_variance(area, ratio, 15, 25)
+    assert found == pytest.approx(expected, rel=1e-4)
+    # The same tiles with the classes' names exchanged.
+    assert binormal.binormal_variance(area, 1 / ratio, 25, 15) == pytest.approx(found)
     rng = np.random.default_rng(0)
-    drawn = [
-        stats.auc(*tiles(rng, positives=15, negatives=25, separation=separation))
-        for _ in range(4000)
-    ]
+    above = place * (1 + ratio**2) ** 0.5 + ratio * rng.normal(size=(4000, 15, 1))
+    drawn = (above > rng.normal(size=(4000, 1, 25))).mean(axis=(1, 2))
     assert np.var(drawn) == pytest.approx(expected, rel=0.08)
+
+
+@pytest.mark.parametrize("ratio", [0.6, 1.0, 1.6])
+def test_the_spread_is_found_from_the_order_alone(ratio: float) -> None:
+    rng = np.random.default_rng(0)
+    labels, scores = tiles(rng, positives=2000, negatives=20_000, separation=1.5, spread=ratio)
+    area = stats.auc(labels, scores)
+    placed = binormal.placements(scores[labels == 1], scores[labels == 0])
+    assert placed.likely_ratio(area) == pytest.approx(ratio, rel=0.05)
+    warped = np.exp(scores)
+    again = binormal.placements(warped[labels == 1], warped[labels == 0])
+    assert again.likely_ratio(area) == placed.likely_ratio(area)
+    # Where positive tiles are the many, it is the negative ones' spread by theirs.
+    turned = binormal.placements(-scores[labels == 0], -scores[labels == 1])
+    assert turned.likely_ratio(area) == pytest.approx(placed.likely_ratio(area))
 
 
 @given(scored_tiles(columns=2))
@@ -279,19 +309,40 @@ def test_a_perfect_auc_of_few_tiles_proves_little(labels: list[int]) -> None:
 
 
 @studies
-@pytest.mark.parametrize("share", [0.05, 0.1, 0.5])
+@pytest.mark.parametrize(
+    ("positives", "number_of_tiles"),
+    [
+        (15, 300),
+        *(
+            pytest.param(*own, marks=pytest.mark.soak)
+            for own in ((3, 300), (30, 300), (150, 300), (14, 1424))
+        ),
+    ],
+)
 @pytest.mark.parametrize("area", [0.7, 0.9, 0.97, 0.995])
-def test_the_interval_over_tiles_covers(area: float, share: float, number: int) -> None:
-    """Of 300 tiles, also where few are positive and the AUC is near one."""
-    separation = scipy.stats.norm.ppf(area) * math.sqrt(2)
+@pytest.mark.parametrize("spread", [1.0, 1.6, 0.6])
+def test_the_interval_over_tiles_covers(
+    area: float, positives: int, number_of_tiles: int, spread: float, number: int
+) -> None:
+    """Few positive tiles, an AUC near one, and scores that positive tiles spread otherwise."""
+    separation = scipy.stats.norm.ppf(area) * math.sqrt(1 + spread**2)
     rng = np.random.default_rng(0)
-    covered = 0
-    positives = round(300 * share)
+    negatives = number_of_tiles - positives
+    missed_low = missed_high = 0
     for _ in range(number):
-        data = tiles(rng, positives=positives, negatives=300 - positives, separation=separation)
-        covered += covers(stats.auc_interval(*data), area)
-    record("AUC over tiles", f"AUC {area}, {positives} of 300 positive", covered / number, number)
-    assert covered / number >= at_least(0.93, number)
+        found = stats.auc_interval(
+            *tiles(
+                rng, positives=positives, negatives=negatives, separation=separation, spread=spread
+            )
+        )
+        assert found.low is not None and found.high is not None
+        missed_low += found.low > area
+        missed_high += found.high < area
+    covered = 1 - (missed_low + missed_high) / number
+    wider = "" if spread == 1 else f", spread {spread}"
+    case = f"AUC {area}, {positives} of {number_of_tiles} positive{wider}"
+    record("AUC over tiles", case, covered, number)
+    assert covered >= at_least(0.93, number)
 
 
 # Bootstrap

@@ -4,7 +4,7 @@ It knows nothing of files, tiles or PyTorch: arrays go in, numbers come out. Fou
 four kinds of interval. How well would these weights do on other tiles of the same slides:
 `auc_interval`, `delong_test`. On tiles of other slides: `auc_jackknife`, `bootstrap_test`. Does
 one recipe beat another on these tiles, however it is seeded: `paired_difference`. On tiles or
-slides that were not there: `resampled_difference`, `crossed_difference`.
+slides that were not there: `resampled_difference` and `runs_difference`, `crossed_difference`.
 """
 
 import lazy_loader

@@ -10,8 +10,10 @@ from .intervals import auc_interval as auc_interval
 from .intervals import delong_test as delong_test
 from .looks import false_share as false_share
 from .new_data import crossed_difference as crossed_difference
+from .new_data import intersection_union as intersection_union
 from .new_data import parts_difference as parts_difference
 from .new_data import resampled_difference as resampled_difference
+from .new_data import runs_difference as runs_difference
 from .paired import PairedDifference as PairedDifference
 from .paired import min_seeds as min_seeds
 from .paired import paired_difference as paired_difference
@@ -27,6 +29,7 @@ from .scores import summary as summary
 from .several import holm as holm
 from .several import repicked_gain as repicked_gain
 from .several import shrunk_gains as shrunk_gains
+from .shares import Holdout as Holdout
 from .slides import auc_jackknife as auc_jackknife
 from .spread import Spread as Spread
 from .spread import slide_spread as slide_spread

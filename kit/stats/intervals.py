@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, special, stats
+from scipy import optimize, stats
 from scipy.special import expit
 
 from kit.base import Bools, Floats
 from kit.stats import checks
+from kit.stats.binormal import Placements, placements
 from kit.stats.scores import share_below
 
 CONFIDENCE = 0.95
@@ -67,9 +68,10 @@ def auc_interval(labels: npt.ArrayLike, scores: npt.ArrayLike) -> Interval:
     """Return the AUC with a score interval over tiles.
 
     It holds every AUC t that lies within 1.96 sqrt(k v(t)) of what was seen. v(t) is the variance
-    that an AUC of t has with normal scores of equal spread, which is known where few tiles of a
-    class, or few pairs in the wrong order, say little; k is DeLong's variance relative to it, at
-    least 1. Simulated in docs/statistics.md.
+    that an AUC of t has with normal scores, which is known where few tiles of a class, or few pairs
+    in the wrong order, say little; positive tiles may spread half to twice as widely as negative
+    ones, and v takes the most likely spread for t. k is DeLong's variance relative to v, at least
+    1. Simulated in docs/statistics.md.
 
     It treats the tiles as independent. Those of one slide are not, so for new slides it is
     too narrow: see `auc_jackknife`.
@@ -82,44 +84,28 @@ def auc_interval(labels: npt.ArrayLike, scores: npt.ArrayLike) -> Interval:
     References
     ----------
     The score interval: Newcombe, Statistics in Medicine 25 (2006) 559-573, method 5, there with
-    exponential scores. Its variance in terms of pairs of pairs: Hanley and McNeil, Radiology 143
-    (1982) 29-36. DeLong, DeLong and Clarke-Pearson, Biometrics 44 (1988) 837-845; computed from
-    sorted scores in O(n log n), as in Sun and Xu, IEEE Signal Processing Letters 21 (2014)
-    1389-1393.
+    exponential scores. The spread: `Placements.likely_ratio`. DeLong, DeLong and Clarke-Pearson,
+    Biometrics 44 (1988) 837-845; computed from sorted scores in O(n log n), as in Sun and Xu, IEEE
+    Signal Processing Letters 21 (2014) 1389-1393.
     """
     positive, scores = checks.both_classes(labels, scores)
     of_tiles = components(positive, scores)
     area = float(of_tiles[0].mean())
-    sizes = (len(of_tiles[0]), len(of_tiles[1]))
-    if min(sizes) < 2:
+    if min(map(len, of_tiles)) < 2:
         return Interval(area, None, None, TOO_FEW.format("tiles"))
-    expected = _binormal_variance(area, *sizes)
+    placed = placements(scores[positive], scores[~positive])
+    expected = placed.variance(area)
     factor = max(1.0, _variance(*of_tiles) / expected) if expected else 1.0
-    low, high = _score_bounds(area, sizes, factor)
+    low, high = _score_bounds(area, placed, factor)
     return Interval(area, low, high)
 
 
-def _binormal_variance(area: float, positives: int, negatives: int) -> float:
-    """Return the variance of an AUC whose scores are normal with equal spread in both classes.
-
-    With q the chance that a positive tile is above two negative ones it is
-    (a (1 - a) + (m + n - 2) (q - a^2)) / (m n), and q a bivariate normal probability.
-    """
-    place = special.ndtri(area)
-    both = area - 2 * special.owens_t(place, 3**-0.5)
-    between = max(0.0, float(both - area**2)) if 0 < area < 1 else 0.0
-    pairs = positives * negatives
-    return (area * (1 - area) + (positives + negatives - 2) * between) / pairs
-
-
-def _score_bounds(area: float, sizes: tuple[int, int], factor: float) -> tuple[float, float]:
+def _score_bounds(area: float, placed: Placements, factor: float) -> tuple[float, float]:
     """Return the least and the largest AUC that a score test does not reject."""
     quantile = float(stats.norm.ppf(UPPER_QUANTILE))
 
     def distance(other: float) -> float:
-        return abs(other - area) - quantile * float(
-            np.sqrt(factor * _binormal_variance(other, *sizes))
-        )
+        return abs(other - area) - quantile * float(np.sqrt(factor * placed.variance(other)))
 
     # At the very ends there is no variance, and so no test.
     start = min(max(area, ROUNDING), 1 - ROUNDING)

@@ -1,18 +1,21 @@
 """Whether one recipe beats another on tiles or slides that no run has met.
 
 Runs of several seeds share the tiles that they are judged on, so what these tiles have in common
-does not average out with more seeds. Both tests add it to the error.
+does not average out with more seeds. All tests add it to the error.
 """
+
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
 from kit.base import Floats, KitError
-from kit.stats import checks
-from kit.stats.intervals import CONFIDENCE, TOO_FEW, Comparison, Interval, compare, components
+from kit.stats.intervals import CONFIDENCE, TOO_FEW, Comparison, Interval, compare
 from kit.stats.paired import min_seeds, paired_values
-from kit.stats.slides import freedom_of_squares, smaller_class, units_of
+from kit.stats.shares import Holdout, mean_covariance, scarcer_units, unit_shares
+from kit.stats.slides import freedom_of_squares
 
 
 def resampled_difference(
@@ -27,8 +30,8 @@ def resampled_difference(
     The corrected resampled t test of J differences d with variance s² takes
     s² (1/J + n2/n1) as the variance of their mean, with J - 1 degrees of freedom. Without
     n2/n1 it would shrink with the seeds to nothing, though the pool stays one sample. It takes
-    the differences of two seeds to be correlated by the share that is held out,
-    n2/(n1 + n2).
+    the differences of two seeds to be correlated by the share that is held out, n2/(n1 + n2),
+    which is too little where rules depend on what they are trained on: see `intersection_union`.
 
     Parameters
     ----------
@@ -55,6 +58,66 @@ def resampled_difference(
         return _too_few_seeds(mean, n, comparisons)
     error = _resampled_error(differences, held_out_to_trained)
     return compare(mean, error, stats.t(n - 1), level=level)
+
+
+def runs_difference(holdouts: Sequence[Holdout], *, comparisons: int = 1) -> Comparison:
+    """Compare the runs of two recipes, as they were trained, on new tiles or slides.
+
+    The variance of the mean difference of all seeds is the sum over units of the square of what
+    each moves it by (DeLong's components), whatever the number of seeds that hold it out. It knows
+    nothing of other trainings; but it is a sum over all units, and so better known than a variance
+    over a few seeds. Degrees of freedom are those of `freedom_of_squares`.
+
+    Parameters
+    ----------
+    holdouts
+        One per seed, or per part of a cross-validation.
+    comparisons
+        As in `paired_difference`.
+
+    Raises
+    ------
+    KitError
+        As `auc`.
+
+    References
+    ----------
+    LeDell, Petersen and van der Laan, Electronic Journal of Statistics 9 (2015) 1583-1607: the
+    influence curve of a cross-validated AUC; of stable rules: Bayle, Bayle, Janson and Mackey,
+    NeurIPS 2020.
+    """
+    differences, by_unit = unit_shares(holdouts)
+    mean = float(differences.mean())
+    labels, units = (np.concatenate([np.asarray(one[k]) for one in holdouts]) for k in (0, 3))
+    smaller = scarcer_units(labels, units)
+    if smaller < 2:
+        return _too_few_units(mean, "units")
+    moved = by_unit.mean(axis=0)
+    error = float(np.sqrt(np.square(moved).sum() * smaller / (smaller - 1)))
+    freedom = min(smaller - 1, freedom_of_squares(moved))
+    return compare(mean, error, stats.t(freedom), level=(1 - CONFIDENCE) / comparisons)
+
+
+def intersection_union(one: Comparison, other: Comparison) -> Comparison:
+    """Return what two tests of one difference say together: it is shown if both show it.
+
+    The larger p, and the interval of all that not both reject. It errs at most as often as the
+    better one of both. So what is claimed of new data must stand out from what the seeds vary by,
+    as `resampled_difference` or `parts_difference` sees it, and from what the tiles or slides do,
+    as `runs_difference` sees it: few seeds take a spread for too small by chance, and neither
+    knows all of what trainings on one pool share.
+
+    References
+    ----------
+    Berger, Technometrics 24 (1982) 295-300.
+    """
+    mine, others = one.difference, other.difference
+    if one.p_value is None or mine.low is None or mine.high is None:
+        return one
+    if other.p_value is None or others.low is None or others.high is None:
+        return other
+    interval = replace(mine, low=min(mine.low, others.low), high=max(mine.high, others.high))
+    return Comparison(interval, max(one.p_value, other.p_value))
 
 
 def parts_difference(first: npt.ArrayLike, second: npt.ArrayLike) -> Comparison:
@@ -128,28 +191,24 @@ def crossed_difference(
     285-308; Hillis, Statistics in Medicine 26 (2007) 596-619; covariances of clustered tiles:
     Obuchowski, Biometrics 53 (1997) 567-578.
     """
-    shares = _shares_by_seed(labels, first, second)
-    differences = np.array([difference for difference, _ in shares])
-    positive = np.asarray(labels) == 1
-    units = units_of(positive, groups)
-    smaller = smaller_class(positive, units)
+    labels, scores = np.asarray(labels), _paired_scores(first, second)
+    units = np.arange(len(labels)) if groups is None else np.asarray(groups)
+    smaller = scarcer_units(labels, units)
+    differences, by_unit = unit_shares([(labels, *pair, units) for pair in scores])
     n, mean = len(differences), float(differences.mean())
     if n < min_seeds(comparisons):
         return _too_few_seeds(mean, n, comparisons)
     if smaller < 2:
         return _too_few_units(mean, "tiles" if groups is None else "slides")
-    by_unit = np.array([np.bincount(units, own) for _, own in shares])
     error, freedom = _crossed_error(differences, by_unit, smaller)
     return compare(mean, error, stats.t(freedom), level=(1 - CONFIDENCE) / comparisons)
 
 
-def _shares_by_seed(
-    labels: npt.ArrayLike, first: npt.ArrayLike, second: npt.ArrayLike
-) -> list[tuple[float, Floats]]:
+def _paired_scores(first: npt.ArrayLike, second: npt.ArrayLike) -> list[tuple[Floats, Floats]]:
     first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
     if first.shape != second.shape or first.ndim != 2:
         raise KitError(f"scores of shapes {first.shape} and {second.shape}: give (seeds, tiles)")
-    return [tile_shares(labels, *pair) for pair in zip(first, second, strict=True)]
+    return list(zip(first, second, strict=True))
 
 
 def _too_few_units(mean: float, kind: str) -> Comparison:
@@ -163,26 +222,6 @@ def _crossed_error(differences: Floats, by_unit: Floats, smaller: int) -> tuple[
     own = float(differences.var(ddof=1)) / n
     of_units = min(smaller - 1, freedom_of_squares(by_unit.mean(axis=0)))
     return float(np.sqrt(own + shared)), _satterthwaite([own, shared], [n - 1, of_units])
-
-
-def mean_covariance(by_unit: Floats) -> float:
-    """Return the mean over pairs of seeds of the sums of their products, from (seeds, units)."""
-    products = by_unit @ by_unit.T
-    return float(products[~np.eye(len(by_unit), dtype=bool)].mean())
-
-
-def tile_shares(
-    labels: npt.ArrayLike, first: npt.ArrayLike, second: npt.ArrayLike
-) -> tuple[float, Floats]:
-    """Return a difference of two AUCs, and by how much each tile moves it off its mean."""
-    positive, first = checks.both_classes(labels, first)
-    _, second = checks.both_classes(labels, second)
-    one, other = components(positive, first), components(positive, second)
-    shares = np.empty(len(positive))
-    difference = float((one[0] - other[0]).mean())
-    for side, mine, theirs in zip((positive, ~positive), one, other, strict=True):
-        shares[side] = (mine - theirs - difference) / len(mine)
-    return difference, shares
 
 
 def _satterthwaite(parts: list[float], freedoms: list[float]) -> float:

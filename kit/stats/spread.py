@@ -4,14 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from kit.base import Array, KitError
-from kit.stats.new_data import mean_covariance, tile_shares
-from kit.stats.slides import smaller_class, units_of
-
-Holdout = tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]
-"""The labels of one seed's held-out tiles, two recipes' scores of them, and their slides."""
+from kit.base import KitError
+from kit.stats.shares import Holdout, mean_covariance, scarcer_units, unit_shares
 
 
 @dataclass(frozen=True)
@@ -78,16 +73,14 @@ def slide_spread(holdouts: Sequence[Holdout], held_out_to_trained: float = 0.0) 
     """
     if len(holdouts) < 2:
         raise KitError("one seed has no spread: give two or more")
-    shares = [tile_shares(labels, first, second) for labels, first, second, _ in holdouts]
-    slides = [np.asarray(own[3]) for own in holdouts]
-    by_slide = _sums_by_slide(slides, [of_tiles for _, of_tiles in shares])
-    smaller = min(_smaller_class(one[0], own) for one, own in zip(holdouts, slides, strict=True))
+    differences, by_slide = unit_shares(holdouts)
+    smaller = min(scarcer_units(labels, np.asarray(slides)) for labels, _, _, slides in holdouts)
     if smaller < 2:
         raise KitError("fewer than two slides hold one of the classes: they have no spread")
     factor = smaller / (smaller - 1)
     variance = factor * float(np.square(by_slide).sum(axis=1).mean())
     alike = max(0.0, factor * mean_covariance(by_slide))
-    over_seeds = float(np.var([difference for difference, _ in shares], ddof=1))
+    over_seeds = float(differences.var(ddof=1))
     by_seed = min(max(0.0, variance - alike), over_seeds)
     return Spread(
         number=len(holdouts),
@@ -95,19 +88,3 @@ def slide_spread(holdouts: Sequence[Holdout], held_out_to_trained: float = 0.0) 
         slides_by_seed=by_seed,
         slides=max(alike, held_out_to_trained * over_seeds),
     )
-
-
-def _sums_by_slide(slides: Sequence[Array], shares: Sequence[Array]) -> Array:
-    """Return each seed's shares summed over each slide of all seeds: (seeds, slides)."""
-    names = np.unique(np.concatenate(slides))
-    return np.array(
-        [
-            np.bincount(np.searchsorted(names, own), of_tiles, minlength=len(names))
-            for own, of_tiles in zip(slides, shares, strict=True)
-        ]
-    )
-
-
-def _smaller_class(labels: npt.ArrayLike, slides: Array) -> int:
-    positive = np.asarray(labels) == 1
-    return smaller_class(positive, units_of(positive, slides))

@@ -24,6 +24,7 @@ MIN_HELD_OUT = 10
 
 EXACT = "exact sign flips"
 RESAMPLED = "corrected resampled t test"
+BOTH = f"{RESAMPLED} and t test over {{}}"
 CROSSED = "t test over seeds and {}"
 
 
@@ -135,23 +136,35 @@ def judge_pair(
     values
         One per seed and arm.
     predictions
-        From `pooled_predictions`, for AUCs: where all seeds hold out the same tiles, new ones are
-        spoken of by these alone.
+        From `pooled_predictions`, for AUCs. They hold the verdict on new tiles to what tiles or
+        slides do; where all seeds hold out the same, new ones are spoken of by these alone.
     arms
         The two columns of `predictions`.
     comparisons
         As in `stats.paired_difference`.
     """
     found = {}
-    population, ratio = holdouts.population, holdouts.held_out_to_trained
-    if population != THESE_TILES and ratio is not None:
+    population = holdouts.population
+    known = None if predictions is None or predictions.empty else predictions
+    if population != THESE_TILES and holdouts.held_out_to_trained is not None:
+        ratio = holdouts.held_out_to_trained
         test = stats.resampled_difference(*values, ratio, comparisons=comparisons)
         found[population] = Judgement(test, RESAMPLED)
-    elif population != THESE_TILES and predictions is not None:
-        method = CROSSED.format("slides" if population == NEW_SLIDES else "tiles")
-        found[population] = Judgement(_crossed(predictions, arms, holdouts, comparisons), method)
+        if known is not None:
+            of_runs = stats.runs_difference(
+                _by_seed(known, arms, holdouts), comparisons=comparisons
+            )
+            both = stats.intersection_union(test, of_runs)
+            found[population] = Judgement(both, BOTH.format(_units(holdouts)))
+    elif population != THESE_TILES and known is not None:
+        test = _crossed(known, arms, holdouts, comparisons)
+        found[population] = Judgement(test, CROSSED.format(_units(holdouts)))
     here = stats.paired_difference(*values, comparisons=comparisons)
     return found | {THESE_TILES: Judgement(here, EXACT)}
+
+
+def _units(holdouts: Holdouts) -> str:
+    return "slides" if holdouts.population == NEW_SLIDES else "tiles"
 
 
 def is_conclusive(judged: Judgements) -> bool:
@@ -180,6 +193,21 @@ def _crossed(
         groups = one.columns.map(holdouts.slides).to_numpy(str)
     scores = (one.to_numpy(), other.to_numpy())
     return stats.crossed_difference(labels.to_numpy(), *scores, groups, comparisons=comparisons)
+
+
+def _by_seed(
+    predictions: pd.DataFrame, arms: tuple[str, str], holdouts: Holdouts
+) -> list[stats.Holdout]:
+    """Return each seed's labels, both arms' scores, and the units that a verdict speaks of."""
+    units = predictions["id"]
+    if holdouts.population == NEW_SLIDES and holdouts.slides is not None:
+        units = units.map(holdouts.slides)
+    named = predictions.assign(unit=units.to_numpy(str))
+    one, other = arms
+    return [
+        (table["label"], table[one], table[other], table["unit"])
+        for _, table in named.groupby("seed")
+    ]
 
 
 def _ratio(chosen: Holdout, units: Strings | Indices) -> float:
