@@ -4,11 +4,15 @@ Claim:    intervals cover 93 to 97 %, verdicts are false in at most 6 %; what is
 Cost:     the simulations, 2,000 studies each: about an hour of one core. Drawing alone: seconds.
 Figure:   docs/coverage.png, from the table docs/coverage.csv that the simulations write.
 
-    python experiments/coverage.py --simulate   # run them again, then draw
-    python experiments/coverage.py              # draw the table that is there
+    python experiments/coverage.py --simulate          # run them all again, then draw
+    python experiments/coverage.py --simulate picked   # those of tests/test_picked.py
+    python experiments/coverage.py                     # draw the table that is there
+
+What was stopped goes on: a simulation with a file in data/simulations is not run again.
 """
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,10 +26,12 @@ from kit.report import save_figure
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE, PICTURE = ROOT / "docs" / "coverage.csv", ROOT / "docs" / "coverage.png"
+DONE = ROOT / "data" / "simulations"
 TESTS = ("populations", "looks", "stats", "picked", "power")
 COLUMNS = ["question", "case", "share", "studies"]
 FALSE = (
     "equal arms, fresh pools, headline",
+    "equal arms, fresh pools, test over seeds alone",
     "equal arms, fresh slides",
     "equal arms, one holdout, headline",
 )
@@ -39,15 +45,57 @@ COVERED = (
 )
 
 
-def simulate() -> None:
-    """Run the long forms of the tests, each of which adds its lines to the table."""
-    TABLE.unlink(missing_ok=True)
-    tests = [f"tests/test_{name}.py" for name in TESTS]
-    subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-m", "soak", *tests],
+def simulate(names: list[str]) -> list[str]:
+    """Run the long forms of the tests, whose lines replace those of the table; return what fails.
+
+    Each runs by itself, so that one that fails, or a stop, costs no other.
+    """
+    DONE.mkdir(parents=True, exist_ok=True)
+    failed = []
+    for test in collect(names):
+        done = DONE / (re.sub(r"[^\w.-]+", "_", test) + ".csv")
+        if not done.exists() and not run(test, done):
+            failed.append(test)
+        if done.exists():
+            write(pd.concat([read(TABLE), read(done)]))
+    return failed
+
+
+def collect(names: list[str]) -> list[str]:
+    """Return the tests that have long forms, as pytest names them."""
+    tests = [f"tests/test_{name}.py" for name in names]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "soak", "--collect-only", *tests]
+    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    named = [line.partition("[")[0] for line in listed.splitlines() if "::" in line]
+    return list(dict.fromkeys(named))
+
+
+def run(test: str, done: Path) -> bool:
+    """Run a test's long forms, keep the lines of one that ended; return whether it passed."""
+    lines = done.with_suffix(".part")
+    lines.unlink(missing_ok=True)
+    found = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-m", "soak", test],
         cwd=ROOT,
-        env=os.environ | {"KIT_SIMULATIONS": str(TABLE)},
-        check=True,
+        env=os.environ | {"KIT_SIMULATIONS": str(lines)},
+        check=False,
+    )
+    if lines.exists():
+        lines.rename(done)
+    return found.returncode == 0
+
+
+def read(table: Path) -> pd.DataFrame:
+    """Read lines without a header; of a case that is there twice the later one counts."""
+    return pd.read_csv(table, names=COLUMNS).drop_duplicates(["question", "case"], keep="last")
+
+
+def write(table: pd.DataFrame) -> None:
+    """Write the table, a case of before in its place."""
+    last = table.drop_duplicates(["question", "case"], keep="last")
+    order = table.drop_duplicates(["question", "case"])[["question", "case"]]
+    order.merge(last, how="left").to_csv(
+        TABLE, header=False, index=False, float_format="%.4f", lineterminator="\n"
     )
 
 
@@ -81,9 +129,9 @@ def draw_shares(
 
 
 if __name__ == "__main__":
-    if "--simulate" in sys.argv[1:]:
-        simulate()
-    # Of a case with a short and a long form the long one counts.
-    table = pd.read_csv(TABLE, names=COLUMNS).drop_duplicates(["question", "case"], keep="last")
-    save_figure(draw(table), PICTURE)
+    option, *names = sys.argv[1:] or [""]
+    failed = simulate(names or list(TESTS)) if option == "--simulate" else []
+    save_figure(draw(read(TABLE)), PICTURE)
     print(PICTURE)
+    if failed:
+        sys.exit("these do not reach what is asked:\n" + "\n".join(failed))
