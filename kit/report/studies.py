@@ -113,14 +113,8 @@ def several_page(
     tables
         `differences` and `arms`, as `study` makes them; `spread` where slides are known.
     """
-    by_seed = [table for _, table in predictions.groupby("seed")]
-    aucs = {
-        arm: [stats.auc(table["label"], table[arm]) for table in by_seed] for arm in comparison.arms
-    }
-    points = plots.seeds_by_arm(aucs, title="Seeds by arm")
-    line = "A line joins the runs of one seed; the bars are means."
     return Page(
-        title=f"{len(aucs)} arms, {len(comparison.seeds)} seeds",
+        title=f"{len(comparison.arms)} arms, {len(comparison.seeds)} seeds",
         verdict=verdict,
         limits=[_SEEDS_LIMIT, *slides.notes],
         sections=[
@@ -128,7 +122,7 @@ def several_page(
                 "Of what the verdict speaks",
                 text=[_POPULATIONS],
                 tables=[_table(tables["differences"], "Validation AUC, paired by seed.")],
-                drawings=[Drawing(points, line)],
+                drawings=[_seeds_by_arm(comparison, predictions)],
             ),
             Section(
                 "Figures",
@@ -144,6 +138,15 @@ def several_page(
         ],
         is_standin=store.is_standin,
     )
+
+
+def _seeds_by_arm(comparison: Study, predictions: pd.DataFrame) -> Drawing:
+    by_seed = [table for _, table in predictions.groupby("seed")]
+    aucs = {
+        arm: [stats.auc(table["label"], table[arm]) for table in by_seed] for arm in comparison.arms
+    }
+    points = plots.seeds_by_arm(aucs, title="Seeds by arm")
+    return Drawing(points, "A line joins the runs of one seed; the bars are means.")
 
 
 def _last_runs(comparison: Study, store: Store, slides: KnownSlides, command: str) -> list[Section]:

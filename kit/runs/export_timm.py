@@ -79,11 +79,8 @@ def write_timm(
     _require_timm_model(folder, trained)
     if path.exists():
         raise KitError(f"{path} exists: name another folder with --timm")
-    config = models.timm_config(trained.model, trained.recipe, _nearest_resampling(trained, tiles))
-    state = {name: tensor.contiguous() for name, tensor in trained.model.state_dict().items()}
     with atomic_folder(path) as partial:
-        (partial / "model.safetensors").write_bytes(save(state, metadata={"format": "pt"}))
-        (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        _write_model(partial, trained, _nearest_resampling(trained, tiles))
         difference = _difference(trained, partial, tiles)
         about = _loading(trained, place, len(tiles), difference)
         readme = model_card(folder, trained, about, facts or CardFacts())
@@ -96,6 +93,14 @@ def _require_timm_model(folder: Path, trained: TrainedModel) -> None:
     if not recipe.is_backbone or recipe.is_probe:
         kind = f"a probe of {recipe.model}" if recipe.is_probe else recipe.model
         raise KitError(f"{folder} holds {kind}, which is not a model of timm's: export it to ONNX")
+
+
+def _write_model(folder: Path, trained: TrainedModel, resampling: str) -> None:
+    """Write the weights and the configuration, which is all that timm reads."""
+    state = {name: tensor.contiguous() for name, tensor in trained.model.state_dict().items()}
+    (folder / "model.safetensors").write_bytes(save(state, metadata={"format": "pt"}))
+    config = models.timm_config(trained.model, trained.recipe, resampling)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _nearest_resampling(trained: TrainedModel, tiles: Pixels) -> str:
