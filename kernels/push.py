@@ -75,11 +75,12 @@ def build(options: PushOptions, arguments: list[str], folder: Path, kernel: str)
         settings = kaggle.Notebook(name=name, gpu=options.gpu)
         kaggle.build_notebook(folder, settings, owner=owner, repository=REPOSITORY, reach=reach)
         return
+    # First, since compressing the kit takes longer than all else.
+    require_options(options.command, arguments)
     job = kaggle.Job(
         options.command, tuple(arguments), name, options.resume, options.hours, options.gpu
     )
     kaggle.build_kernel(folder, job, owner=owner, repository=REPOSITORY, reach=reach)
-    require_options(options.command, arguments)
 
 
 def require_options(command: str, arguments: list[str]) -> None:

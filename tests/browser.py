@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 ARGUMENTS = [
@@ -47,20 +47,29 @@ class Visit:
 
 
 @contextmanager
-def visit(place: Path | str, *, width: int = DESKTOP) -> Iterator[Visit]:
-    """Open a file, or the page of an address, in a window of `width` pixels."""
-    address = place if isinstance(place, str) else place.resolve().as_uri()
+def start_chromium() -> Iterator[Browser]:
+    """Start the machine's Chromium; see the fixture `chromium`."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        page = browser.new_page(viewport={"width": width, "height": 800})
-        opened = Visit(page, address if isinstance(place, str) else "file:")
-        opened.page.on("console", lambda message: opened.problems.append(message.text))
-        opened.page.on("pageerror", lambda error: opened.problems.append(str(error)))
-        opened.page.on(
-            "requestfailed",
-            lambda request: opened.problems.append(f"{request.url}: {request.failure}"),
-        )
-        opened.page.on("request", lambda request: opened.requests.append(request.url))
-        opened.page.goto(address)
-        yield opened
+        yield browser
         browser.close()
+
+
+@contextmanager
+def visit(chromium: Browser, place: Path | str, *, width: int = DESKTOP) -> Iterator[Visit]:
+    """Open a file, or the page of an address, in a window of `width` pixels and a new profile."""
+    address = place if isinstance(place, str) else place.resolve().as_uri()
+    page = chromium.new_page(viewport={"width": width, "height": 800})
+    opened = Visit(page, address if isinstance(place, str) else "file:")
+    page.on("console", lambda message: opened.problems.append(message.text))
+    page.on("pageerror", lambda error: opened.problems.append(str(error)))
+    page.on(
+        "requestfailed",
+        lambda request: opened.problems.append(f"{request.url}: {request.failure}"),
+    )
+    page.on("request", lambda request: opened.requests.append(request.url))
+    try:
+        page.goto(address)
+        yield opened
+    finally:
+        page.close()

@@ -21,6 +21,7 @@ from contextlib import chdir, redirect_stderr, redirect_stdout
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -31,6 +32,9 @@ from PIL import Image
 from kit.base import Recipe
 from kit.data import Store, pack_tiles
 from kit.runs import Run, begin_run
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 # Tests share two cores with whatever else runs; threads that wait for each other would stall,
 # here and in the commands that tests start.
@@ -231,6 +235,18 @@ def trained(tiles: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(trained: Path, tmp_path: Path) -> Path:
     """A copy of a finished run, to spoil or to go on with."""
     return shutil.copytree(trained, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator["Browser"]:
+    """One browser for the tests of a module: to start it takes longer than to open a page.
+
+    And no longer than that, since asyncio takes its loop to run in this thread while it is there.
+    """
+    from browser import start_chromium
+
+    with start_chromium() as browser:
+        yield browser
 
 
 Type = Callable[[str], tuple[int, str]]

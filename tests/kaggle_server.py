@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -122,6 +122,9 @@ class KaggleServer:
         The files that were uploaded for it, by name.
     leaderboard
         A zip of the teams' scores.
+    on_silence
+        Called with True before it says its last word to a client, and with False when that has
+        gone away.
     requests
         (API method or path, headers) in the order in which they came.
     """
@@ -160,6 +163,7 @@ class KaggleServer:
     requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     compresses: bool = False
     leaderboard: bytes = b""
+    on_silence: Callable[[bool], object] = lambda _: None
 
     def asked(self, name: str) -> list[dict[str, str]]:
         """Return the headers of the requests of one name."""
@@ -397,6 +401,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Accept-Ranges", "bytes")
         self.end_headers()
         content = whole[start:]
+        if isinstance(fault, Stall):
+            self.kaggle.on_silence(True)
         if isinstance(fault, Trickle):
             while content:
                 self.wfile.write(content[: len(whole) // 20 + 1])
@@ -410,11 +416,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _hang(self) -> None:
         """Say no more until the client goes away."""
+        self.kaggle.on_silence(True)
         self.wfile.flush()
         self.connection.settimeout(60)
         with suppress(ConnectionResetError):
             self.connection.recv(1)
         self.close_connection = True
+        self.kaggle.on_silence(False)
 
 
 def competition_zip(train: int, test: int) -> bytes:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import Visit, needs_chromium, visit
+from browser import Browser, Visit, needs_chromium, visit
 from conftest import Type, tiff
 from PIL import Image
 from scipy.special import expit
@@ -98,7 +98,7 @@ def probabilities(trained: TrainedModel, tiles: np.ndarray) -> np.ndarray:
 @needs_chromium
 @needs_package
 def test_page_gives_pytorchs_probabilities_and_grad_cam(
-    run: Path, tiles: Store, tmp_path: Path, type_in: Type
+    chromium: Browser, run: Path, tiles: Store, tmp_path: Path, type_in: Type
 ) -> None:
     demo, data = tmp_path / "on a server" / "demo", tiles.folder.parent
     status, said = type_in(
@@ -118,7 +118,7 @@ def test_page_gives_pytorchs_probabilities_and_grad_cam(
         )
     # Below a path, as on a page of one's own.
     handler = partial(StaticFiles, directory=str(demo.parent))
-    with served(handler) as address, visit(f"{address}/demo/") as page:
+    with served(handler) as address, visit(chromium, f"{address}/demo/") as page:
         for path, image, probability, heat in zip(files, images, own, maps, strict=True):
             assert ask(page, path) == pytest.approx(probability, abs=1e-4)
             np.testing.assert_array_equal(shown(page, "tile"), image)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from browser import DESKTOP, PHONE, needs_chromium, visit
+from browser import DESKTOP, PHONE, Browser, needs_chromium, visit
 from conftest import competition_files, kernel, tiff, write_zip
 
 from kit.base import CHANNEL_MEAN
@@ -155,8 +155,8 @@ def test_command_writes_page_figures_and_numbers(explored: Path, tiles: Store) -
 
 @needs_chromium
 @pytest.mark.parametrize("width", [DESKTOP, PHONE])
-def test_page_in_a_browser(explored: Path, width: int) -> None:
-    with visit(explored / "explore.html", width=width) as opened:
+def test_page_in_a_browser(chromium: Browser, explored: Path, width: int) -> None:
+    with visit(chromium, explored / "explore.html", width=width) as opened:
         opened.assert_sound()
         text = opened.page.locator("main").inner_text()
         assert opened.page.locator("img").count() == 10

@@ -85,6 +85,13 @@ def submission_file(packed: Path, tmp_path: Path) -> Path:
     return tmp_path / "submission.csv"
 
 
+def hurry(server: KaggleServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for a silent server a short time; a slow client is waited for as ever."""
+    long = client.PATIENCE
+    monkeypatch.setattr(client, "PATIENCE", long)
+    server.on_silence = lambda silent: setattr(client, "PATIENCE", SHORT if silent else long)
+
+
 def run(name: str, *arguments: str | Path) -> CompletedProcess[str]:
     """Run a command, the client in a process of its own, and see that it betrays no secret."""
     done = kernel(name, *arguments)
@@ -203,7 +210,9 @@ UNKNOWN_KEY = (
 BUSY = "Kaggle itself has a fault"
 GATEWAY = "from some gateway or proxy"
 LINK = "Kaggle's file store refused the link"
-SILENCE = "(the client said: timed out: nothing came for 8 s)"
+# Seconds of silence after which the client is given up, once the server has fallen silent.
+SHORT = 3
+SILENCE = f"(the client said: timed out: nothing came for {SHORT} s)"
 S3_ERROR = Answer(400, b"<Error><Code>ExpiredToken</Code></Error>", "application/xml")
 INTERNAL = "An internal server error occurred."
 DATA = "DownloadDataFiles"
@@ -331,7 +340,7 @@ def test_fault(
     """One message, its status, nothing half-done on disk, and no secret anywhere."""
     fault.arrange(server)
     if fault.what.startswith("stall"):
-        monkeypatch.setattr(client, "PATIENCE", 8)
+        hurry(server, monkeypatch)
     before = submission_file.read_bytes(), files(packed)
     options = ["--data", packed, "--timeout=1"] if fault.command == "submit" else []
     done = run(fault.command, *options)
@@ -751,7 +760,7 @@ class TestSubmit:
         self, server: KaggleServer, submission_file: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """No answer is no proof that it was not submitted."""
-        monkeypatch.setattr(client, "PATIENCE", 8)
+        hurry(server, monkeypatch)
         server.answers_submission = False
         assert kaggle.submit(submission_file, "a model").description == "a model"
 

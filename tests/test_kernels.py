@@ -1,5 +1,7 @@
 """The commands as a user runs them: real processes on a small competition."""
 
+import json
+import os
 import shlex
 import subprocess
 import sys
@@ -7,7 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import Files, Type, competition_files, kernel, write_zip
+from conftest import Files, Type, competition_files, kernel, train, write_zip
+
+from kit.base import Recipe
+from kit.data import open_store
 
 ROOT = Path(__file__).parents[1]
 
@@ -68,8 +73,8 @@ def test_a_timm_model_is_told_in_ten_lines_and_its_layers_are_in_the_folder(plac
 def test_several_runs_are_averaged_and_hard_labels_are_dear(place: Path) -> None:
     runs = []
     for seed in (1, 2):
-        options = ["--epochs", 1, "--batch-size", 16, "--seed", seed, "--out", f"runs/{seed}"]
-        assert kernel("train", *options, cwd=place).returncode == 0
+        recipe = Recipe(epochs=1, batch_size=16, seed=seed)
+        train(recipe, open_store(place / "data"), place / "runs" / str(seed))
         runs += ["--run", f"runs/{seed}"]
         assert kernel("predict", *runs[-2:], "--out", f"{seed}.csv", cwd=place).returncode == 0
     assert kernel("predict", *runs, "--out", "both.csv", cwd=place).returncode == 0
@@ -164,16 +169,37 @@ def test_each_command_names_the_next_one(
 NAMES = sorted(path.stem for path in (ROOT / "kernels").glob("*.py"))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_typo_is_told_of_before_any_library_is_loaded(name: str) -> None:
-    words = ["search", "--typo"] if name == "tune" else ["--typo"]
-    command = [sys.executable, "-X", "importtime", str(ROOT / "kernels" / f"{name}.py"), *words]
-    told = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert told.returncode == 2
-    assert "--typo" in told.stderr
-    loaded = {line.rpartition("|")[2].strip() for line in told.stderr.splitlines()}
-    assert "tyro" in loaded
-    assert not loaded & {"torch", "pandas", "numpy", "scipy", "kaggle", "kit.data.store"}
+# Run all commands in one process that has loaded nothing; print what each says and loads.
+TYPE_ALL = """
+import contextlib, io, json, runpy, sys
+told = {}
+for path in sys.argv[1:]:
+    before, said = set(sys.modules), io.StringIO()
+    sys.argv = [path, *(["search"] if path.endswith("/tune.py") else []), "--typo"]
+    with contextlib.redirect_stderr(said):
+        try:
+            runpy.run_path(path, run_name="__main__")
+        except SystemExit as end:
+            status = end.code
+    told[path] = status, said.getvalue(), sorted(set(sys.modules) - before)
+print(json.dumps(told))
+"""
+
+
+def test_a_typo_is_told_of_before_any_library_is_loaded() -> None:
+    paths = [str(ROOT / "kernels" / f"{name}.py") for name in NAMES]
+    # As a script's folder would be.
+    command = [sys.executable, "-c", TYPE_ALL, *paths]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "kernels")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    told = json.loads(done.stdout)
+    assert told.keys() == set(paths)
+    for path, (status, said, loaded) in told.items():
+        assert status == 2, path
+        assert "--typo" in said, path
+        libraries = {"torch", "pandas", "numpy", "scipy", "kaggle", "kit.data.store"}
+        assert not libraries & set(loaded), path
+    assert "tyro" in told[paths[0]][2]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -170,6 +170,12 @@ def needs(kind: str) -> Any:
     return pytest.param(kind, marks=pytest.mark.skipif(missing, reason=reason))
 
 
+@pytest.fixture(scope="module")
+def plain_run(tiles: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of `THREE` without a log, to read."""
+    return train(THREE, tiles, tmp_path_factory.mktemp("plain") / "run").folder
+
+
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to work in, that logs stay in."""
@@ -231,7 +237,11 @@ def train_logged(
 @pytest.mark.usefixtures("nothing_sent")
 @pytest.mark.parametrize("kind", [needs(kind) for kind in get_args(LogKind) if kind != "none"])
 def test_a_stopped_and_resumed_run_has_one_whole_log(
-    kind: LogKind, place: Path, tiles: Store, capsys: pytest.CaptureFixture[str]
+    kind: LogKind,
+    place: Path,
+    tiles: Store,
+    plain_run: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = place / "runs" / "logged"
     with pytest.raises(StoppedError):
@@ -255,16 +265,14 @@ def test_a_stopped_and_resumed_run_has_one_whole_log(
     assert log.final["final/log_loss"] == pytest.approx(metrics["log_loss"])
     assert log.images == 1
     # A log changes nothing in what is trained.
-    assert contents(folder) == contents(train(THREE, tiles, place / "plain").folder)
+    assert contents(folder) == contents(plain_run)
 
 
-def test_the_learning_rate_follows_the_schedule(tiles: Store, tmp_path: Path) -> None:
-    history = train(THREE, tiles, tmp_path / "cycle").history
-    rates = [result.lr for result in history]
+def test_the_learning_rate_follows_the_schedule(plain_run: Path, trained: Path) -> None:
+    rates = [result.lr for result in runs.read_history(plain_run)]
     assert rates[0] is not None
     assert THREE.lr > rates[0] > rates[1] > rates[2] >= 0
-    constant = train(RECIPE, tiles, tmp_path / "constant").history
-    assert [result.lr for result in constant] == [RECIPE.lr] * 2
+    assert [result.lr for result in runs.read_history(trained)] == [RECIPE.lr] * 2
 
 
 def test_train_logs_the_figures_and_the_gallery(tiles: Store, tmp_path: Path) -> None:
@@ -312,7 +320,7 @@ def test_the_log_of_a_refit_has_no_figures_of_another_run(tiles: Store, run: Pat
 
 @pytest.mark.parametrize("way", ["file", "link"])
 def test_a_log_that_cannot_begin_costs_no_training(
-    tiles: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str], way: str
+    tiles: Store, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], way: str
 ) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
@@ -324,7 +332,7 @@ def test_a_log_that_cannot_begin_costs_no_training(
     train_logged("tensorboard", RECIPE, tiles, folder)
     said = capsys.readouterr().err
     assert said.count("note: no log with tensorboard from here on: ") == 1
-    assert contents(folder) == contents(train(RECIPE, tiles, tmp_path / "plain").folder)
+    assert contents(folder) == contents(trained)
     assert not list((tmp_path / "elsewhere").iterdir())
 
 

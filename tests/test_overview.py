@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from browser import DESKTOP, PHONE, needs_chromium, visit
+from browser import DESKTOP, PHONE, Browser, needs_chromium, visit
 from conftest import RECIPE, ROOT, Type, edit_config, run_kernel
 
 from kit import runs
@@ -227,7 +227,7 @@ def test_the_table_needs_no_torch(place: Path) -> None:
 @needs_chromium
 @pytest.mark.parametrize("width", [DESKTOP, PHONE])
 def test_the_page_leads_to_the_runs_and_lays_curves_over_each_other(
-    place: Path, tmp_path: Path, type_in: Type, width: int
+    chromium: Browser, place: Path, tmp_path: Path, type_in: Type, width: int
 ) -> None:
     moved = place.rename(place.with_name("my runs %41"))
     (moved / "one" / "report.html").write_text("<title>page of one</title>")
@@ -236,7 +236,7 @@ def test_the_page_leads_to_the_runs_and_lays_curves_over_each_other(
     page.parent.mkdir()
     line = f"runs '{moved}' --sort run --html {page}"
     assert type_in(line)[0] == 0
-    with visit(page, width=width) as opened:
+    with visit(chromium, page, width=width) as opened:
         opened.assert_sound()
         assert opened.page.locator("img").count() == 3
         assert opened.page.locator("a").count() == 2

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from browser import DESKTOP, PHONE, needs_chromium, visit
+from browser import DESKTOP, PHONE, Browser, needs_chromium, visit
 from conftest import competition_files, write_zip
 
 from kit import report, study
@@ -88,8 +88,8 @@ def page(
 
 @needs_chromium
 @pytest.mark.parametrize("width", [DESKTOP, PHONE])
-def test_study_page_in_a_browser(page: Path, width: int) -> None:
-    with visit(page, width=width) as opened:
+def test_study_page_in_a_browser(chromium: Browser, page: Path, width: int) -> None:
+    with visit(chromium, page, width=width) as opened:
         opened.assert_sound()
         text = opened.page.inner_text("body")
         assert "No conclusion is possible" in text[:600]

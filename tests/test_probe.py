@@ -222,8 +222,10 @@ def test_every_command_takes_a_probe(store: data.Store, tmp_path: Path) -> None:
     assert (folds / "fold-1" / "report.html").stat().st_size > 10_000
     one = ("--run", folds, "--data", store.data, "--out", tmp_path / "one.csv")
     assert "it is valid" in run_kernel("predict", *one, "--calibrate", "--views", 8)
-    small = ("--per-class", "None", "--epochs", 1, "--size", 32, "--batch-size", 16)
-    run_kernel("train", *small, "--folds", 2, "--data", store.data, "--out", cnn)
+    small = Recipe(per_class=None, epochs=1, size=32, batch_size=16, folds=2)
+    for part, fold in runs.check_folds(small, store, cnn, device="cpu").items():
+        fit(fold, store, part)
+    runs.pool_folds(cnn)
     run_kernel("ensemble", folds, cnn, "--out", other)
     words = ("--ensemble", other / "ensemble.json", "--data", store.data)
     assert "it is valid" in run_kernel("predict", *words, "--out", other / "submission.csv")

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 import pytest
 import torch
-from browser import DESKTOP, PHONE, needs_chromium, visit
+from browser import DESKTOP, PHONE, Browser, needs_chromium, visit
 from conftest import competition_files, write_zip
 from matplotlib.figure import Figure
 from scipy.special import expit, logit
@@ -70,9 +70,11 @@ def written(folder: Path, tiles: Store) -> Path:
 
 @needs_chromium
 @pytest.mark.parametrize("width", [DESKTOP, PHONE])
-def test_run_page_in_a_browser(written: Path, folder: Path, tiles: Store, width: int) -> None:
+def test_run_page_in_a_browser(
+    chromium: Browser, written: Path, folder: Path, tiles: Store, width: int
+) -> None:
     """What others named is shown as text, and the filter hides the other slides' tiles."""
-    with visit(written, width=width) as opened:
+    with visit(chromium, written, width=width) as opened:
         opened.assert_sound()
         page = opened.page
         assert page.locator("[role=alert]").count() == 0
@@ -100,20 +102,20 @@ def test_run_page_in_a_browser(written: Path, folder: Path, tiles: Store, width:
 
 
 @needs_chromium
-def test_policy_stops_what_escaping_would_miss(written: Path) -> None:
+def test_policy_stops_what_escaping_would_miss(chromium: Browser, written: Path) -> None:
     """Markup that somehow got in neither runs nor fetches."""
     page = written.read_text("utf-8")
     smuggled = page.replace("<main>", f"<main>{INJECTION}<img src='http://127.0.0.1:9/x.png'>")
     path = written.with_name("smuggled.html")
     path.write_text(smuggled, "utf-8")
-    with visit(path) as opened:
+    with visit(chromium, path) as opened:
         assert opened.page.title() != "owned"
         assert "http://127.0.0.1:9/x.png: csp" in opened.problems
 
 
 @needs_chromium
-def test_square_is_drawn_over_the_centre(written: Path) -> None:
-    with visit(written, width=PHONE) as opened:
+def test_square_is_drawn_over_the_centre(chromium: Browser, written: Path) -> None:
+    with visit(chromium, written, width=PHONE) as opened:
         image, left, top, width = opened.page.evaluate(
             """() => {
                 const span = document.querySelector(".tile .centred");
@@ -175,10 +177,10 @@ def test_holdout_of_single_tiles_is_said_to_flatter(tiles: Store, tmp_path: Path
 
 
 @needs_chromium
-def test_stand_in_is_loud(tmp_path: Path) -> None:
+def test_stand_in_is_loud(chromium: Browser, tmp_path: Path) -> None:
     section = Section("Empty", gallery={"Most wrong": []}, drawings=[Drawing(Figure(), "none")])
     report.write_page(tmp_path / "page.html", Page("t", "v", [section], is_standin=True))
-    with visit(tmp_path / "page.html", width=PHONE) as opened:
+    with visit(chromium, tmp_path / "page.html", width=PHONE) as opened:
         opened.assert_sound()
         assert "synthetic" in opened.page.locator("[role=alert]").inner_text()
 

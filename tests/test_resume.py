@@ -52,6 +52,14 @@ def interrupted(folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def typed(tiles: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run that the command has made, to read."""
+    out = tmp_path_factory.mktemp("typed") / "run"
+    run_kernel("train", *OPTIONS, "--data", tiles.folder.parent, "--out", out)
+    return out
+
+
 def test_resume_alone_goes_on_with_the_options_of_the_run(tiles: Store, tmp_path: Path) -> None:
     """Of another recipe, on data in another place than by default."""
     out = tmp_path / "run"
@@ -64,20 +72,19 @@ def test_resume_alone_goes_on_with_the_options_of_the_run(tiles: Store, tmp_path
     assert (out / "config.json").read_bytes() == config
 
 
-def test_the_command_that_began_a_run_goes_on_with_it(tiles: Store, tmp_path: Path) -> None:
-    again = ("train", *OPTIONS, "--data", tiles.folder.parent, "--out", tmp_path / "run")
-    run_kernel(*again)
-    before = contents(tmp_path / "run")
-    run_kernel(*again, "--resume")
-    assert contents(tmp_path / "run") == before
+def test_the_command_that_began_a_run_goes_on_with_it(
+    tiles: Store, typed: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(typed, tmp_path / "run")
+    run_kernel("train", *OPTIONS, "--data", tiles.folder.parent, "--out", out, "--resume")
+    assert contents(out) == contents(typed)
 
 
 @pytest.mark.parametrize("force", [(), ("--force",)])
 def test_other_options_are_refused_by_name(
-    tiles: Store, tmp_path: Path, force: tuple[str, ...]
+    typed: Path, tmp_path: Path, force: tuple[str, ...]
 ) -> None:
-    out = tmp_path / "run"
-    run_kernel("train", *OPTIONS, "--data", tiles.folder.parent, "--out", out)
+    out = shutil.copytree(typed, tmp_path / "run")
     before = snapshot(interrupted(out))
     done = kernel("train", "--resume", "--out", out, "--lr", "0.5", "--bn", "after", *force)
     assert done.returncode == 1
