@@ -25,21 +25,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-# Before any library that reports to its makers: the kit switches that off.
+# The process that only hands tests to others imports this as well: PyTorch is loaded on first use.
+from kit import data as tile_data
+from kit import runs
 from kit.base import Recipe
-from kit.data import Store, pack_tiles
-from kit.runs import Run, begin_run
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 # Tests share two cores with whatever else runs; threads that wait for each other would stall,
-# here and in the commands that tests start.
+# here and in the commands that tests start. OpenMP reads it when PyTorch is loaded.
 os.environ["OMP_NUM_THREADS"] = "1"
-torch.set_num_threads(1)
 # A shell that starts the tests in the background lets them, and all that they start, ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -169,8 +167,10 @@ def _run_script(argv: list[str], cwd: Path, log: Path) -> None:
     runpy.run_path(argv[0], run_name="__main__")
 
 
-def train(recipe: Recipe, tiles: Store, folder: Path, *, resume: bool = False) -> Run:
-    run = begin_run(recipe, tiles, folder, device="cpu", resume=resume)
+def train(
+    recipe: Recipe, tiles: "tile_data.Store", folder: Path, *, resume: bool = False
+) -> "runs.Run":
+    run = runs.begin_run(recipe, tiles, folder, device="cpu", resume=resume)
     for _ in run.train(progress=False):
         pass
     return run
@@ -212,21 +212,23 @@ def pytest_sessionfinish(exitstatus: int) -> Iterator[None]:
 
 @pytest.fixture
 def two_threads() -> Iterator[None]:
+    import torch
+
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
-def tiles(tmp_path_factory: pytest.TempPathFactory) -> Store:
+def tiles(tmp_path_factory: pytest.TempPathFactory) -> "tile_data.Store":
     """A small packed competition, to read, in a folder with a name that a shell must quote."""
     folder = tmp_path_factory.mktemp("my data")
     write_zip(folder, competition_files(train=80, test=10))
-    return pack_tiles(folder)
+    return tile_data.pack_tiles(folder)
 
 
 @pytest.fixture(scope="session")
-def trained(tiles: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tiles: "tile_data.Store", tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of `RECIPE`, to read."""
     return train(RECIPE, tiles, tmp_path_factory.mktemp("runs") / "run").folder
 
