@@ -54,7 +54,7 @@ ROOT = Path(__file__).parents[1]
 # One server for all tests: what it has imported is the last list that anyone sets.
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(
-    ["kit.report.studies", "kit.study.search", "timm", "torch._dynamo", "pytest"]
+    ["kit.report.studies", "kit.study.search.worker", "timm", "torch._dynamo", "pytest"]
 )
 STREAMS = ("stdout", "stderr")
 RECIPE = Recipe(epochs=2, batch_size=8, size=32)

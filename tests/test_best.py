@@ -22,9 +22,9 @@ from kit.data import Store
 from kit.kaggle import validate_submission
 from kit.models import cached_weights
 from kit.study import BestSearch, Clock, find_encoders, seek_best
-from kit.study.best_plan import Cost
-from kit.study.best_record import process_age
-from kit.study.best_training import PartTraining
+from kit.study.best.plan import Cost
+from kit.study.best.record import process_age
+from kit.study.best.training import PartTraining
 from kit.training import TrainingBar
 
 MODEL = "test_efficientnet"
@@ -220,14 +220,14 @@ def test_encoders_are_those_named_or_cached(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("kit.study.best_parts.cached_weights", lambda: {"resnet18": weights})
+    monkeypatch.setattr("kit.study.best.parts.cached_weights", lambda: {"resnet18": weights})
     assert [one.model for one in find_encoders(["resnet18"])] == ["resnet18"]
     # What a cache holds may be anything; what is named is not passed over.
     assert find_encoders([]) == []
     assert "resnet18, which a cache holds, is left out" in capsys.readouterr().err
-    monkeypatch.setattr("kit.study.best_parts.cached_weights", lambda: {MODEL: weights})
+    monkeypatch.setattr("kit.study.best.parts.cached_weights", lambda: {MODEL: weights})
     assert [one.model for one in find_encoders([])] == [MODEL]
-    monkeypatch.setattr("kit.study.best_parts.cached_weights", lambda: {"resnet18": weights})
+    monkeypatch.setattr("kit.study.best.parts.cached_weights", lambda: {"resnet18": weights})
     with pytest.raises(KitError, match=r"resnet34: its weights are not in a cache .*resnet18"):
         find_encoders(["resnet34"])
     with pytest.raises(KitError, match="no weights at"):

@@ -21,8 +21,8 @@ from kit.base import (
     stopped_after,
 )
 from kit.runs import Speed
-from kit.study.best_parts import EncoderFile, list_parts
-from kit.study.best_plan import (
+from kit.study.best.parts import EncoderFile, list_parts
+from kit.study.best.plan import (
     LEAST_SEEN,
     Candidate,
     Cost,
@@ -36,7 +36,7 @@ from kit.study.best_plan import (
     plan_parts,
     shortened,
 )
-from kit.study.best_record import Clock, Entry, Journal, process_age, read_journal, write_journal
+from kit.study.best.record import Clock, Entry, Journal, process_age, read_journal, write_journal
 
 COMPACT = read_recipe("compact")
 PROBE = read_recipe("probe")

@@ -36,12 +36,11 @@ from kit.study import (
     Search,
     SearchResult,
     run_search,
-    search,
     search_space,
     sharing,
-    trials,
 )
-from kit.study import space as spaces
+from kit.study.search import space as spaces
+from kit.study.search import trials, worker
 from kit.training import TrainingBar
 
 RECIPE = Recipe(epochs=2, batch_size=16, widths=(4, 8, 8), seed=3)
@@ -353,9 +352,9 @@ def test_workers_side_by_side_do_each_trial_once(tiles: Store, tmp_path: Path) -
     out = tmp_path / "search"
     recipe = replace(RECIPE, epochs=4)
     workers = start_workers(tiles, out, recipe, trials=6, count=2)
-    for worker in workers:
-        worker.join()
-    assert [worker.exitcode for worker in workers] == [0, 0]
+    for one in workers:
+        one.join()
+    assert [one.exitcode for one in workers] == [0, 0]
     table = finished(out)
     assert len(table) == 6
     assert sorted(path.name for path in (out / "trials").iterdir()) == sorted(table["trial"])
@@ -373,13 +372,13 @@ def test_a_trial_too_many_is_not_trained(tiles: Store, tmp_path: Path) -> None:
     """Two workers may both find room for the last trial: the second to begin one steps back."""
     space = search_space(RECIPE, tiles, fixed=FIXED)
     one = Search(folder=tmp_path, recipe=RECIPE, trials=1, fixed=FIXED)
-    worker = search._Worker(one, space, tiles, "cpu", 0, TrainingBar(shown=False))
+    alone = worker._Worker(one, space, tiles, "cpu", 0, TrainingBar(shown=False))
     study = optuna.create_study(direction="maximize")
     first, second = study.ask(), study.ask()
     with pytest.raises(sharing.SurplusTrial):
-        worker._objective(second)
+        alone._objective(second)
     assert not (tmp_path / "trials").exists()
-    assert 0 <= worker._objective(first) <= 1
+    assert 0 <= alone._objective(first) <= 1
     assert [path.name for path in (tmp_path / "trials").iterdir()] == ["0000"]
 
 

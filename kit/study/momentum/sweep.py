@@ -23,9 +23,9 @@ from kit.study.arms import Study, train_arms
 from kit.study.checks import check_kept, check_recipes
 from kit.study.figures import Outcome, Outcomes, check_outcome, kept_figures
 from kit.study.folder import claim_folder, settle_precision, surroundings
+from kit.study.momentum.statistics_bank import StatisticsBank
 from kit.study.opening import clear_folder
 from kit.study.sharing import share_runs
-from kit.study.statistics_bank import StatisticsBank
 from kit.training import TrainingBar
 
 RECALIBRATED = "recalibrated"

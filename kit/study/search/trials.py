@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from kit.base import Recipe
 from kit.study import sharing
-from kit.study.space import seeded_recipes
+from kit.study.search.space import seeded_recipes
 
 # How often a trial is started that never reaches the end of its first epoch. What kills it, such
 # as a lack of memory, would otherwise stop the search at the same place every time.

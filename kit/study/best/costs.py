@@ -7,8 +7,8 @@ from pathlib import Path
 from kit import runs
 from kit.base import EpochResult, KitError, Recipe
 from kit.data import Store, recipe_holdout
-from kit.study.best_parts import Part
-from kit.study.best_plan import (
+from kit.study.best.parts import Part
+from kit.study.best.plan import (
     Candidate,
     Cost,
     Planned,
@@ -19,7 +19,7 @@ from kit.study.best_plan import (
     new_pace,
     plan_parts,
 )
-from kit.study.best_record import Journal
+from kit.study.best.record import Journal
 
 FOLDS = 5
 REFIT = "-refit"

@@ -22,8 +22,8 @@ from kit import runs, stats
 from kit.base import FolderLock, KitError, Recipe, recipe_values, write_text
 from kit.data import Store, read_recipe_slides
 from kit.study.figures import read_outcome
-from kit.study.space import Space
-from kit.study.trials import FINISHED, count_trials, run_folders, trial_folder, trial_name
+from kit.study.search.space import Space
+from kit.study.search.trials import FINISHED, count_trials, run_folders, trial_folder, trial_name
 
 IMPORTANCE_TRIALS = 10
 """Trials that must finish before importances are computed."""

@@ -1,7 +1,7 @@
 """The best submission that a limited time allows: parts that are trained in turn, and their mean.
 
 OUT/study.json     what is sought, and from which data
-OUT/journal.json   what was measured, planned and found, see `best_record`
+OUT/journal.json   what was measured, planned and found, see `record`
 OUT/parts/NAME     a run or a cross-validation per part
 OUT/predicted      what each of them predicts of the test tiles
 OUT/ensemble.json  the mean, chosen on the holdout
@@ -34,12 +34,12 @@ from kit.base import (
 from kit.data import Store, read_recipe_slides, recipe_holdout
 from kit.runs import Ensemble
 from kit.stats import Interval
-from kit.study.best_costs import REFIT, Portfolio
-from kit.study.best_mean import Judgement, choose_mean, judge_mean, predict_mean, submit_mean
-from kit.study.best_parts import EncoderFile, list_parts
-from kit.study.best_plan import OVERRUN, Planned, least_seconds, plan_parts
-from kit.study.best_record import Clock, Entry, read_journal, write_journal
-from kit.study.best_training import PartTraining
+from kit.study.best.costs import REFIT, Portfolio
+from kit.study.best.mean import Judgement, choose_mean, judge_mean, predict_mean, submit_mean
+from kit.study.best.parts import EncoderFile, list_parts
+from kit.study.best.plan import OVERRUN, Planned, least_seconds, plan_parts
+from kit.study.best.record import Clock, Entry, read_journal, write_journal
+from kit.study.best.training import PartTraining
 from kit.study.folder import claim_folder, surroundings
 from kit.training import TrainingBar
 

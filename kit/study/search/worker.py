@@ -4,7 +4,7 @@ OUT/search.json      what is searched: the base recipe, the data, the seeds
 OUT/search.journal   Optuna's storage, unless a database is named
 OUT/trials/NNNN      a run folder per trial; with several seeds, one per seed in it
 
-`search_result` writes what a search finds.
+`result` writes what a search finds.
 
 The first trial is the recipe itself. The others are drawn by TPE over all parameters at once
 (Bergstra et al. 2011; Falkner et al. 2018). A trial is pruned when its best AUC so far is below
@@ -43,9 +43,9 @@ from kit.study.checks import check_recipes
 from kit.study.figures import read_outcome
 from kit.study.folder import check_same, read_record, settle_precision, surroundings
 from kit.study.opening import open_run
-from kit.study.search_result import SearchResult, conclude
-from kit.study.space import Space, search_space, seeded_recipes
-from kit.study.trials import (
+from kit.study.search.result import SearchResult, conclude
+from kit.study.search.space import Space, search_space, seeded_recipes
+from kit.study.search.trials import (
     FINISHED,
     NumberedTPE,
     begin_again,

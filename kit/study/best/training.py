@@ -9,7 +9,7 @@ from pathlib import Path
 from kit.base import KitError, Recipe, parse_recipe
 from kit.data import Store
 from kit.runs import Run, begin_run, fold_recipes, pool_folds, read_config
-from kit.study.best_plan import Cost, shortened
+from kit.study.best.plan import Cost, shortened
 from kit.study.opening import clear_folder
 from kit.training import TrainingBar
 

@@ -1,0 +1,9 @@
+from .statistics_bank import StatisticsBank as StatisticsBank
+from .sweep import RECALIBRATED as RECALIBRATED
+from .sweep import MomentumSweep as MomentumSweep
+from .sweep import sweep_momenta as sweep_momenta
+from .sweep import train_momenta as train_momenta
+from .tables import momentum_table as momentum_table
+from .tables import momentum_verdict as momentum_verdict
+from .tables import notebook_table as notebook_table
+from .tables import sweep_tables as sweep_tables
