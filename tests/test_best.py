@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import timm
+import torch
 from conftest import RECIPE, contents, kernel, start_kernel
 from safetensors.torch import save_model
 
@@ -22,10 +23,12 @@ from kit.data import Store
 from kit.kaggle import validate_submission
 from kit.models import cached_weights
 from kit.study import BestSearch, Clock, find_encoders, seek_best
+from kit.study.best.costs import Portfolio
+from kit.study.best.parts import Part
 from kit.study.best.plan import Cost
-from kit.study.best.record import process_age
+from kit.study.best.record import Journal, process_age
 from kit.study.best.training import PartTraining
-from kit.training import TrainingBar
+from kit.training import TrainingBar, choose_precision
 
 MODEL = "test_efficientnet"
 _BUSY = "import sys, time\nend = time.time() + float(sys.argv[1])\nwhile time.time() < end: pass"
@@ -50,6 +53,25 @@ def journal(out: Path) -> dict[str, dict[str, object]]:
     path = out / "journal.json"
     parts: dict[str, dict[str, object]] = json.loads(path.read_text())["parts"]
     return parts
+
+
+def test_a_part_is_planned_in_the_faster_precision_for_all_its_seeds(
+    tiles: Store, tmp_path: Path
+) -> None:
+    recipes = {
+        "open-0": RECIPE,
+        "open-1": replace(RECIPE, seed=1),
+        "fixed": replace(RECIPE, precision="fp32"),
+    }
+    parts = [Part(name, recipe) for name, recipe in recipes.items()]
+    portfolio = Portfolio(tmp_path, parts, tiles, "cpu", Journal(folds=0))
+    assert portfolio.cost("open-0").epoch > 0
+    found = portfolio.journal.precisions
+    has_bf16 = choose_precision("auto", torch.device("cpu")) == torch.bfloat16
+    assert found["open-0"] in (("fp32", "bf16") if has_bf16 else ("auto",))
+    assert found == dict.fromkeys(("open-0", "open-1"), found["open-0"])
+    assert portfolio.recipe("open-1").precision == found["open-0"]
+    assert portfolio.recipe("fixed") == recipes["fixed"]
 
 
 def test_a_killed_search_goes_on_within_its_limit_and_ends_with_a_submission(

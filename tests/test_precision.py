@@ -17,6 +17,7 @@ from kit.training import (
     choose_precision,
     leaves_precision_open,
     settle_precision,
+    step_seconds,
     with_precision,
 )
 
@@ -44,6 +45,13 @@ def test_measuring_leaves_random_draws_and_the_model_to_come_alone() -> None:
     assert torch.equal(torch.rand(1), expected)
     built = models.create_model(TUNED).state_dict()
     assert all(torch.equal(weights[name], tensor) for name, tensor in built.items())
+
+
+@pytest.mark.parametrize("recipe", [TUNED, Recipe(), read_recipe("compact")], ids=lambda r: r.model)
+def test_both_types_are_timed_where_there_is_a_question(recipe: Recipe) -> None:
+    seconds = step_seconds([recipe], device="cpu")
+    assert list(seconds) == (["fp32", "bf16"] if HAS_BF16 else [])
+    assert all(value > 0 for value in seconds.values())
 
 
 @pytest.mark.skipif(not HAS_BF16, reason="this CPU has no bf16")

@@ -16,7 +16,7 @@ PROBE = replace(read_recipe("probe"), model="test_efficientnet", pretrained=Fals
 def test_a_training_is_measured_without_a_trace(tiles: Store) -> None:
     before = sorted(tiles.folder.parent.rglob("*"))
     speed = runs.measure_speed(RECIPE, tiles, device="cpu")
-    assert min(speed.build, speed.step, speed.tile, speed.work) > 0
+    assert min(speed.build, speed.step, speed.tile) > 0
     assert speed.fit == 0
     assert sorted(tiles.folder.parent.rglob("*")) == before
     # Also where an epoch has a single step.
@@ -42,14 +42,6 @@ def test_features_that_are_there_cost_nothing(tiles: Store, tmp_path: Path) -> N
     train(PROBE, tiles, tmp_path / "run")
     runs.predict_each([tmp_path / "run"], tiles, runs.Manner(), device="cpu")
     assert runs.measure_speed(PROBE, tiles, device="cpu").tile == 0
-
-
-def test_the_faster_precision_is_what_took_the_cores_less(tiles: Store) -> None:
-    fixed = replace(RECIPE, precision="fp32")
-    assert runs.faster_precision(fixed, tiles, device="cpu")[0] == fixed
-    recipe, speed = runs.faster_precision(RECIPE, tiles, device="cpu")
-    assert recipe.precision in ("auto", "fp32")
-    assert speed.work > 0
 
 
 def test_what_cannot_be_trained_is_told(tiles: Store) -> None:

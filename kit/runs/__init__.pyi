@@ -48,7 +48,6 @@ from .probe import begin_run as begin_run
 from .refit import refit_recipe as refit_recipe
 from .run import Run as Run
 from .speed import Speed as Speed
-from .speed import faster_precision as faster_precision
 from .speed import measure_speed as measure_speed
 from .submissions import Manner as Manner
 from .submissions import Submission as Submission

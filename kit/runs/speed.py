@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -45,15 +45,12 @@ class Speed:
         To predict, or encode, a tile in one view.
     fit
         To fit a probe, for each tile that it is fitted to.
-    work
-        A step's seconds of the CPU's cores, which other programs do not lengthen.
     """
 
     build: float
     step: float
     tile: float
     fit: float = 0.0
-    work: float = 0.0
 
 
 class _EnoughError(Exception):
@@ -75,21 +72,8 @@ def measure_speed(recipe: Recipe, store: Store, *, device: str = "auto") -> Spee
     return _training_speed(recipe, store, chosen)
 
 
-def faster_precision(recipe: Recipe, store: Store, *, device: str = "auto") -> tuple[Recipe, Speed]:
-    """Return the recipe in the precision in which it trains faster here, and how fast.
-
-    On a CPU some networks, as those of depthwise convolutions, are slower in bf16 than in fp32.
-    """
-    chosen = choose_device(device)
-    kinds = [recipe]
-    if recipe.precision == "auto" and choose_precision("auto", chosen) != torch.float32:
-        kinds += [replace(recipe, precision="fp32")] if chosen.type == "cpu" else []
-    speeds = [(kind, measure_speed(kind, store, device=device)) for kind in kinds]
-    return min(speeds, key=lambda pair: pair[1].work)
-
-
 def _training_speed(recipe: Recipe, store: Store, device: torch.device) -> Speed:
-    start = (time.perf_counter(), time.process_time())
+    start = time.perf_counter()
     holdout = recipe_holdout(store, recipe)
     # The last batches are not needed: a share of the held-out tiles is predicted.
     some = Holdout(holdout.train, holdout.valid[:_PREDICTED])
@@ -101,24 +85,24 @@ def _training_speed(recipe: Recipe, store: Store, device: torch.device) -> Speed
         device=device,
         dtype=choose_precision(recipe.precision, device),
     )
-    ends = list(_step_times(state, loaders))
-    # Of a single step it is not known where it began.
-    times = np.array(ends if len(ends) > 1 else [start, *ends])
-    step, work = np.diff(times, axis=0).mean(axis=0)
-    build = float(times[0, 0] - start[0])
-    return Speed(build, float(step), _tile_seconds(state, loaders), work=float(work))
+    times = list(_step_times(state, loaders))
+    if len(times) == 1:
+        # Of a single step it is not known where it began.
+        times.insert(0, start)
+    step = (times[-1] - times[0]) / (len(times) - 1)
+    return Speed(times[0] - start, step, _tile_seconds(state, loaders))
 
 
-def _step_times(state: TrainingState, loaders: RunLoaders) -> Iterator[tuple[float, float]]:
-    """Yield the time, and the cores' time, after each step from the last of warming up on."""
+def _step_times(state: TrainingState, loaders: RunLoaders) -> Iterator[float]:
+    """Yield the time after each step from the last of warming up on."""
     on_gpu = state.device.type == "cuda"
     warm_up, steps = (_WARM_UP_GPU, _STEPS_GPU) if on_gpu else (_WARM_UP, _STEPS)
-    times: list[tuple[float, float]] = []
+    times: list[float] = []
 
     def after_step() -> None:
         # A GPU may be behind.
         state.settle()
-        times.append((time.perf_counter(), time.process_time()))
+        times.append(time.perf_counter())
         if len(times) == warm_up + steps:
             raise _EnoughError
 

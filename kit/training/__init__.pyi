@@ -33,6 +33,7 @@ from .muon import Muon as Muon
 from .muon import orthogonalize as orthogonalize
 from .precision import leaves_precision_open as leaves_precision_open
 from .precision import settle_precision as settle_precision
+from .precision import step_seconds as step_seconds
 from .precision import with_precision as with_precision
 from .probes import FittedProbe as FittedProbe
 from .probes import features_logits as features_logits

@@ -1,4 +1,4 @@
-"""Which type of numbers a timm model trains faster in on a CPU, measured on a few steps.
+"""Which type of numbers a network trains faster in on a CPU, measured on a few steps.
 
 Depthwise convolutions train slower in bf16 than in fp32 even where the CPU computes in bf16, other
 layers faster: what is right for one model is wrong for the next.
@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 
 from kit import models
-from kit.base import CHANNELS, Precision, Recipe
+from kit.base import CHANNELS, OWN_ONLY, Precision, Recipe
 from kit.training import distributed
 from kit.training.device import choose_device, choose_precision, explain_full_memory
 from kit.training.gradients import compute_gradients
@@ -21,6 +21,8 @@ from kit.training.state import TrainingState
 # Tiles of a step, steps in each type, and the seconds after which two are enough.
 _TILES, _STEPS, _ENOUGH = 8, 3, 1.0
 _TYPES: tuple[Precision, ...] = ("fp32", "bf16")
+# What a step costs depends on these options, and on no others of a recipe.
+_COSTLY = ("model", "size", "batch_size", "lora", "checkpoint_blocks", *OWN_ONLY)
 
 
 def leaves_precision_open(recipe: Recipe) -> bool:
@@ -29,11 +31,7 @@ def leaves_precision_open(recipe: Recipe) -> bool:
 
 
 def settle_precision(recipes: Iterable[Recipe], *, device: str) -> Precision:
-    """Return what `auto` is for these recipes together; measure it where it is a question.
-
-    It is one on a CPU that computes in bf16. The time counted is this process's own, so that other
-    programs count for nothing; that of several processes (see `distributed`) is summed. Nothing
-    follows from what is computed, and no random number is drawn from it.
+    """Return what `auto` is for these recipes together, and say so where it was measured.
 
     Parameters
     ----------
@@ -43,7 +41,39 @@ def settle_precision(recipes: Iterable[Recipe], *, device: str) -> Precision:
     Returns
     -------
     str
-        fp32 or bf16; auto on a GPU and on CPUs that have no bf16.
+        fp32 or bf16; auto where `step_seconds` measures nothing.
+
+    Raises
+    ------
+    KitError
+        As `step_seconds`.
+    """
+    seconds = step_seconds(recipes, device=device)
+    if not seconds:
+        return "auto"
+    fastest = min(seconds, key=seconds.__getitem__)
+    told = ", ".join(f"{1000 * value:.3g} ms in {name}" for name, value in seconds.items())
+    print(
+        f"note: trains in {fastest}, which is faster here ({told} per tile, of this process's own "
+        "time), and records it. Where both are about as fast, another training may measure "
+        f"otherwise: --precision {fastest} fixes it",
+        file=sys.stderr,
+    )
+    return fastest
+
+
+def step_seconds(recipes: Iterable[Recipe], *, device: str) -> dict[Precision, float]:
+    """Measure what a training step of these recipes takes per tile, in fp32 and in bf16.
+
+    The time counted is this process's own, so that other programs count for nothing; that of
+    several processes (see `distributed`) is summed. Nothing follows from what is computed, and no
+    random number is drawn from it.
+
+    Returns
+    -------
+    dict
+        Seconds, over all recipes together; empty on a GPU and on CPUs that have no bf16, where
+        there is no question.
 
     Raises
     ------
@@ -53,31 +83,18 @@ def settle_precision(recipes: Iterable[Recipe], *, device: str) -> Precision:
     chosen = choose_device(device)
     is_open = chosen.type == "cpu" and choose_precision("auto", chosen) != torch.float32
     if not all(distributed.all_reduce(is_open, operation="min")):
-        return "auto"
-    # What a step costs does not depend on the rest of a recipe.
+        return {}
     networks = {
-        Recipe(
-            model=recipe.model,
-            size=recipe.size,
+        replace(
+            Recipe(**{name: getattr(recipe, name) for name in _COSTLY}),
             batch_size=min(recipe.batch_size, _TILES),
-            lora=recipe.lora,
-            checkpoint_blocks=recipe.checkpoint_blocks,
         )
         for recipe in recipes
     }
     with explain_full_memory(chosen, "measuring a step", "choose a smaller --size"):
         times = [_time(network) for network in networks]
     sums = distributed.all_reduce(*(sum(one[name] for one in times) for name in _TYPES))
-    seconds = dict(zip(_TYPES, sums, strict=True))
-    fastest = min(seconds, key=lambda name: seconds[name])
-    told = ", ".join(f"{1000 * value:.3g} ms in {name}" for name, value in seconds.items())
-    print(
-        f"note: trains in {fastest}, which is faster here ({told} per tile, of this process's own "
-        "time), and records it. Where both are about as fast, another training may measure "
-        f"otherwise: --precision {fastest} fixes it",
-        file=sys.stderr,
-    )
-    return fastest
+    return dict(zip(_TYPES, sums, strict=True))
 
 
 def with_precision(recipe: Recipe, precision: Precision) -> Recipe:

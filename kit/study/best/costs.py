@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kit import runs
+from kit import runs, training
 from kit.base import EpochResult, KitError, Recipe
 from kit.data import Store, recipe_holdout
 from kit.study.best.parts import Part
@@ -142,12 +142,24 @@ class Portfolio:
         """Return how fast a part is computed here, measured once for all its seeds."""
         if name not in self.journal.speeds:
             part = next(part for part in self.parts if part.name == name)
-            recipe, speed = runs.faster_precision(part.recipe, self.store, device=self.device)
+            recipe = _in_faster_precision(part.recipe, self.device)
+            speed = runs.measure_speed(recipe, self.store, device=self.device)
             for one in self.parts:
                 if replace(one.recipe, seed=0) == replace(part.recipe, seed=0):
                     self.journal.speeds[one.name] = speed
                     self.journal.precisions[one.name] = recipe.precision
         return self.journal.speeds[name]
+
+
+def _in_faster_precision(recipe: Recipe, device: str) -> Recipe:
+    """Return a recipe in the precision in which it trains faster here, where it leaves that open.
+
+    `train.py` asks this of timm models alone; here each part is asked, the kit's networks as well.
+    """
+    if recipe.precision != "auto" or recipe.is_probe:
+        return recipe
+    seconds = training.step_seconds([recipe], device=device)
+    return replace(recipe, precision=min(seconds, key=seconds.__getitem__, default="auto"))
 
 
 def _history(folder: Path) -> list[EpochResult]:
