@@ -55,15 +55,18 @@ class BestOptions:
 def main(options: BestOptions, argv: list[str]) -> None:
     """Seek, and after each part write the page; end with the command that submits."""
     limit = base.parse_duration(options.time_limit)
+    device = training.choose_device(options.device)
     training.prepare_process()
+    encoders = study.find_encoders(options.encoder)
+    base.require_file("slides", options.slides)
     tiles = data.open_store(options.data)
     search = study.BestSearch(
         folder=options.out,
         sides=held_out(options, tiles),
-        encoders=study.find_encoders(options.encoder),
+        encoders=encoders,
         refit=options.refit,
     )
-    print(machine(search, options))
+    print(machine(search, str(device)))
     clock = study.Clock(options.out, limit)
     page, typed = options.out / "report.html", base.command("best", *argv)
     for result in study.seek_best(search, tiles, clock, device=options.device):
@@ -95,9 +98,8 @@ def held_out(options: BestOptions, tiles: data.Store) -> dict[str, Any]:
     }
 
 
-def machine(search: study.BestSearch, options: BestOptions) -> str:
+def machine(search: study.BestSearch, device: str) -> str:
     """Say what there is to compute with and to begin from."""
-    device = training.choose_device(options.device)
     encoders = ", ".join(one.model for one in search.encoders) or (
         "none; --encoder MODEL=FILE gives one, which helps more than anything else"
     )

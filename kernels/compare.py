@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from kit import base, data, report, study, training
+from kit import base, data, report, runs, study, training
 from kit.base import exit_on_error
 
 # In here as well, since Ctrl-C may come while the libraries of command lines load.
@@ -77,6 +77,8 @@ def main(options: CompareOptions, argv: list[str]) -> None:
     training.prepare_process(deterministic=options.deterministic, cuda_graphs=options.cuda_graphs)
     comparison = read_study(options, base.given_options(argv))
     pairs = study.choose_pairs(comparison)
+    runs.check_without_data(comparison.arms.values(), device=devices.device)
+    study.require_storage(options.storage)
     tiles = data.open_store(options.data)
     outcomes = train_arms(comparison, tiles, options, devices)
     arm = next(iter(comparison.arms))

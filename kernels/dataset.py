@@ -27,6 +27,7 @@ class DatasetOptions:
 
 def main(options: DatasetOptions) -> None:
     """Pack and upload."""
+    kaggle.require_name(options.name)
     tiles = data.open_store(options.data)
     if tiles.is_standin:
         raise KitError(f"{options.data} holds the synthetic stand-in: there is nothing to upload")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from kit import base, data, models, training
+from kit import base, data, models, runs, training
 from kit.base import KitError, exit_on_error
 
 # In here as well, since Ctrl-C may come while the libraries of command lines load.
@@ -60,6 +60,7 @@ def main(options: EncodeOptions) -> None:
         print(models.describe_cards())
         return
     recipe = recipe_of(options)
+    runs.check_without_data([recipe], device=options.device)
     training.prepare_process()
     store = data.open_store(options.data)
     sets = [getattr(store, split) for split in options.splits]

@@ -35,6 +35,7 @@ class ExploreOptions:
 
 def main(options: ExploreOptions, argv: list[str]) -> None:
     """Measure, draw and write."""
+    base.require_file("slides", options.slides)
     tiles = data.open_store(options.data)
     slides = (
         data.find_slides(tiles)

@@ -71,6 +71,7 @@ def main(options: ExportOptions, argv: list[str]) -> None:
     base.trust_code(options.trust)
     runs.require_logger(options.log)
     check(options, base.given_options(argv))
+    check_places(options)
     standins = runs.trained_on_standin(runs.average([options.run]))
     if standins:
         print(runs.standin_notice(standins), file=sys.stderr)
@@ -110,6 +111,20 @@ def check(options: ExportOptions, given: set[str]) -> None:
     for names, needed in users.items():
         if all(getattr(options, form) is None for form in needed):
             base.refuse_unused(given, names, f"without --{' or --'.join(needed)}")
+
+
+def check_places(options: ExportOptions) -> None:
+    """Refuse what cannot be written, before anything is opened."""
+    for name, place in (("timm", options.timm), ("demo", options.demo)):
+        if place is not None and place.exists():
+            raise KitError(f"{place} exists: name another folder with --{name}")
+    if options.tensorboard is not None:
+        runs.require_logger("tensorboard")
+    if options.hub is not None:
+        runs.require_hub(options.hub)
+    if options.timm or options.hub:
+        recipe = base.parse_recipe(runs.read_config(options.run)["recipe"], source=str(options.run))
+        runs.require_timm_model(options.run, recipe)
 
 
 def spread(store: data.Store, count: int) -> Pixels:

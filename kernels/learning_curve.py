@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from kit import base, data, report, study, training
+from kit import base, data, report, runs, study, training
 from kit.base import KitError, exit_on_error, write_text
 
 # In here as well, since Ctrl-C may come while the libraries of command lines load.
@@ -66,6 +66,7 @@ def main(options: CurveOptions) -> None:
         study.parse_tiles(options.tiles),
         tuple(range(options.draws)),
     )
+    runs.check_without_data(curve.recipes.values(), device=options.device)
     training.prepare_process()
     tiles = data.open_store(options.data)
     with (

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from kit import base, data, report, stats, study, training
+from kit import base, data, report, runs, stats, study, training
 from kit.base import exit_on_error
 
 # In here as well, since Ctrl-C may come while the libraries of command lines load.
@@ -52,11 +52,14 @@ def main(options: MomentumOptions, argv: list[str]) -> None:
     """Train what is missing, then compare the momenta."""
     devices = training.choose_devices(options.device, options.devices)
     training.prepare_process(deterministic=options.deterministic, cuda_graphs=options.cuda_graphs)
-    tiles = data.open_store(options.data)
     recipe = options.recipe
     given = base.given_options(argv)
     seeds = study.choose_seeds(recipe.seed, options.seeds, options.seed_list, given)
     sweep = study.MomentumSweep(options.out, recipe, options.values, seeds)
+    runs.check_without_data([recipe], device=devices.device)
+    study.check_sweep(sweep, independent=options.independent)
+    study.require_storage(options.storage)
+    tiles = data.open_store(options.data)
     train = study.train_momenta if options.independent else study.sweep_momenta
     all_runs = (sweep.as_arms() if options.independent else sweep).recipes()
     outcomes = training.share_out(

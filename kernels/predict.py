@@ -67,8 +67,11 @@ def main(options: PredictOptions) -> None:
         calibrate=options.calibrate,
         hard=options.labels == "hard",
     )
-    tiles = data.open_store(options.data)
     base.output_file(options.out)
+    for run in chosen.weights:
+        for model in runs.members(Path(run)):
+            runs.read_config(model)
+    tiles = data.open_store(options.data)
     values, made = runs.predict_submission(
         options.out,
         chosen,

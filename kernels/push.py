@@ -59,18 +59,21 @@ def main(options: PushOptions, arguments: list[str], given: set[str]) -> None:
             f"--hours {options.hours:g}: give {MOST_HOURS} or less, since Kaggle ends a kernel "
             "after 12 hours"
         )
+    kaggle.require_name(name)
+    reach = kaggle.Reach(options.dataset, options.kaggle_model, options.internet)
     owner = kaggle.username()
     with tempfile.TemporaryDirectory() as temporary:
-        build(options, arguments, Path(temporary), f"{owner}/{name}")
+        build(options, arguments, reach, Path(temporary), f"{owner}/{name}")
         print(f"pushing {owner}/{name} with {kaggle.credential()}", file=sys.stderr)
         print(f"pushed {kaggle.push_kernel(Path(temporary))}")
     print(f"next, once it has ended: {base.command('pull', '--name', name)}")
 
 
-def build(options: PushOptions, arguments: list[str], folder: Path, kernel: str) -> None:
+def build(
+    options: PushOptions, arguments: list[str], reach: kaggle.Reach, folder: Path, kernel: str
+) -> None:
     """Write what is pushed."""
     owner, _, name = kernel.partition("/")
-    reach = kaggle.Reach(options.dataset, options.kaggle_model, options.internet)
     if options.notebook:
         settings = kaggle.Notebook(name=name, gpu=options.gpu)
         kaggle.build_notebook(folder, settings, owner=owner, repository=REPOSITORY, reach=reach)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from kit import base, data, report, study, training
+from kit import base, data, report, runs, study, training
 from kit.base import exit_on_error
 
 # In here as well, since Ctrl-C may come while the libraries of command lines load.
@@ -42,6 +42,8 @@ def main(options: SearchOptions, argv: list[str]) -> None:
     """Search until enough trials are finished, then tell what was found."""
     devices = training.choose_devices(options.device, options.devices)
     training.prepare_process(deterministic=options.deterministic, cuda_graphs=options.cuda_graphs)
+    runs.check_without_data([options.recipe], device=devices.device)
+    study.require_storage(options.storage)
     tiles = data.open_store(options.data)
     search = study.Search(
         folder=options.out,

@@ -45,6 +45,10 @@ def main(options: SubmitOptions) -> None:
     base.trust_code(options.trust)
     if options.file is not None and options.run is not None:
         raise KitError("--file and --run exclude each other: name what is to be submitted once")
+    if options.run is None:
+        base.require_file("file", options.file or SUBMISSION)
+    elif not is_submission(options.run):
+        runs.read_source(options.run)
     tiles = data.open_store(options.data)
     if tiles.is_standin:
         raise KitError(

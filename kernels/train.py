@@ -132,10 +132,12 @@ def main(options: TrainOptions) -> None:
         )
     training.prepare_process(deterministic=options.deterministic, cuda_graphs=options.cuda_graphs)
     runs.require_logger(options.log)
+    begun = options.resume or options.refit is not None
+    # What a run began from may be gone by now.
+    runs.check_without_data([] if begun else [options.recipe], device=devices.device)
     with base.going_on(lambda *more: how_to_go_on(folder, *more)):
         with training.distributed.rank_zero_first():
             tiles = data.open_store(options.data)
-        begun = options.resume or options.refit is not None
         if not begun and training.leaves_precision_open(options.recipe):
             precision = training.settle_precision([options.recipe], device=devices.device)
             options = replace(options, recipe=replace(options.recipe, precision=precision))

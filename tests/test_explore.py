@@ -193,5 +193,5 @@ def test_named_table_of_slides_must_exist(
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(ROOT / "kernels" / "explore.py"), run_name="__main__")
     assert ended.value.code == 1
-    assert "error: cannot read id,slide from nowhere.csv" in capsys.readouterr().err
+    assert "error: --slides nowhere.csv: there is no such file" in capsys.readouterr().err
     assert not out.exists()

@@ -451,7 +451,7 @@ def test_a_database_is_shared_by_folders_of_one_name(tiles: Store, tmp_path: Pat
     [
         ("sqlite:////nowhere/search.db", "cannot keep the search in sqlite:////nowhere/search.db"),
         ("postgresql+none://me:secret@host/db", "cannot keep the search in host/db"),
-        ("search.db", "cannot keep the search in search.db"),
+        ("search.db", "--storage search.db is no address of a database"),
     ],
 )
 def test_unusable_storage_is_named(tiles: Store, tmp_path: Path, url: str, message: str) -> None:

@@ -52,6 +52,7 @@ from .errors import require_linux as require_linux
 from .files import atomic_folder as atomic_folder
 from .files import atomic_path as atomic_path
 from .files import output_file as output_file
+from .files import require_file as require_file
 from .files import temporary_folder as temporary_folder
 from .files import write_text as write_text
 from .formats import as_latex as as_latex

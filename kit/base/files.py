@@ -29,6 +29,18 @@ def temporary_folder() -> Path:
         ) from error
 
 
+def require_file(option: str, path: Path | None) -> None:
+    """Refuse a file that an option names and that is not there; None names none.
+
+    Raises
+    ------
+    KitError
+        Naming both.
+    """
+    if path is not None and not path.is_file():
+        raise KitError(f"--{option} {path}: there is no such file")
+
+
 def output_file(path: Path) -> Path:
     """Return where a file is to be written that a user names, which may be a link to its place.
 
@@ -39,7 +51,7 @@ def output_file(path: Path) -> Path:
     KitError
         If it is a folder, a device or a pipe, or its folder cannot be written.
     """
-    _require_file(path)
+    _require_replaceable_file(path)
     place = Path(os.path.realpath(path))
     folder = next(parent for parent in place.parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
@@ -61,7 +73,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         If `path` is a folder, a device or a pipe, the disk is full, the folder cannot be written,
         or another process writes `path`.
     """
-    _require_file(path)
+    _require_replaceable_file(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _claimed(path.with_name(f"{path.name}.partial")) as partial:
@@ -117,7 +129,7 @@ def atomic_folder(folder: Path, *, marker: str | None = None) -> Iterator[Path]:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _require_file(path: Path) -> None:
+def _require_replaceable_file(path: Path) -> None:
     """Refuse what is there and is no regular file: it would be replaced by one."""
     try:
         mode = path.stat().st_mode

@@ -22,6 +22,7 @@ from .output import Output as Output
 from .output import bring_back as bring_back
 from .output import log_lines as log_lines
 from .output import require_free as require_free
+from .output import require_name as require_name
 from .reach import Reach as Reach
 from .submission_file import SubmissionSummary as SubmissionSummary
 from .submission_file import validate_submission as validate_submission

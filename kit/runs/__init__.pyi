@@ -3,6 +3,7 @@ from .card import CardFacts as CardFacts
 from .checks import check_folds as check_folds
 from .checks import check_run as check_run
 from .checks import check_trainable as check_trainable
+from .checks import check_without_data as check_without_data
 from .checks import find_differences as find_differences
 from .ensemble import Ensemble as Ensemble
 from .ensemble import Gain as Gain
@@ -13,6 +14,7 @@ from .ensemble import judge_gain as judge_gain
 from .ensemble import read_ensemble as read_ensemble
 from .ensemble import read_predictions as read_predictions
 from .ensemble import write_ensemble as write_ensemble
+from .export_hub import require_hub as require_hub
 from .export_hub import upload_timm as upload_timm
 from .export_onnx import write_onnx as write_onnx
 from .export_tensorboard import write_tensorboard as write_tensorboard
@@ -20,6 +22,7 @@ from .export_tile import ExportedTile as ExportedTile
 from .export_tile import export_tile as export_tile
 from .export_tile import scaled_maps as scaled_maps
 from .export_timm import EXACT as EXACT
+from .export_timm import require_timm_model as require_timm_model
 from .export_timm import write_timm as write_timm
 from .folder import read_config as read_config
 from .folder import read_history as read_history

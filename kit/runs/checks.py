@@ -5,13 +5,33 @@ from dataclasses import replace
 from pathlib import Path
 
 from kit import models
-from kit.base import KitError, Recipe, temporary_folder
+from kit.base import KitError, Recipe, read_custom, require_file, temporary_folder
 from kit.data import Holdout, Store, check_holdouts, recipe_augmentation
 from kit.runs.folder import read_config, require_free
 from kit.runs.folds import fold_recipes
 from kit.runs.holdout import resumed_holdout
 from kit.runs.identity import compare, describe, require_same
 from kit.training import check_schedule, choose_device, choose_precision
+
+
+def check_without_data(recipes: Iterable[Recipe], *, device: str = "auto") -> None:
+    """Check of recipes what their options alone tell, before data is opened, and packed if need be.
+
+    Raises
+    ------
+    KitError
+        If there is no such device, or it does not compute in such a precision, or there is no such
+        model, or a file that a recipe names is not there.
+    """
+    chosen = choose_device(device)
+    for recipe in recipes:
+        choose_precision(recipe.precision, chosen)
+        if recipe.is_backbone:
+            models.find_source(recipe.model)
+        for reference in recipe.custom.values():
+            read_custom(reference)
+        require_file("weights", recipe.weights)
+        require_file("slides", recipe.slides)
 
 
 def check_trainable(

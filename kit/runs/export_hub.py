@@ -1,5 +1,6 @@
 """A run's folder for timm, uploaded to the Hugging Face hub."""
 
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,23 @@ from kit.runs.export_timm import write_timm
 # What the hub itself puts into a new repository.
 _OF_THE_HUB = {".gitattributes"}
 _TOKEN = "set HF_TOKEN to a token that may write (https://huggingface.co/settings/tokens)"
+
+
+def require_hub(repository: str) -> None:
+    """Refuse an upload that the hub would refuse, before anything is written.
+
+    Raises
+    ------
+    KitError
+        If it is not OWNER/NAME of a repository, or nothing says who uploads.
+    """
+    from huggingface_hub import get_token
+
+    # The hub's client takes a name without an owner, too.
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        raise _no_name(repository)
+    if get_token() is None:
+        raise KitError(f"the hub asks who uploads to it: {_TOKEN}, or type hf auth login")
 
 
 def upload_timm(
@@ -44,10 +62,9 @@ def upload_timm(
     KitError
         As `write_timm` does, or if the hub does not take it: nothing is uploaded then.
     """
-    from huggingface_hub import HfApi, get_token
+    from huggingface_hub import HfApi
 
-    if get_token() is None:
-        raise KitError(f"the hub asks who uploads to it: {_TOKEN}, or type hf auth login")
+    require_hub(repository)
     with tempfile.TemporaryDirectory(dir=temporary_folder()) as scratch:
         place = Path(scratch) / "model"
         loaded = f"hf-hub:{repository}"
@@ -90,7 +107,7 @@ def _explained(repository: str) -> Iterator[None]:
     try:
         yield
     except errors.HFValidationError as error:
-        raise KitError(f"--hub {repository} is not OWNER/NAME of a repository") from error
+        raise _no_name(repository) from error
     except broken as error:
         status = _status(error)
         if status == 401:
@@ -107,6 +124,10 @@ def _explained(repository: str) -> Iterator[None]:
                 "the command again"
             )
         raise KitError(message) from error
+
+
+def _no_name(repository: str) -> KitError:
+    return KitError(f"--hub {repository} is not OWNER/NAME of a repository")
 
 
 def _status(error: BaseException | None) -> int | None:

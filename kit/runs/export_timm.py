@@ -76,7 +76,7 @@ def write_timm(
         If the run's network is not timm's, or the folder exists.
     """
     trained = load(folder, device="cpu")
-    _require_timm_model(folder, trained)
+    require_timm_model(folder, trained.recipe)
     if path.exists():
         raise KitError(f"{path} exists: name another folder with --timm")
     with atomic_folder(path) as partial:
@@ -88,8 +88,8 @@ def write_timm(
     return difference
 
 
-def _require_timm_model(folder: Path, trained: TrainedModel) -> None:
-    recipe = trained.recipe
+def require_timm_model(folder: Path, recipe: Recipe) -> None:
+    """Refuse the run in a folder, with this recipe, if timm cannot build its network."""
     if not recipe.is_backbone or recipe.is_probe:
         kind = f"a probe of {recipe.model}" if recipe.is_probe else recipe.model
         raise KitError(f"{folder} holds {kind}, which is not a model of timm's: export it to ONNX")

@@ -27,6 +27,7 @@ from .looks import record_look as record_look
 from .momentum import RECALIBRATED as RECALIBRATED
 from .momentum import MomentumSweep as MomentumSweep
 from .momentum import StatisticsBank as StatisticsBank
+from .momentum import check_sweep as check_sweep
 from .momentum import momentum_table as momentum_table
 from .momentum import momentum_verdict as momentum_verdict
 from .momentum import notebook_table as notebook_table
@@ -61,6 +62,7 @@ from .several import judge_several as judge_several
 from .several import margin_verdict as margin_verdict
 from .several import several_table as several_table
 from .several import several_verdict as several_verdict
+from .sharing import require_storage as require_storage
 from .sharing import share_runs as share_runs
 from .tables import StudyTable as StudyTable
 from .tables import write_tables as write_tables

@@ -182,11 +182,7 @@ def open_storage(
         # What Optuna raises depends on the line and on where it is damaged.
         except (ValueError, KeyError, TypeError, AssertionError) as error:
             raise KitError(f"{journal} is damaged: {remedy} ({error!r})") from error
-    if _lacks_user(make_url(storage)):
-        raise KitError(
-            f"{storage_name(storage, journal)} names no user: give --storage as "
-            "postgresql+pg8000://USER@HOST/NAME"
-        )
+    require_storage(storage)
     try:
         with no_experimental_warning():
             return _Database(
@@ -218,6 +214,29 @@ def _drop_cut_line(journal: Path) -> None:
         if end < len(content):
             file.truncate(end)
             os.fsync(file.fileno())
+
+
+def require_storage(storage: str | None) -> None:
+    """Refuse an address that is none of a database, before anything is opened.
+
+    Raises
+    ------
+    KitError
+        If it is not an SQLAlchemy URL, or lacks the user.
+    """
+    if storage is None:
+        return
+    name = storage_name(storage, Path())
+    try:
+        url = make_url(storage)
+    except SQLAlchemyError as error:
+        raise KitError(
+            f"--storage {name} is no address of a database: give postgresql+pg8000://USER@HOST/NAME"
+        ) from error
+    if _lacks_user(url):
+        raise KitError(
+            f"{name} names no user: give --storage as postgresql+pg8000://USER@HOST/NAME"
+        )
 
 
 def storage_name(storage: str | None, journal: Path) -> str:

@@ -94,7 +94,7 @@ def sweep_momenta(
         If momentum does not matter to what the recipe keeps, a training cannot be, or the folder
         holds another study; or if a figure of a finished training is no number.
     """
-    _check_sweep(sweep)
+    check_sweep(sweep)
     check_recipes(sweep.recipes().values(), store, device=device)
     settled = settle_precision(sweep.folder, {"sweep": sweep.recipe}, device)
     sweep = replace(sweep, recipe=settled["sweep"])
@@ -143,16 +143,26 @@ def train_momenta(
     KitError
         As `sweep_momenta`; also for a model that is not the kit's, which has a momentum of its own.
     """
-    recipe = sweep.recipe
-    if not recipe.is_built_in:
-        raise KitError(f"{recipe.model} has a momentum of its own: leave out --independent")
-    _check_sweep(sweep)
+    check_sweep(sweep, independent=True)
     return train_arms(sweep.as_arms(), store, device=device, workers=workers, storage=storage)
 
 
-def _check_sweep(sweep: MomentumSweep) -> None:
-    """Refuse momenta that have one name, and models that do not depend on them."""
+def check_sweep(sweep: MomentumSweep, *, independent: bool = False) -> None:
+    """Refuse momenta that have one name, and models that do not depend on them.
+
+    Parameters
+    ----------
+    independent
+        Whether a run is trained per momentum, see `train_momenta`.
+
+    Raises
+    ------
+    KitError
+        Also for a model that cannot be built.
+    """
     recipe = sweep.recipe
+    if independent and not recipe.is_built_in:
+        raise KitError(f"{recipe.model} has a momentum of its own: leave out --independent")
     names = {_name(momentum) for momentum in sweep.momenta}
     if len(names) < 2 or len(names) < len(sweep.momenta):
         raise KitError(
