@@ -1,4 +1,4 @@
-"""Studies of several runs: arms paired by seed, BatchNorm's momentum, searches; their workers.
+"""Studies of several runs: arms paired by seed, and in rooms `momentum`, `search` and `best`.
 
 What lives here trains runs into a study's folder, alone or with other machines, and compares them
 in tables and one sentence. It knows nothing of pages and plots.
