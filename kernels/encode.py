@@ -61,6 +61,7 @@ def main(options: EncodeOptions) -> None:
         return
     recipe = recipe_of(options)
     runs.check_without_data([recipe], device=options.device)
+    base.require_file("weights", recipe.weights)
     training.prepare_process()
     store = data.open_store(options.data)
     sets = [getattr(store, split) for split in options.splits]

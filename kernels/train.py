@@ -123,37 +123,53 @@ def begun_options(folder: Path) -> TrainOptions:
 def main(options: TrainOptions) -> None:
     """Train one run, or one per fold."""
     folder = options.out or default_folder(options)
-    one_run = options.recipe.folds is None or options.recipe.fold is not None
     devices = training.choose_devices(options.device, options.devices)
-    if devices.workers and (one_run or training.distributed.world_size() > 1):
-        raise KitError(
-            f"--devices {' '.join(options.devices)} shares out the runs of --folds, and there is "
-            "one run: choose a --device, or train it on several with torchrun (docs/scale.md)"
-        )
+    check(options, folder, devices)
     training.prepare_process(deterministic=options.deterministic, cuda_graphs=options.cuda_graphs)
-    runs.require_logger(options.log)
-    begun = options.resume or options.refit is not None
-    # What a run began from may be gone by now.
-    runs.check_without_data([] if begun else [options.recipe], device=devices.device)
     with base.going_on(lambda *more: how_to_go_on(folder, *more)):
         with training.distributed.rank_zero_first():
             tiles = data.open_store(options.data)
-        if not begun and training.leaves_precision_open(options.recipe):
+        if is_new(options) and training.leaves_precision_open(options.recipe):
             precision = training.settle_precision([options.recipe], device=devices.device)
             options = replace(options, recipe=replace(options.recipe, precision=precision))
-        if one_run:
+        if is_one_run(options):
             # Asked now: the processes part when the last epoch is over.
             rank = training.distributed.rank()
             with training.TrainingBar() as bar:
                 train(options, tiles, folder, bar, device=devices.device)
             if rank == 0:
                 print(next_command(folder, options))
-        elif training.distributed.world_size() > 1:
-            raise KitError(
-                "--folds under torchrun: start one fold at a time, with --fold 0, 1, ..."
-            )
         else:
             train_folds(options, tiles, folder, devices)
+
+
+def is_one_run(options: TrainOptions) -> bool:
+    """Whether there is one run to train, and not one per fold."""
+    return options.recipe.folds is None or options.recipe.fold is not None
+
+
+def is_new(options: TrainOptions) -> bool:
+    """Whether the recipe is that of the command line, and no earlier run's."""
+    return not options.resume and options.refit is None
+
+
+def check(options: TrainOptions, folder: Path, devices: training.Devices) -> None:
+    """Refuse what can be refused before data is opened, and packed if need be."""
+    one_run, several = is_one_run(options), training.distributed.world_size() > 1
+    if devices.workers and (one_run or several):
+        raise KitError(
+            f"--devices {' '.join(options.devices)} shares out the runs of --folds, and there is "
+            "one run: choose a --device, or train it on several with torchrun (docs/scale.md)"
+        )
+    if several and not one_run:
+        raise KitError("--folds under torchrun: start one fold at a time, with --fold 0, 1, ...")
+    runs.require_logger(options.log)
+    if is_new(options):
+        # What an earlier run began from may be gone by now.
+        runs.check_without_data([options.recipe], device=devices.device)
+        base.require_file("weights", options.recipe.weights)
+    if one_run and not options.resume and training.distributed.rank() == 0:
+        runs.require_free(folder)
 
 
 def how_to_go_on(folder: Path, *options: str) -> str:

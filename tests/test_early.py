@@ -62,6 +62,17 @@ def test_before_data_is_looked_for(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_that_holds_something_is_told_first(
+    type_in: Type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "notebook-before-0").mkdir(parents=True)
+    (tmp_path / "runs" / "notebook-before-0" / "mine.txt").touch()
+    status, said = type_in("train")
+    assert status == 1
+    assert "runs/notebook-before-0" in said and "no data in" not in said
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

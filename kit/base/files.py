@@ -37,7 +37,7 @@ def require_file(option: str, path: Path | None) -> None:
     KitError
         Naming both.
     """
-    if path is not None and not path.is_file():
+    if path is not None and not path.exists():
         raise KitError(f"--{option} {path}: there is no such file")
 
 

@@ -27,6 +27,7 @@ from .export_timm import write_timm as write_timm
 from .folder import read_config as read_config
 from .folder import read_history as read_history
 from .folder import refit_of as refit_of
+from .folder import require_free as require_free
 from .folder import resume_command as resume_command
 from .folds import begun_config as begun_config
 from .folds import fold_recipes as fold_recipes
