@@ -73,6 +73,18 @@ def test_two_processes_train_what_one_does(tiles: Store, alone: Path, tmp_path: 
     assert len(runs.read_valid(tmp_path / "run")) == 24
 
 
+def test_two_processes_learn_from_a_teacher_as_one_does(
+    tiles: Store, alone: Path, tmp_path: Path
+) -> None:
+    process = torchrun(tiles, tmp_path / "run", "--epochs", "1", "--teacher", str(alone))
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    taught = replace(RECIPE, epochs=1, teacher=(alone,))
+    one = Run(taught, tiles, tmp_path / "one", device="cpu")
+    list(one.train(progress=False))
+    assert_same_within_rounding(tmp_path / "run", tmp_path / "one")
+
+
 def test_a_killed_process_ends_both_and_one_alone_goes_on(tiles: Store, tmp_path: Path) -> None:
     folder, many = tmp_path / "run", 60
     process = torchrun(tiles, folder, "--epochs", str(many), "--checkpoint-steps", "1")

@@ -12,8 +12,16 @@ from simulated_gpu import Counts, simulated_gpu
 
 from kit import models, runs
 from kit.base import KitError, Recipe
-from kit.data import Store, eval_loader, open_store, recipe_dataset, train_loader
-from kit.training import GraphedCall, NonFiniteLossError, TrainingState, choose_kernels, fit
+from kit.data import Resize, Store, eval_loader, open_store, recipe_dataset, train_loader
+from kit.training import (
+    GraphedCall,
+    NonFiniteLossError,
+    Normalize,
+    Teacher,
+    TrainingState,
+    choose_kernels,
+    fit,
+)
 from kit.training.gradients import WARM_UP_CALLS
 
 CUDA = torch.device("cuda")
@@ -90,6 +98,49 @@ def test_a_run_is_that_of_the_cpu_within_rounding(store: Store, tmp_path: Path, 
     assert found.train_loss == pytest.approx(expected[0].train_loss, rel=1e-4)
     there = runs.load(tmp_path / "cpu", device="cpu").predict(store.test, views=8)
     np.testing.assert_allclose(probabilities, there, atol=2e-3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_taught_step_waits_for_nothing(store: Store, counts: Counts, dtype: torch.dtype) -> None:
+    theirs = RECIPES["convolutions"]
+    teacher = Teacher(
+        models.create_model(theirs).to(CUDA).eval(),
+        Resize(96, theirs.size, theirs.interpolation),
+        Normalize(*theirs.channel_statistics).to(CUDA),
+        dtype,
+    )
+    recipe = replace(RECIPES["compact"], batch_size=4, epochs=2, teacher=(Path("theirs"),))
+    recipe = replace(recipe, teacher_weight=0.5, teacher_temperature=2)
+    dataset = recipe_dataset(
+        store.train.tiles, recipe, labels=store.labels, train=True, device=CUDA
+    )
+    network = models.create_model(recipe)
+    state = TrainingState(
+        network, recipe, steps_per_epoch=6, device=CUDA, dtype=dtype, teachers=[teacher]
+    )
+    seen = []
+
+    def after_step() -> None:
+        if state.progress.step > 1:
+            seen.append((dict(counts.waits), counts.uploaded))
+        counts.clear()
+
+    loader = train_loader(dataset, batch_size=4)
+    list(fit(state, loader, eval_loader(dataset), after_step=after_step, progress=False))
+    assert seen == [({}, 0)] * 10
+
+
+def test_a_taught_run_is_that_of_the_cpu_within_rounding(store: Store, tmp_path: Path) -> None:
+    theirs = replace(RECIPES["convolutions"], batch_size=2, epochs=1, precision="fp32")
+    list(runs.Run(theirs, store, tmp_path / "theirs", device="cpu").train(progress=False))
+    recipe = replace(RECIPES["compact"], batch_size=2, epochs=1, precision="fp32", augment="d4")
+    recipe = replace(recipe, teacher=(tmp_path / "theirs",))
+    on_cpu = runs.Run(recipe, store, tmp_path / "cpu", device="cpu")
+    (expected,) = on_cpu.train(progress=False)
+    with simulated_gpu():
+        run = runs.Run(recipe, store, tmp_path / "cuda", device="cuda")
+        (found,) = run.train(progress=False)
+    assert found.train_loss == pytest.approx(expected.train_loss, rel=1e-4)
 
 
 @pytest.mark.usefixtures("counts")

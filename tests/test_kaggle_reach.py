@@ -47,6 +47,7 @@ def test_published_weights_come_from_what_is_mounted(
         (ARMS, "resnet50 would start from published weights"),
         (("--slides", "none.csv"), "--slides none.csv: there is no such file here"),
         ((*BACKBONE, "--weights=none.pth"), "--weights none.pth: there is no such file here"),
+        (("--teacher", "/kaggle/input/a", "runs/b"), "--teacher runs/b: runs do not go along"),
         (("--recipe", "none"), "none"),
     ],
 )

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from kit.base import Augmentation, Interpolation
-from kit.data import Resize, augmentation, tensor_transforms, transforms
+from kit.data import Resize, augmentation, resize_batch, tensor_transforms, transforms
 
 RNG = np.random.default_rng(0)
 # Soft shapes, as a microscope shows them: neighbours differ by a few levels.
@@ -40,6 +40,28 @@ def test_each_transform_is_the_same_within_a_level(options: dict[str, float]) ->
     by_opencv, by_tensors = both(augmentation)
     assert np.abs(by_opencv - by_tensors).max() <= 1
     assert np.abs(by_opencv - SOFT).max() > 10
+
+
+@pytest.mark.parametrize(
+    ("resize", "differing"),
+    [
+        (Resize(24, 7, "nearest"), 0.0),
+        (Resize(20, 31, "nearest"), 0.0),
+        (Resize(24, 56, "bicubic"), 0.001),
+        (Resize(24, 13, "area"), 0.001),
+        # A quarter of the means of four bytes are halves, which OpenCV rounds up here.
+        (Resize(24, 12, "area"), 0.2),
+        # Their weights are coarse in OpenCV.
+        (Resize(16, 24, "bilinear"), 0.2),
+        (Resize(16, 24, "area"), 0.2),
+    ],
+)
+def test_a_batch_is_resized_as_each_image(resize: Resize, differing: float) -> None:
+    expected = np.stack([resize(image) for image in SOFT]).astype(int)
+    batch = resize_batch(torch.from_numpy(SOFT).permute(0, 3, 1, 2), resize)
+    difference = np.abs(batch.permute(0, 2, 3, 1).numpy() - expected)
+    assert difference.max() <= 1
+    assert (difference > 0).mean() <= differing
 
 
 def test_turns_and_zooms_are_the_same_within_opencvs_grid() -> None:

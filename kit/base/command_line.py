@@ -184,12 +184,12 @@ def _check_lengths(argv: Sequence[str]) -> None:
 
 
 def _check_repeated(argv: Sequence[str]) -> None:
-    """Refuse two lists of slides, of which only the last would count."""
+    """Refuse two lists of slides or teachers, of which only the last would count."""
     names = _names(argv)
-    for name in ("validate_on", "leave_out"):
+    for name, what in (("validate_on", "slides"), ("leave_out", "slides"), ("teacher", "runs")):
         if names.count(name) > 1:
             flag = f"--{name.replace('_', '-')}"
-            raise KitError(f"{flag} is given {names.count(name)} times: name all slides after one")
+            raise KitError(f"{flag} is given {names.count(name)} times: name all {what} after one")
 
 
 @cache

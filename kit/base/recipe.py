@@ -161,6 +161,13 @@ class Recipe:
     """Decoupled from the gradient (AdamW), sparing biases and norms; 0 is plain Adam."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share by which labels are drawn towards 1/2."""
+    teacher: tuple[Path, ...] = ()
+    """Finished runs, their mean logits, or a cross-validation, fold by fold: train towards what
+    they say of each augmented batch. They may not know tiles that this run holds out."""
+    teacher_weight: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Of the teacher in the loss; the labels have the rest."""
+    teacher_temperature: Positive = 1.0
+    """What the logits of both are divided by: the higher, the more alike all distances count."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay of an average of the weights, which the run ends with; 0 keeps none."""
     keep: Keep = "last"
@@ -213,6 +220,8 @@ class Recipe:
             )
         if self.orientations > 1 and self.model != "compact" and not is_custom(self.model):
             raise RecipeError("orientations needs the model compact")
+        if self.teacher and self.is_probe:
+            raise RecipeError("a probe is fitted to labels alone: leave out teacher")
         self._check_tuning()
 
     def _check_tuning(self) -> None:
@@ -237,6 +246,11 @@ class Recipe:
         """The options that name a person's own code, see `is_custom`, and what they name."""
         named = {"model": self.model, "augment": self.augment}
         return {name: reference for name, reference in named.items() if is_custom(reference)}
+
+    @property
+    def is_taught(self) -> bool:
+        """Whether the training listens to teachers: to those of no weight it does not."""
+        return bool(self.teacher and self.teacher_weight)
 
     @property
     def is_probe(self) -> bool:
@@ -268,6 +282,8 @@ class Recipe:
             unused |= dict.fromkeys(STEPS_ONLY, f"for --probe {self.probe}")
         elif self.is_backbone:
             unused["pool"] = "without --probe"
+        if not self.teacher:
+            unused |= dict.fromkeys(("teacher_weight", "teacher_temperature"), "without --teacher")
         if self.folds or self.validate_on:
             unused["holdout"] = f"beside {'--folds' if self.folds else '--validate-on'}"
         if (self.augment in ("none", "d4") or "augment" in self.custom) and not self.is_probe:

@@ -37,6 +37,7 @@ from .store import open_store as open_store
 from .store import pack_tiles as pack_tiles
 from .synthetic import draw_tiles as draw_tiles
 from .tensor_transforms import eight_views as eight_views
+from .tensor_transforms import resize_batch as resize_batch
 from .tensor_transforms import turn_back as turn_back
 from .tensor_transforms import view_of as view_of
 from .transforms import Resize as Resize

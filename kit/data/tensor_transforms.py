@@ -105,6 +105,25 @@ def enlarge(images: Tensor, resize: Resize) -> Tensor:
     return _as_images(maps)
 
 
+def resize_batch(images: Tensor, resize: Resize) -> Tensor:
+    """Resize uint8 images (images, 3, side, side), on any device, as `Resize` does each of them.
+
+    Within a level: OpenCV rounds the weights of some, and halves in another way.
+    """
+    edge = (images.shape[3] - resize.crop) // 2
+    square = images[..., edge : edge + resize.crop, edge : edge + resize.crop]
+    if resize.size == resize.crop:
+        return square
+    matrix = _resizing(resize, images.device)
+    return _as_images(matrix @ square.float() @ matrix.T).permute(0, 3, 1, 2)
+
+
+@functools.cache
+def _resizing(resize: Resize, device: torch.device) -> Tensor:
+    """Return the matrix that resizes a row of pixels: (size, crop)."""
+    return torch.from_numpy(resize.matrix()).to(device)
+
+
 def turn_and_zoom(maps: Tensor, angles: Tensor, zooms: Tensor) -> Tensor:
     """Turn maps (images, 3, side, side) about their centre and enlarge them.
 

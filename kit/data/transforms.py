@@ -36,6 +36,7 @@ MIN_SIGMA = 0.2
 _FLIP_CODES = {(0,): 0, (1,): 1, (0, 1): -1}
 
 
+@dataclass(frozen=True)
 class Resize:
     """Cut out the central square and resize it; the same as albumentations' transforms.
 
@@ -47,10 +48,9 @@ class Resize:
         Side of the result in pixels.
     """
 
-    def __init__(self, crop: int, size: int, interpolation: Interpolation) -> None:
-        self.crop = crop
-        self.size = size
-        self.interpolation = interpolation
+    crop: int
+    size: int
+    interpolation: Interpolation
 
     def __call__(self, image: Array, out: Array | None = None) -> Array:
         """Return an image of (size, size, 3), written to `out` where it is given."""
@@ -61,6 +61,11 @@ class Resize:
         # To the same size OpenCV copies.
         code = _INTERPOLATIONS[self.interpolation]
         return cv2.resize(square, (self.size, self.size), out, interpolation=code)
+
+    def matrix(self) -> npt.NDArray[np.float32]:
+        """Return what resizing multiplies a row of the square's pixels by: (size, crop)."""
+        code, unit = _INTERPOLATIONS[self.interpolation], np.eye(self.crop, dtype=np.float32)
+        return np.asarray(cv2.resize(unit, (self.crop, self.size), interpolation=code))
 
 
 def symmetry(image: Array, element: int) -> Array:

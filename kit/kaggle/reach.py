@@ -63,6 +63,13 @@ def complete(job: Job, reach: Reach) -> Job:
     for flag, file in (("--slides", given.slides), ("--weights", given.weights)):
         if file is not None and not Path(file).is_file() and not file.startswith("/kaggle/"):
             raise KitError(f"{flag} {file}: there is no such file here, nor would there be there")
+    of_recipes = (str(run) for name in _recipes(given) for run in read_recipe(name).teacher)
+    for run in [*given.teacher, *of_recipes]:
+        if not run.startswith("/kaggle/"):
+            raise KitError(
+                f"--teacher {run}: runs do not go along: mount it with --dataset OWNER/NAME and "
+                "give its path there, /kaggle/input/..., or train here"
+            )
     _require_named_code(given)
     wanted = _pretrained(given)
     if not wanted or reach.internet:
@@ -87,6 +94,7 @@ def _given(arguments: tuple[str, ...]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for flag in ("--recipe", "--model", "--augment", "--weights", "--slides"):
         parser.add_argument(flag)
+    parser.add_argument("--teacher", nargs="+", default=[])
     parser.add_argument("--arm", action="append", default=[])
     parser.add_argument("--pretrained", action=argparse.BooleanOptionalAction)
     try:

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from kit import runs, stats
-from kit.base import KitError
+from kit.base import KitError, parse_recipe
 from kit.data import KnownSlides, Store, find_slides
 from kit.report import plots
 from kit.report.galleries import choose_gallery, gallery_section
@@ -98,9 +98,23 @@ def run_limits(folder: Path, *, by_slide: bool) -> list[str]:
     return [
         *([] if runs.refit_of(folder) is None else [refitted]),
         holdout,
+        *_taught(folder),
         *(_best_epoch(folder) if runs.keeps_best(folder) else []),
         "This is one run: another seed gives other figures, and no interval here says by how much. "
         "A comparison of two variants takes several seeds of each.",
+    ]
+
+
+def _taught(folder: Path) -> list[str]:
+    """Say that the run listened to teachers, and what its training loss then is."""
+    config = runs.read_config(folder)
+    if not parse_recipe(config["recipe"], source=f"{folder}/config.json").is_taught:
+        return []
+    named = (f"{run} (SHA-256 of its weights {sha})" for run, sha in config["teachers"].items())
+    kept = "" if runs.refit_of(folder) else ", which was trained on none of the held-out ones"
+    return [
+        f"It was trained towards what {', '.join(named)} says of the same augmented tiles{kept}. "
+        "Its training loss is the distance to that, and says nothing beside another run's."
     ]
 
 

@@ -34,6 +34,12 @@ def describe_run(run: Run) -> str:
         f"{str(run.dtype).removeprefix('torch.')} on {run.device}"
         f"{', which holds the tiles' if run.loaders.holds_tiles else ''}; into {run.folder}"
     )
+    if recipe.is_taught:
+        lines.append(
+            f"towards what {', '.join(map(str, recipe.teacher))} says of the same tiles, with a "
+            f"weight of {recipe.teacher_weight:g} beside the labels' "
+            f"{1 - recipe.teacher_weight:.4g}"
+        )
     if recipe.slides is None and not run.is_refit:
         table = find_slides_table(run.store) or "TABLE"
         lines.append(

@@ -36,7 +36,7 @@ $loading
 96x96 RGB tiles of lymph node sections, stained with haematoxylin and eosin, from Kaggle's
 competition Histopathologic Cancer Detection: PatchCamelyon (Veeling et al., 2018) without its
 duplicates, cut from the slides of CAMELYON16. The tiles are in the public domain (CC0).
-$train_tiles tiles were trained on and $valid_tiles held out. $holdout$refit
+$train_tiles tiles were trained on and $valid_tiles held out. $holdout$refit$teachers
 
 ## Figures
 
@@ -71,6 +71,11 @@ Histopathologic cancer kit $kit, PyTorch $torch; SHA-256 of the tiles' ids and l
 _REFIT = """
 The weights are those of a refit, trained on the held-out tiles as well. All figures are those of
 the run before it, which was not."""
+
+
+_TEACHERS = """
+It was trained towards what other models of this kit say of these tiles: $teachers. Their licences,
+and those of what they began with, may hold for it."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,7 @@ def model_card(folder: Path, trained: TrainedModel, loading: str, facts: CardFac
         valid_tiles=f"{figures['tiles']:,}",
         holdout=_holdout(recipe),
         refit="" if refit_of(folder) is None else _REFIT,
+        teachers=_teachers(recipe, config.get("teachers", {})),
         figures="\n".join(_rows(folder, figures, facts)),
         views="the mean over eight views of each" if recipe.views == 8 else "one view of each",
         optimistic=_optimistic(recipe, figures),
@@ -130,7 +136,16 @@ def _without_folders(recipe: Recipe) -> Recipe:
         model=f"{kind}{found}{Path(place).name}",
         weights=recipe.weights and Path(recipe.weights.name),
         slides=recipe.slides and Path(recipe.slides.name),
+        teacher=tuple(Path(run.name) for run in recipe.teacher),
     )
+
+
+def _teachers(recipe: Recipe, fingerprints: dict[str, str]) -> str:
+    """Name the teachers that a run listened to, and the SHA-256 of their weights."""
+    if not recipe.is_taught:
+        return ""
+    named = [f"{Path(run).name} (SHA-256 of weights {sha})" for run, sha in fingerprints.items()]
+    return Template(_TEACHERS).substitute(teachers=", ".join(named))
 
 
 def _metadata(name: str, figures: dict[str, Any], licence: str | None) -> str:

@@ -11,6 +11,7 @@ from kit.runs.folder import read_config, require_free
 from kit.runs.folds import fold_recipes
 from kit.runs.holdout import resumed_holdout
 from kit.runs.identity import compare, describe, require_same
+from kit.runs.teachers import check_teachers
 from kit.training import check_schedule, choose_device, choose_precision
 
 
@@ -50,8 +51,8 @@ def check_trainable(
     ------
     KitError
         If a side of a holdout lacks a class, a batch is not filled, a schedule has too few steps,
-        a model or an augmentation cannot be built, or there is no such device or no temporary
-        folder.
+        a model or an augmentation cannot be built, a teacher knows what is held out, or there is no
+        such device or no temporary folder.
     """
     # PyTorch's optimisers ask for it when they are made.
     temporary_folder()
@@ -63,7 +64,8 @@ def check_trainable(
         # Published weights are fetched when they are needed.
         own = models.follow_model(recipe)
         recipe_augmentation(recipe)
-        network = replace(own, pretrained=False, weights=None, fold=None, seed=0)
+        check_teachers(recipe, store, holdout)
+        network = replace(own, pretrained=False, weights=None, fold=None, seed=0, teacher=())
         if network not in built:
             models.create_model(network)
             built.add(network)

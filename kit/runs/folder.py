@@ -87,6 +87,7 @@ class _Config:
     class_names: tuple[str, ...] = ()
     options: _Options = _Options()
     custom: dict[str, str] = field(default_factory=dict)
+    teachers: dict[str, str] = field(default_factory=dict)
     refit_of: _RefitOf | None = None
     resumed_from: dict[str, Any] | None = None
     precision: str | None = None

@@ -42,14 +42,11 @@ def resumed_holdout(
     path = inside(folder, "split.csv")
     expected = read_config(folder)["data"].get("split")
     # It is not there where the run was stopped before its first step.
-    kept = _read_split(path, store) if path.is_file() else None
+    kept = read_split(folder, store) if path.is_file() else None
     if kept is not None:
-        found = holdout_fingerprint(store, kept)
-        if expected not in (None, found):
-            raise KitError(f"{path} is not the split that the run was begun with: put it back")
         if force:
             return kept
-        expected = found
+        expected = holdout_fingerprint(store, kept)
     put_back = f"put back what the run was begun with, or add --force to go on with {path}"
     try:
         chosen = run_holdout(recipe, store, refit=refit)
@@ -64,7 +61,22 @@ def resumed_holdout(
     return chosen
 
 
-def _read_split(path: Path, store: Store) -> Holdout:
+def read_split(folder: Path, store: Store) -> Holdout:
+    """Read a run's split.csv.
+
+    Raises
+    ------
+    KitError
+        If it is damaged, of other data, or not the one that the run was begun with.
+    """
+    path = inside(folder, "split.csv")
+    sides = _read_sides(path, store)
+    if read_config(folder)["data"].get("split") not in (None, holdout_fingerprint(store, sides)):
+        raise KitError(f"{path} is not the split that the run was begun with: put it back")
+    return sides
+
+
+def _read_sides(path: Path, store: Store) -> Holdout:
     table = read_table(read_bytes(path), ["id", "fold"], source=str(path))
     ids = require_ids(table["id"], source=str(path))
     rows = pd.Index(store.train.ids).get_indexer(pd.Index(ids))

@@ -14,6 +14,7 @@ from kit import models
 from kit.base import CLASS_NAMES, KitError, Recipe, parse_recipe, recipe_values
 from kit.data import Store
 from kit.runs.custom import describe_code, other_code
+from kit.runs.teachers import describe_teachers, other_teachers
 from kit.training import choose_precision
 
 # Of the recipe, what may change in a run that has begun: how long it trains, and in what precision.
@@ -61,7 +62,7 @@ def describe(recipe: Recipe, store: Store, device: torch.device) -> dict[str, An
     Raises
     ------
     KitError
-        If the device cannot compute in the recipe's precision.
+        If the device cannot compute in the recipe's precision, or a teacher is not finished.
     """
     recipe = models.follow_model(recipe)
     mean, std = recipe.channel_statistics
@@ -79,6 +80,7 @@ def describe(recipe: Recipe, store: Store, device: torch.device) -> dict[str, An
         # Other models keep their own.
         "bn_momentum_in_pytorch": 1 - recipe.bn_momentum if recipe.is_built_in else None,
         "custom": describe_code(recipe),
+        "teachers": describe_teachers(recipe),
         "data": {"fingerprint": store.fingerprint, "is_standin": store.is_standin},
         "precision": str(dtype).removeprefix("torch."),
         "device": str(device),
@@ -104,7 +106,7 @@ def compare(
         if before != after:
             option = f"--{field.name.replace('_', '-')} was {before} and is {after}"
             (changeable if field.name in CHANGEABLE else fixed).append(option)
-    fixed += other_code(then, now)
+    fixed += [*other_code(then, now), *other_teachers(then, now)]
     before, after = (values.get("refit_of") for values in (then, now))
     if before != after:
         names = [value and value["run"] for value in (before, after)]

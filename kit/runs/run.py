@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from kit.runs.loaders import RunLoaders
 from kit.runs.predictions import write_predictions
 from kit.runs.refit import refit_record, unjudged, write_refit
 from kit.runs.stopping import StopRequest
+from kit.runs.teachers import open_teachers
 from kit.training import (
     Evaluate,
     NonFiniteLossError,
@@ -132,6 +134,7 @@ class Run:
             else run_holdout(recipe, store, refit=self.is_refit)
         )
         check_batch(len(self.holdout.train), recipe.batch_size)
+        self.teachers = open_teachers(recipe, store, self.holdout, str(self.device))
         self.loaders = RunLoaders(recipe, store, self.holdout, device=self.device, workers=workers)
         self.state = self._restore() if resume else self._new_state(recipe)
         if self.rank == 0:
@@ -145,7 +148,7 @@ class Run:
     def _begun(self, *, force: bool) -> dict[str, Any]:
         """Return the record of the run to resume, which must be this one."""
         begun = read_config(self.folder)
-        require_same(self.folder, compare(begun, self._identity()), force=force)
+        require_same(self.folder, compare(begun, self._identity), force=force)
         return begun
 
     def _new_state(self, recipe: Recipe) -> TrainingState:
@@ -155,6 +158,7 @@ class Run:
             steps_per_epoch=len(self.holdout.train) // recipe.batch_size,
             device=self.device,
             dtype=self.dtype,
+            teachers=self.teachers,
         )
 
     def _restore(self) -> TrainingState:
@@ -172,7 +176,7 @@ class Run:
         is_custom = "model" in self.recipe.custom
         recipe = self.recipe if is_custom else rebuilding_recipe(self.folder, self.recipe)
         state = self._new_state(recipe)
-        self.history = load_checkpoint(path, state, self._identity())
+        self.history = load_checkpoint(path, state, self._identity)
         if state.epoch > self.recipe.epochs:
             raise KitError(
                 f"{self.folder} is trained for {state.epoch} epochs already: ask for "
@@ -319,19 +323,20 @@ class Run:
             f"{error}: try a smaller --lr, or --precision fp32; {kept}. The batch's tiles: {ids}"
         )
 
+    @cached_property
     def _identity(self) -> dict[str, Any]:
         refit_of = {} if self.refit_of is None else {"refit_of": self.refit_of}
         return describe(self.recipe, self.store, self.device) | refit_of
 
     def _config(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        identity = self._identity()
-        identity["data"] |= {
+        sides = {
             "train_tiles": len(self.holdout.train),
             "valid_tiles": len(self.holdout.valid),
             "split": holdout_fingerprint(self.store, self.holdout),
         }
         return {
-            **identity,
+            **self._identity,
+            "data": self._identity["data"] | sides,
             "workers": self.loaders.workers,
             "holds_tiles": self.loaders.holds_tiles,
             "processes": distributed.world_size(),
@@ -346,7 +351,7 @@ class Run:
         """Keep the state after a step: last.pt first, from which the history follows."""
         state = self.state.state_dict()
         if self.rank == 0:
-            write_checkpoint(self.folder / "last.pt", state, self.history, self._identity())
+            write_checkpoint(self.folder / "last.pt", state, self.history, self._identity)
             self._write_history()
 
     def _write_history(self) -> None:

@@ -29,6 +29,7 @@ from .loop import Evaluate as Evaluate
 from .loop import evaluate as evaluate
 from .loop import evaluate_each as evaluate_each
 from .loop import fit as fit
+from .losses import Teacher as Teacher
 from .muon import Muon as Muon
 from .muon import orthogonalize as orthogonalize
 from .precision import leaves_precision_open as leaves_precision_open

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from kit.base import KitError
@@ -36,18 +35,11 @@ def compute_gradients(
     """
     with autocast(state.device, state.dtype):
         logits = network(state.normalize(images)).squeeze(1)
-    loss = functional.binary_cross_entropy_with_logits(
-        logits.float(), _smooth(labels, state.recipe.label_smoothing)
-    )
+    loss = state.loss(logits.float(), labels, images)
     state.optimizer.zero_grad()
     state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
     hits = ((logits.detach() > 0) == (labels > 0.5)).sum()
     return torch.stack([loss.detach(), hits.to(loss.dtype)])
-
-
-def _smooth(labels: Tensor, share: float) -> Tensor:
-    """Return labels drawn towards 1/2 by a share (Szegedy et al., arXiv:1512.00567)."""
-    return labels.lerp(torch.full_like(labels, 0.5), share) if share else labels
 
 
 class Gradients:

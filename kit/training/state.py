@@ -1,6 +1,7 @@
 """What training changes, and what resuming therefore needs."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from kit.base import KitError, Recipe
 from kit.training import distributed
 from kit.training.device import move_model
 from kit.training.inference import Normalize
+from kit.training.losses import Teacher, choose_loss
 from kit.training.muon import Muon
 
 # Keras' Adam adds this to the root of the second moment; PyTorch's default is 1e-8.
@@ -135,9 +137,13 @@ class TrainingState:
         arXiv:1708.07120).
     dtype
         The type that convolutions compute in; weights stay in float32.
+    teachers
+        Those that the recipe names, on the device.
 
     Attributes
     ----------
+    loss
+        What is minimised.
     optimizer
         AdamW, which without weight decay is plain Adam, or Muon.
     averaged
@@ -162,8 +168,10 @@ class TrainingState:
         steps_per_epoch: int | None = None,
         device: torch.device | None = None,
         dtype: torch.dtype = torch.float32,
+        teachers: Sequence[Teacher] = (),
     ) -> None:
         self.recipe = recipe
+        self.loss = choose_loss(recipe, teachers)
         self.device = device or torch.device("cpu")
         self.dtype = dtype
         self.begin_epoch(Progress())

@@ -103,6 +103,9 @@ def search_space(
     free -= recipe.custom.keys()
     if recipe.custom.keys() & {"augment"}:
         free -= {"stain_strength"}
+    if recipe.teacher:
+        # It has to see in a batch what it was trained on.
+        free -= {"crop", "size"}
     if recipe.norm == "none":
         free -= {"bn"}
     if recipe.ema or recipe.norm != "batch":
