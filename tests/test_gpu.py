@@ -1,6 +1,6 @@
 """The way to a submission on a simulated GPU: it runs, nothing mixes devices, no step waits."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,18 +58,15 @@ def counts() -> Iterator[Counts]:
         yield counted
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_step_waits_for_nothing_and_copies_nothing(
-    store: Store, counts: Counts, name: str, dtype: torch.dtype
+def assert_no_step_waits(
+    store: Store, counts: Counts, recipe: Recipe, dtype: torch.dtype, teachers: Sequence[Teacher]
 ) -> None:
-    recipe = replace(RECIPES[name], batch_size=4, epochs=2)
+    recipe = replace(recipe, batch_size=4, epochs=2)
     dataset = recipe_dataset(
         store.train.tiles, recipe, labels=store.labels, train=True, device=CUDA
     )
-    state = TrainingState(
-        models.create_model(recipe), recipe, steps_per_epoch=6, device=CUDA, dtype=dtype
-    )
+    network, options = models.create_model(recipe), {"device": CUDA, "dtype": dtype}
+    state = TrainingState(network, recipe, steps_per_epoch=6, teachers=teachers, **options)
     seen = []
 
     def after_step() -> None:
@@ -80,6 +77,27 @@ def test_a_step_waits_for_nothing_and_copies_nothing(
     loader = train_loader(dataset, batch_size=4)
     list(fit(state, loader, eval_loader(dataset), after_step=after_step, progress=False))
     assert seen == [({}, 0)] * 10
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_step_waits_for_nothing_and_copies_nothing(
+    store: Store, counts: Counts, name: str, dtype: torch.dtype
+) -> None:
+    assert_no_step_waits(store, counts, RECIPES[name], dtype, [])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_taught_step_waits_for_nothing(store: Store, counts: Counts, dtype: torch.dtype) -> None:
+    theirs = RECIPES["convolutions"]
+    teacher = Teacher(
+        models.create_model(theirs).to(CUDA).eval(),
+        Resize(96, theirs.size, theirs.interpolation),
+        Normalize(*theirs.channel_statistics).to(CUDA),
+        dtype,
+    )
+    recipe = replace(RECIPES["compact"], teacher=(Path("theirs"),), teacher_weight=0.5)
+    assert_no_step_waits(store, counts, recipe, dtype, [teacher])
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -98,36 +116,6 @@ def test_a_run_is_that_of_the_cpu_within_rounding(store: Store, tmp_path: Path, 
     assert found.train_loss == pytest.approx(expected[0].train_loss, rel=1e-4)
     there = runs.load(tmp_path / "cpu", device="cpu").predict(store.test, views=8)
     np.testing.assert_allclose(probabilities, there, atol=2e-3)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_taught_step_waits_for_nothing(store: Store, counts: Counts, dtype: torch.dtype) -> None:
-    theirs = RECIPES["convolutions"]
-    teacher = Teacher(
-        models.create_model(theirs).to(CUDA).eval(),
-        Resize(96, theirs.size, theirs.interpolation),
-        Normalize(*theirs.channel_statistics).to(CUDA),
-        dtype,
-    )
-    recipe = replace(RECIPES["compact"], batch_size=4, epochs=2, teacher=(Path("theirs"),))
-    recipe = replace(recipe, teacher_weight=0.5, teacher_temperature=2)
-    dataset = recipe_dataset(
-        store.train.tiles, recipe, labels=store.labels, train=True, device=CUDA
-    )
-    network = models.create_model(recipe)
-    state = TrainingState(
-        network, recipe, steps_per_epoch=6, device=CUDA, dtype=dtype, teachers=[teacher]
-    )
-    seen = []
-
-    def after_step() -> None:
-        if state.progress.step > 1:
-            seen.append((dict(counts.waits), counts.uploaded))
-        counts.clear()
-
-    loader = train_loader(dataset, batch_size=4)
-    list(fit(state, loader, eval_loader(dataset), after_step=after_step, progress=False))
-    assert seen == [({}, 0)] * 10
 
 
 def test_a_taught_run_is_that_of_the_cpu_within_rounding(store: Store, tmp_path: Path) -> None:
