@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,16 +15,17 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import RECIPE, contents, kernel, start_kernel
+from conftest import RECIPE, competition_files, contents, kernel, start_kernel, write_zip
 from safetensors.torch import save_model
 
 from kit import runs
-from kit.base import KitError, Recipe
-from kit.data import Store
+from kit.base import KitError, LateError, Recipe
+from kit.data import Store, pack_tiles
 from kit.kaggle import validate_submission
 from kit.models import cached_weights
 from kit.study import BestSearch, Clock, find_encoders, seek_best
 from kit.study.best.costs import Portfolio
+from kit.study.best.mean import predict_mean
 from kit.study.best.parts import Part
 from kit.study.best.plan import Cost
 from kit.study.best.record import Journal, process_age
@@ -33,7 +35,15 @@ from kit.training import TrainingBar, choose_precision
 MODEL = "test_efficientnet"
 _BUSY = "import sys, time\nend = time.time() + float(sys.argv[1])\nwhile time.time() < end: pass"
 # Seconds for what a killed search still does; ten are kept for its end.
-MORE = 25
+MORE = 14
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """So few tiles that a part takes moments."""
+    folder = tmp_path_factory.mktemp("data")
+    write_zip(folder, competition_files(train=48, test=4))
+    return pack_tiles(folder)
 
 
 @pytest.fixture(scope="module")
@@ -75,12 +85,12 @@ def test_a_part_is_planned_in_the_faster_precision_for_all_its_seeds(
 
 
 def test_a_killed_search_goes_on_within_its_limit_and_ends_with_a_submission(
-    tiles: Store, weights: Path, tmp_path: Path
+    few: Store, weights: Path, tmp_path: Path
 ) -> None:
     """Killed in its second part; what it had used counts, and its parts are not trained again."""
     out, log = tmp_path / "best", tmp_path / "log"
     log.mkdir()
-    process = start_kernel("best", *options(tiles, out, weights, "20m"), log=log)
+    process = start_kernel("best", *options(few, out, weights, "20m"), log=log)
     while not (out / "journal.json").exists() or len(journal(out)) < 2:
         assert process.is_alive(), (log / "stderr").read_text()
         time.sleep(0.02)
@@ -90,21 +100,34 @@ def test_a_killed_search_goes_on_within_its_limit_and_ends_with_a_submission(
     process.join()
     used = Clock(out, limit=0).used - process_age()
     limit = int(used) + MORE
-    words, start = options(tiles, out, weights, f"{limit}s"), time.monotonic()
+    words, start = options(few, out, weights, f"{limit}s"), time.monotonic()
     done = kernel("best", *words)
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - start < MORE + 2
     assert first.stat().st_mtime_ns == kept
-    validate_submission(out / "submission.csv", list(tiles.test.ids))
+    validate_submission(out / "submission.csv", list(few.test.ids))
     check_ensemble(out, done.stdout)
     page = (out / "report.html").read_text()
     assert "What each part brought" in page
     assert f"submit.py --file {out}/submission.csv" in page
     # There is no time left: it only tells what there is.
     before = (out / "submission.csv").read_bytes()
-    again = kernel("best", *options(tiles, out, weights, "1s"))
+    again = kernel("best", *options(few, out, weights, "1s"))
     assert again.returncode == 0, again.stderr
     assert (out / "submission.csv").read_bytes() == before
+
+
+def test_what_was_predicted_counts_where_no_time_is_left(
+    tiles: Store, trained: Path, tmp_path: Path
+) -> None:
+    part = shutil.copytree(trained, tmp_path / "parts/one")
+    chosen = runs.Ensemble({str(part): 1.0}, "probability")
+    with pytest.raises(LateError):
+        predict_mean(chosen, tiles, tmp_path, device="cpu", seconds=0)
+    first, again = (
+        predict_mean(chosen, tiles, tmp_path, device="cpu", seconds=seconds) for seconds in (600, 0)
+    )
+    np.testing.assert_array_equal(first[part], again[part])
 
 
 def check_ensemble(out: Path, said: str) -> None:

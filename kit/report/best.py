@@ -15,8 +15,10 @@ from kit.study import BestResult
 def best_verdict(result: BestResult) -> str:
     """Say what has been reached, and how much to believe of it."""
     auc, gain = result.auc, result.judged.gain
-    if result.submission is None or auc is None:
+    if result.submission is None:
         return "No part is finished yet, so there is no submission."
+    if auc is None:
+        return f"The mean of {len(result.weights)} parts; too few tiles are held out to judge it."
     of = "new slides" if result.judged.by_slide else "new tiles of these slides"
     if gain is None:
         return f"One part, AUC {auc} (95 % interval for {of})."

@@ -1,5 +1,6 @@
 """The mean of a search's finished parts: chosen on the holdout, judged beside it, submitted."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from kit import runs
-from kit.base import Floats, KitError, Strings, atomic_path
+from kit.base import Floats, KitError, Strings, atomic_path, stopped_after
 from kit.data import UNKNOWN, Store, find_slides
 from kit.runs import Ensemble, Gain, Manner
 
@@ -59,19 +60,26 @@ def judge_mean(folders: Sequence[Path], store: Store, slides: Path | None) -> Ju
 
 
 def predict_mean(
-    chosen: Ensemble, store: Store, folder: Path, *, device: str
+    chosen: Ensemble, store: Store, folder: Path, *, device: str, seconds: float
 ) -> dict[Path, Floats]:
     """Return what each model of a mean predicts of the test tiles.
 
-    It is kept in the folder's `predicted`, and what is there is read.
+    It is kept in the folder's `predicted`, and what is there is read, also where no time is left.
+
+    Raises
+    ------
+    LateError
+        If predicting what is not there lasts longer than so many seconds.
     """
+    end = time.monotonic() + seconds
     predicted: dict[Path, Floats] = {}
     for run in chosen.weights:
         for model in runs.members(Path(run)):
             name = "-".join(model.parts[len(folder.parts) + 1 :])
             place = folder / "predicted" / f"{name}.npy"
             if not place.exists():
-                (values,) = runs.predict_each([model], store, Manner(), device=device)
+                with stopped_after(end - time.monotonic()):
+                    (values,) = runs.predict_each([model], store, Manner(), device=device)
                 with atomic_path(place) as partial, partial.open("wb") as file:
                     np.save(file, values)
             predicted[model] = np.load(place)

@@ -108,7 +108,8 @@ class BestResult:
         """Of what is submitted, as far as tiles tell that did not choose it."""
         if self.judged.gain is not None:
             return self.judged.gain.auc
-        aucs = [entry.auc for entry in self.parts.values() if entry.auc is not None]
+        finished = [entry for entry in self.parts.values() if entry.state == "finished"]
+        aucs = [entry.auc for entry in finished if entry.auc is not None]
         return aucs[0] if len(aucs) == 1 else None
 
     def weight(self, name: str) -> float:
@@ -310,8 +311,13 @@ class _Seeker:
     def _predict(self, submitted: Ensemble) -> dict[Path, Floats]:
         """Predict the test tiles; the first part's predictions have what time they take."""
         start, is_first = self.clock.used, len(self._finished()) == 1
-        with stopped_after(_NEVER if is_first else self._left):
-            predicted = predict_mean(submitted, self.store, self.search.folder, device=self.device)
+        predicted = predict_mean(
+            submitted,
+            self.store,
+            self.search.folder,
+            device=self.device,
+            seconds=_NEVER if is_first else self._left,
+        )
         self.apart += self.clock.used - start
         return predicted
 
