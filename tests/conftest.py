@@ -18,6 +18,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import chdir, redirect_stderr, redirect_stdout
+from multiprocessing.context import ForkServerProcess
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -59,6 +60,17 @@ FORKSERVER.set_forkserver_preload(
 STREAMS = ("stdout", "stderr")
 RECIPE = Recipe(epochs=2, batch_size=8, size=32)
 Files = dict[str, bytes]
+
+
+class Forked(ForkServerProcess):
+    """A process forked from one that has imported the libraries.
+
+    It starts others as a command does, not from a server of its own, which would import them again.
+    """
+
+    def run(self) -> None:
+        multiprocessing.set_start_method(None, force=True)
+        super().run()
 
 
 def tiff(pixels: np.ndarray, **options: object) -> bytes:
@@ -110,7 +122,7 @@ def start_kernel(name: str, *options: object, log: Path, cwd: Path | None = None
     command says is kept in `log`.
     """
     argv = [str(ROOT / "kernels" / f"{name}.py"), *map(str, options)]
-    process = FORKSERVER.Process(target=_run_script, args=(argv, cwd or Path.cwd(), log))
+    process = Forked(target=run_script, args=(argv, cwd or Path.cwd(), log))
     process.start()
     return process
 
@@ -158,13 +170,20 @@ def fresh_kernel(name: str, *options: object) -> "subprocess.CompletedProcess[st
     return subprocess.CompletedProcess([name, *options], process.exitcode, *said)
 
 
-def _run_script(argv: list[str], cwd: Path, log: Path) -> None:
+def run_script(argv: list[str], cwd: Path, log: Path) -> None:
+    """Be the process that runs a script; keep what it says in `log`."""
     for number, stream in enumerate(STREAMS, start=1):
         with (log / stream).open("wb") as file:
             os.dup2(file.fileno(), number)
     os.chdir(cwd)
     sys.argv = argv
     runpy.run_path(argv[0], run_name="__main__")
+
+
+def run_in_session(argv: list[str], cwd: Path, log: Path) -> None:
+    """Be a process as a terminal starts it: a signal may be sent to it and all that it starts."""
+    os.setsid()
+    run_script(argv, cwd, log)
 
 
 def train(

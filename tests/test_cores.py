@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FORKSERVER
+from conftest import Forked
 
 from kit.training import TrainingBar, cores
 
@@ -42,7 +42,7 @@ def test_threads_that_wait_for_each_other_on_a_busy_core_are_told_once(
     threads: int, tmp_path: Path
 ) -> None:
     printed = tmp_path / "printed"
-    process = FORKSERVER.Process(target=train_on_one_core, args=(threads, printed))
+    process = Forked(target=train_on_one_core, args=(threads, printed))
     process.start()
     process.join()
     said = printed.read_text()

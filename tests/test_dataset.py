@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from albumentations.pytorch import ToTensorV2
-from conftest import FORKSERVER
+from conftest import Forked
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -153,7 +153,7 @@ def save_augmented(path: Path) -> None:
 
 def test_augmentation_is_the_same_in_another_process(tmp_path: Path) -> None:
     """One that was not forked from this, with hashes of its own."""
-    process = FORKSERVER.Process(target=save_augmented, args=(tmp_path / "other.npy",))
+    process = Forked(target=save_augmented, args=(tmp_path / "other.npy",))
     process.start()
     process.join()
     save_augmented(tmp_path / "own.npy")

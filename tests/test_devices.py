@@ -4,8 +4,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -14,7 +12,16 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import FORKSERVER, ROOT, Type, competition_files, run_kernel, write_zip
+from conftest import (
+    FORKSERVER,
+    ROOT,
+    Forked,
+    Type,
+    competition_files,
+    run_in_session,
+    run_kernel,
+    write_zip,
+)
 
 from kit.base import FolderLock, KitError, read_json
 from kit.data import Store, pack_tiles
@@ -238,24 +245,28 @@ def test_a_request_to_stop_keeps_a_checkpoint_of_each_run(place: Path, type_in: 
 def test_a_command_that_ends_ends_its_processes(
     tiles: Store, tmp_path: Path, number: signal.Signals
 ) -> None:
-    """As from a terminal, Ctrl-C comes to all of them; a kill to the command alone."""
+    """As from a terminal, Ctrl-C comes to all of them; a kill to the command alone.
+
+    They are started as everywhere outside of tests.
+    """
     folder = tmp_path / "cv"
-    words = [sys.executable, ROOT / "kernels" / "train.py", *LONG.split()]
+    words = [ROOT / "kernels" / "train.py", *LONG.split()]
     words += ["--data", tiles.data, "--out", folder, "--devices", "cpu:2"]
-    command = subprocess.Popen(
-        [*map(str, words)], stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    command = Forked(target=run_in_session, args=([*map(str, words)], tmp_path, tmp_path))
+    command.start()
     while begun(folder) < 2:
-        assert command.poll() is None
+        assert command.is_alive()
         time.sleep(0.05)
+    assert command.pid is not None
     if number == signal.SIGINT:
         os.killpg(command.pid, number)
     else:
         command.kill()
-    said = command.communicate()[1]
+    command.join()
+    said = (tmp_path / "stderr").read_text()
     assert "Traceback" not in said
     if number == signal.SIGINT:
-        assert command.returncode == 128 + number
+        assert command.exitcode == 128 + number
         step = f"stopped: go on with: python kernels/train.py --resume --out {folder}"
         assert said.rstrip().endswith(step)
     end = time.monotonic() + 30

@@ -1,28 +1,27 @@
-"""Two real processes that torchrun starts, beside one."""
+"""Two real processes, as torchrun starts them, beside one."""
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import finished_epochs
+from conftest import ROOT, STREAMS, Forked, finished_epochs, run_script
 from torch import nn
+from torch.distributed import run as torchrun
 
 from kit import models, runs
 from kit.base import KitError, Recipe
 from kit.data import EpochSampler, Store, TileDataset, eval_loader, train_loader
 from kit.runs import Run
 
-ROOT = Path(__file__).parents[1]
 # It has no BatchNorm, whose statistics would be each process's own.
-RECIPE = Recipe(model="test_vit", size=32, epochs=2, batch_size=8, lr=1e-4, precision="fp32")
-OPTIONS = ["--model", "test_vit", "--size", "32", "--batch-size", "8", "--lr", "1e-4"]
+RECIPE = Recipe(norm="none", epochs=2, batch_size=8, lr=1e-4, precision="fp32")
+OPTIONS = ["--norm", "none", "--batch-size", "8", "--lr", "1e-4", "--precision", "fp32"]
 CLOCKS = {"seconds": 0.0, "tiles_per_second": 0.0}
 
 
@@ -34,17 +33,23 @@ def alone(tiles: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run.folder
 
 
-def torchrun(tiles: Store, out: Path, *options: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += [str(ROOT / "kernels" / "train.py"), "--data", str(tiles.folder.parent)]
-    command += ["--out", str(out), "--device", "cpu", "--precision", "fp32", *OPTIONS, *options]
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-    )
+def training(tiles: Store, out: Path, *options: str) -> list[str]:
+    """Return the words of the command that trains the run."""
+    command = [str(ROOT / "kernels" / "train.py"), "--data", str(tiles.data), "--out", str(out)]
+    return [*command, "--device", "cpu", *OPTIONS, *options]
+
+
+def start(variables: dict[str, str], argv: list[str], log: Path) -> BaseProcess:
+    """Start a script with variables of its own, in a process that has loaded the libraries."""
+    log.mkdir()
+    process = Forked(target=run_with, args=(variables, argv, log))
+    process.start()
+    return process
+
+
+def run_with(variables: dict[str, str], argv: list[str], log: Path) -> None:
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", **variables}
+    run_script(argv, Path.cwd(), log)
 
 
 def assert_same_within_rounding(folder: Path, reference: Path) -> None:
@@ -57,10 +62,14 @@ def assert_same_within_rounding(folder: Path, reference: Path) -> None:
     np.testing.assert_allclose(pair[0]["probability"], pair[1]["probability"], atol=1e-4)
 
 
-def test_two_processes_train_what_one_does(tiles: Store, alone: Path, tmp_path: Path) -> None:
-    process = torchrun(tiles, tmp_path / "run", "--epochs", "2")
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
+def test_two_processes_that_torchrun_starts_train_what_one_does(
+    tiles: Store, alone: Path, tmp_path: Path
+) -> None:
+    words = ["--standalone", "--nproc-per-node=2", *training(tiles, tmp_path / "run")]
+    process = start({}, [str(torchrun.__file__), *words, "--epochs", "2"], tmp_path / "log")
+    process.join()
+    output, errors = ((tmp_path / "log" / stream).read_text() for stream in STREAMS)
+    assert process.exitcode == 0, errors
     assert output.count("epoch 1/2") == output.count("epoch 2/2") == 1
     assert_same_within_rounding(tmp_path / "run", alone)
     assert runs.read_config(tmp_path / "run")["processes"] == 2
@@ -86,15 +95,28 @@ def test_two_processes_learn_from_a_teacher_as_one_does(
 
 
 def test_a_killed_process_ends_both_and_one_alone_goes_on(tiles: Store, tmp_path: Path) -> None:
+    """This process stands for torchrun, which would end the second one by itself."""
     folder, many = tmp_path / "run", 60
-    process = torchrun(tiles, folder, "--epochs", str(many), "--checkpoint-steps", "1")
-    while process.poll() is None and finished_epochs(folder) < 1:
+    words = training(tiles, folder, "--epochs", str(many), "--checkpoint-steps", "1")
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    common = {
+        "MASTER_ADDR": store.host,
+        "MASTER_PORT": str(store.port),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "TORCHELASTIC_RUN_ID": "test",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+    }
+    first, second = (
+        start(common | {"RANK": rank, "LOCAL_RANK": rank}, words, tmp_path / rank) for rank in "01"
+    )
+    while second.is_alive() and finished_epochs(folder) < 1:
         time.sleep(0.02)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    second = next(child for child in children if b"\0RANK=1\0" in environment(child))
-    os.kill(int(second), signal.SIGKILL)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode != 0
+    second.kill()
+    first.join()
+    assert (first.exitcode, second.exitcode) == (1, -signal.SIGKILL)
+    errors = (tmp_path / "0/stderr").read_text()
     assert errors.count("error: ") == 1
     assert "error: another process of this training has ended" in errors
     assert "type the command again with --resume" in errors
@@ -110,10 +132,6 @@ def test_a_killed_process_ends_both_and_one_alone_goes_on(tiles: Store, tmp_path
     whole = Run(more, tiles, tmp_path / "whole", device="cpu")
     list(whole.train(progress=False))
     assert_same_within_rounding(folder, tmp_path / "whole")
-
-
-def environment(process: str) -> bytes:
-    return b"\0" + Path(f"/proc/{process}/environ").read_bytes()
 
 
 def test_shares_make_up_the_batches() -> None:

@@ -6,9 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from conftest import Forked, run_in_session
 from kaggle_server import until
 
 SCRIPT = """
@@ -153,16 +156,26 @@ def test_ctrl_c_is_never_a_traceback(body: str) -> None:
         assert ending(process) == (130, "\ninterrupted\n")
 
 
+# The long form interrupts more trainings, and at instants between the loading and the end.
+KILLS = int(os.environ.get("KIT_KILLS", "1"))
+TRAINING = ["--batch-size=4", "--workers=2", "--per-class=None"]
+
+
+def check_interrupted(status: int | None, said: str) -> None:
+    # At the interpreter's own end the signal itself ends it, as it ends any program.
+    assert (status in (0, 130, -signal.SIGINT), "Traceback" in said) == (True, False), said
+
+
 def test_ctrl_c_at_any_instant_of_a_training_is_never_a_traceback(
     data: Path, tmp_path: Path
 ) -> None:
-    """While libraries load, workers start, a checkpoint is written: after Python's own start."""
-    options = ["--epochs=3", "--batch-size=4", "--workers=2", f"--data={data}", "--per-class=None"]
+    """While libraries load, in the short form: after Python's own start."""
     rng = random.Random(0)
-    for number in range(int(os.environ.get("KIT_KILLS", "3"))):
+    for number in range(KILLS):
         out = tmp_path / f"run-{number}"
+        options = [*TRAINING, "--epochs=3", f"--data={data}", f"--out={out}"]
         process = subprocess.Popen(
-            [sys.executable, ROOT / "kernels" / "train.py", *options, f"--out={out}"],
+            [sys.executable, ROOT / "kernels" / "train.py", *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -170,11 +183,41 @@ def test_ctrl_c_at_any_instant_of_a_training_is_never_a_traceback(
         )
         # The first library that a command loads.
         until(lambda pid=process.pid: "pydantic_core" in Path(f"/proc/{pid}/maps").read_text())
-        time.sleep(6 * rng.random())
+        time.sleep(rng.uniform(0, 1 if KILLS == 1 else 6))
         os.killpg(process.pid, signal.SIGINT)
-        status, said = ending(process)
-        # At the interpreter's own end the signal itself ends it, as it ends any program.
-        assert (status in (0, 130, -signal.SIGINT), "Traceback" in said) == (True, False), said
+        check_interrupted(*ending(process))
+
+
+def children(process: int) -> list[str]:
+    return Path(f"/proc/{process}/task/{process}/children").read_text().split()
+
+
+@pytest.mark.parametrize(
+    ("epochs", "begun"),
+    [
+        (2000, lambda process, _: children(process)),
+        (2000, lambda _, run: (run / "last.pt.partial").exists()),
+        (1, lambda _, run: (run / "metrics.json").exists()),
+    ],
+    ids=["workers start", "a checkpoint is written", "the page is drawn"],
+)
+def test_ctrl_c_within_a_training_is_never_a_traceback(
+    data: Path, tmp_path: Path, epochs: int, begun: Callable[[int, Path], object]
+) -> None:
+    """In a process forked from one that has loaded the libraries, and so at known instants."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    log.mkdir()
+    options = [*TRAINING, f"--epochs={epochs}", f"--data={data}", f"--out={run}"]
+    argv = [str(ROOT / "kernels" / "train.py"), *options, "--checkpoint-steps=1"]
+    process = Forked(target=run_in_session, args=(argv, tmp_path, log))
+    process.start()
+    assert process.pid is not None
+    until(lambda: begun(process.pid, run), seconds=120)
+    # It may have come to its end by itself meanwhile.
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGINT)
+    process.join()
+    check_interrupted(process.exitcode, (log / "stderr").read_text())
 
 
 def test_a_second_ctrl_c_ends_a_command_that_is_at_its_end() -> None:

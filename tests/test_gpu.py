@@ -31,16 +31,25 @@ RECIPES = {
         model="compact",
         widths=(2, 3),
         orientations=8,
-        size=96,
+        crop=48,
+        size=48,
         augment="full",
         ema=0.9,
         schedule="one-cycle",
         normalize="competition",
     ),
+    # It enlarges what it sees.
     "convolutions": Recipe(
-        model="test_resnet", size=112, interpolation="bicubic", ema=0.9, optimizer="muon"
+        model="test_resnet",
+        crop=32,
+        size=40,
+        interpolation="bicubic",
+        ema=0.9,
+        optimizer="muon",
     ),
-    "transformer": Recipe(model="test_vit", size=96, augment="colour", label_smoothing=0.1),
+    "transformer": Recipe(
+        model="test_vit", crop=48, size=48, augment="colour", label_smoothing=0.1
+    ),
 }
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -223,7 +232,8 @@ def test_every_command_runs(store: Store, tmp_path: Path) -> None:
 
     data = ("--data", store.folder.parent, "--device", "cuda")
     short = (*data, "--epochs", 1, "--batch-size", 4)
-    run("train", *short, "--recipe", "compact", "--widths", 2, 3, "--epochs", 2, "--out", "compact")
+    compact = ("--recipe", "compact", "--widths", 2, 3, "--crop", 48, "--size", 48)
+    run("train", *short, *compact, "--epochs", 2, "--out", "compact")
     run("train", *short, "--model", "test_resnet", "--precision", "fp16", "--out", "resnet")
     run("train", "--resume", "--force", "--epochs", 2, "--device", "cuda", "--out", "resnet")
     run("predict", *data, "--run", "compact", "--run", "resnet", "--views", 8, "--adapt-bn")

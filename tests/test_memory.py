@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FORKSERVER, ROOT, competition_files, run_kernel, write_zip
+from conftest import FORKSERVER, ROOT, Forked, competition_files, run_kernel, write_zip
 
 from kit.data import open_store
 from kit.training.device import reuse_memory
@@ -40,7 +40,7 @@ def run(data: Path) -> Path:
 def starved(room: int, name: str, *options: object, log: Path) -> tuple[int | None, str]:
     """Run a command that may allocate little more than its libraries have."""
     argv = [str(ROOT / "kernels" / f"{name}.py"), *map(str, options)]
-    process = FORKSERVER.Process(target=_run_starved, args=(room, argv, log))
+    process = Forked(target=_run_starved, args=(room, argv, log))
     process.start()
     process.join()
     return process.exitcode, log.read_text()
@@ -83,7 +83,7 @@ def test_predicting_without_memory_is_a_message(
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="another C library")
 def test_the_memory_of_a_large_map_is_used_again() -> None:
     pages = FORKSERVER.Queue()
-    process = FORKSERVER.Process(target=_count_faults, args=(pages,))
+    process = Forked(target=_count_faults, args=(pages,))
     process.start()
     faults = pages.get(timeout=60)
     process.join()

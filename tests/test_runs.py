@@ -13,8 +13,8 @@ import pytest
 import timm
 import torch
 from conftest import (
-    FORKSERVER,
     RECIPE,
+    Forked,
     contents,
     edit_config,
     finished_epochs,
@@ -235,7 +235,7 @@ def train_in_process(recipe: Recipe, data: Path, folder: Path, workers: int) -> 
 
 def spawn(*arguments: object) -> "BaseProcess":
     """Start a training in a process of its own, forked from one that has imported torch."""
-    process = FORKSERVER.Process(target=train_in_process, args=arguments)
+    process = Forked(target=train_in_process, args=arguments)
     process.start()
     return process
 

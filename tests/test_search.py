@@ -14,7 +14,7 @@ import optuna
 import pandas as pd
 import pytest
 import torch
-from conftest import FORKSERVER, competition_files, write_zip
+from conftest import FORKSERVER, Forked, competition_files, write_zip
 from optuna.samplers import RandomSampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -299,7 +299,7 @@ def start_workers(
     for number in range(count):
         errors = out.with_name(f"errors-{number}.txt")
         arguments = (tiles.folder.parent, out, recipe, options, start, errors)
-        workers.append(FORKSERVER.Process(target=work, args=arguments))
+        workers.append(Forked(target=work, args=arguments))
         workers[-1].start()
     start.wait()
     return workers

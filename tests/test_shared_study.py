@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -20,13 +21,16 @@ from pathlib import Path
 import optuna
 import pytest
 import torch
-from conftest import FORKSERVER
+from conftest import FORKSERVER, Forked
+from kaggle_server import until
 from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial
+from sqlalchemy import text
 from sqlalchemy.pool import NullPool
 
 from kit import study
-from kit.base import EpochResult, KitError, Recipe
+from kit.base import EpochResult, FolderLock, KitError, Recipe
 from kit.data import Store, open_store
 from kit.study import MomentumSweep, Outcome, Study, sharing
 from kit.training import TrainingBar
@@ -41,7 +45,7 @@ def start(count: int, work: Callable[..., None], *arguments: object) -> list[Bas
     """Start several workers at once: none may have trained all before another begins."""
     barrier = FORKSERVER.Barrier(count + 1, timeout=120)
     workers = [
-        FORKSERVER.Process(target=work_together, args=(barrier, work, number, *arguments))
+        Forked(target=work_together, args=(barrier, work, number, *arguments))
         for number in range(count)
     ]
     for worker in workers:
@@ -55,14 +59,18 @@ def work_together(barrier: Barrier, work: Callable[..., None], *arguments: objec
     work(*arguments)
 
 
-def kill_one_each(workers: list[BaseProcess], out: Path, count: int) -> None:
-    """Kill the first ones, as soon as every worker is within a run."""
+def kill_one_each(
+    workers: list[BaseProcess], out: Path, count: int, then: Callable[[], None] = lambda: None
+) -> None:
+    """Kill the first ones, as soon as every worker is within a run; let the others end."""
     while len(list(out.glob("runs/*/last.pt"))) < len(workers):
         assert all(worker.is_alive() for worker in workers)
         time.sleep(0.002)
     for worker in workers[:count]:
         worker.kill()
-    for worker in workers:
+        worker.join()
+    then()
+    for worker in workers[count:]:
         worker.join()
     assert [worker.exitcode for worker in workers[:count]] == [-signal.SIGKILL] * count
     assert [worker.exitcode for worker in workers[count:]] == [0] * (len(workers) - count)
@@ -79,6 +87,7 @@ def trained(storage: optuna.storages.BaseStorage, out: Path) -> list[str]:
 
 def compare(number: int, data: Path, out: Path, printed: list[Path]) -> None:
     torch.set_num_threads(1)
+    sharing.POLL = 0.1
     options = ["--data", data, "--out", out, "--device", "cpu", "--seeds", 2, "--epochs", 12]
     sys.argv = [*map(str, ["compare.py", *options, "--batch-size", 8, "--widths", 4, 6, 8])]
     with printed[number].open("w") as sys.stdout:
@@ -109,9 +118,9 @@ def without_clocks(one: Outcome) -> Outcome:
     return replace(one, history=tuple(replace(epoch, **CLOCKS) for epoch in one.history))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def postgresql() -> Iterator[str]:
-    """A database of its own, from Debian's package."""
+    """A server of its own, from Debian's package."""
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     if not programs:
         pytest.skip("PostgreSQL is not on this machine (Debian's package postgresql)")
@@ -143,21 +152,45 @@ def postgresql() -> Iterator[str]:
 
 def sweep(_: int, data: Path, out: Path, url: str) -> None:
     torch.set_num_threads(1)
-    sharing.HEARTBEAT, sharing.GRACE = 1, 4
+    sharing.POLL = 0.1
     tiles = open_store(data)
     spec = MomentumSweep(out, RECIPE, MOMENTA, (0, 1))
     study.sweep_momenta(spec, tiles, device="cpu", storage=url)
+
+
+def silent_for_an_hour(storage: RDBStorage, trial: FrozenTrial) -> bool:
+    """Make a trial's last sign of life an hour older; return whether it had given any."""
+    older = "UPDATE trial_heartbeats SET heartbeat = heartbeat - interval '1 hour'"
+    with storage.engine.begin() as database:
+        found = database.execute(text(f"{older} WHERE trial_id = {trial._trial_id}"))
+    return found.rowcount == 1
+
+
+def is_left(trial: FrozenTrial, out: Path) -> bool:
+    """Whether no process trains the run of a trial."""
+    try:
+        FolderLock(out / "runs" / trial.user_attrs["run"]).release()
+    except KitError:
+        return False
+    return True
 
 
 def test_a_database_hands_the_run_of_a_dead_worker_on(
     tiles: Store, tmp_path: Path, postgresql: str
 ) -> None:
     out = tmp_path / "shared"
+    storage = RDBStorage(postgresql, engine_kwargs={"poolclass": NullPool})
     workers = start(2, sweep, tiles.folder.parent, out, postgresql)
-    kill_one_each(workers, out, 1)
-    assert trained(sharing.open_storage(postgresql, out / "none"), out) == [
-        f"sweep-{seed}" for seed in range(2)
-    ]
+
+    def let_an_hour_pass() -> None:
+        shared = optuna.load_study(study_name=f"{out.name}-runs", storage=storage)
+        running = shared.get_trials(states=(optuna.trial.TrialState.RUNNING,))
+        for trial in running:
+            if "run" in trial.user_attrs and is_left(trial, out):
+                until(lambda trial=trial: silent_for_an_hour(storage, trial), seconds=120)
+
+    kill_one_each(workers, out, 1, then=let_an_hour_pass)
+    assert trained(storage, out) == [f"sweep-{seed}" for seed in range(2)]
     spec = MomentumSweep(out, RECIPE, MOMENTA, (0, 1))
     shared = study.sweep_momenta(spec, tiles, storage=postgresql)
     single = MomentumSweep(tmp_path / "alone", RECIPE, MOMENTA, (0,))
@@ -170,16 +203,23 @@ def test_a_trial_without_a_sign_of_life_is_given_up(
     tiles: Store, tmp_path: Path, postgresql: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker that dies as soon as it has taken up a trial leaves it so."""
-    monkeypatch.setattr(sharing, "HEARTBEAT", 1)
-    monkeypatch.setattr(sharing, "GRACE", 2)
-    out = tmp_path / "shared"
+    monkeypatch.setattr(sharing, "POLL", 0.1)
+    out = tmp_path / "silent"
     out.mkdir()
     storage = RDBStorage(postgresql, engine_kwargs={"poolclass": NullPool})
     shared = optuna.create_study(study_name=f"{out.name}-runs", storage=storage)
     shared.enqueue_trial({}, user_attrs={"run": "sweep-0"})
     assert [shared.ask().number, shared.ask().number] == [0, 1]
+    (silent, _) = shared.get_trials()
+    # The next worker gives the sign that it did not give.
+    assert not silent_for_an_hour(storage, silent)
+    passing = threading.Thread(
+        target=until, args=(lambda: silent_for_an_hour(storage, silent), 120)
+    )
+    passing.start()
     spec = MomentumSweep(out, RECIPE, MOMENTA, (0,))
     study.sweep_momenta(spec, tiles, device="cpu", storage=postgresql)
+    passing.join()
     assert trained(storage, out) == ["sweep-0"]
     states = [trial.state.name for trial in shared.get_trials(deepcopy=False)]
     assert states[0] == "FAIL" and states.count("COMPLETE") == 1

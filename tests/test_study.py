@@ -501,12 +501,12 @@ def test_recalibrated_statistics_are_those_of_all_inputs(
 
 
 def test_killed_study_ends_with_the_same_tables(tiles: Store, tmp_path: Path) -> None:
-    options = ["--data", tiles.folder.parent, "--device", "cpu", "--seeds", 6, "--epochs", 3]
+    options = ["--data", tiles.folder.parent, "--device", "cpu", "--seeds", 3, "--epochs", 3]
     options += ["--batch-size", 8, "--widths", 4, 6, 8, "--out"]
     run_kernel("compare", *options, tmp_path / "whole")
     killed = tmp_path / "killed"
     process = start_kernel("compare", *options, killed, log=tmp_path)
-    while process.is_alive() and not list(killed.glob("runs/after-2/last.pt")):
+    while process.is_alive() and not list(killed.glob("runs/after-1/last.pt")):
         time.sleep(0.002)
     process.kill()
     process.join()
@@ -515,5 +515,5 @@ def test_killed_study_ends_with_the_same_tables(tiles: Store, tmp_path: Path) ->
     run_kernel("compare", *options, killed)
     for name in ("table1.csv", "delong.csv", "pooled.csv", "verdict.txt"):
         assert (killed / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    assert pd.read_csv(killed / "table1.csv")["n"].eq(6).all()
+    assert pd.read_csv(killed / "table1.csv")["n"].eq(3).all()
     assert json.loads((killed / "study.json").read_text())["arms"]["after"]["bn"] == "after"

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import FORKSERVER, competition_files, start_kernel, write_zip
+from conftest import Forked, competition_files, start_kernel, write_zip
 from torch.utils.data import DataLoader
 
 from kit.base import Recipe
@@ -127,7 +127,7 @@ def load_with_little_shared_memory(size: str, log: Path) -> None:
 def test_full_shared_memory_is_told_with_two_remedies(tmp_path: Path, size: str) -> None:
     """No room for a worker at all, or none for its batches; a batch was once lost in silence."""
     arguments = (size, tmp_path / "log")
-    process = FORKSERVER.Process(target=load_with_little_shared_memory, args=arguments)
+    process = Forked(target=load_with_little_shared_memory, args=arguments)
     process.start()
     process.join(60)
     assert process.exitcode == 0

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import FORKSERVER, competition_files, contents, write_zip
+from conftest import Forked, competition_files, contents, write_zip
 
 from kit.base import KitError, atomic_path, competition, exit_on_error, write_text
 from kit.data import Store, open_store, pack_tiles
@@ -75,7 +75,7 @@ def run_kernel(
 
 def spawn(work: Callable[..., None], *arguments: object) -> BaseProcess:
     """Start a process, forked from one that has imported torch."""
-    process = FORKSERVER.Process(target=work, args=arguments)
+    process = Forked(target=work, args=arguments)
     process.start()
     return process
 
