@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -712,8 +713,13 @@ def test_no_secret_is_told_even_if_the_client_is_made_verbose(
 
 class TestSubmit:
     def test_submits_confirms_and_waits_for_the_score(
-        self, server: KaggleServer, packed: Path, submission_file: Path
+        self,
+        server: KaggleServer,
+        packed: Path,
+        submission_file: Path,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
+        monkeypatch.setattr(time, "sleep", lambda _: None)
         server.pending = 1
         done = run("submit", "--data", packed)
         assert done.returncode == 0
@@ -795,9 +801,10 @@ class TestSubmit:
 
     @pytest.mark.skipif(CLIENT < (2, 2, 5), reason="kaggle 2.2.4 does not tell the number")
     def test_a_submission_that_is_listed_late_is_submitted(
-        self, server: KaggleServer, submission_file: Path
+        self, server: KaggleServer, submission_file: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Its number came with the answer, and Kaggle knows it."""
+        monkeypatch.setattr(time, "sleep", lambda _: None)
         server.unlisted = 3
         submitted = kaggle.submit(submission_file, "a model", patience=0)
         assert (submitted.ref, submitted.status) == (40_000_001, "PENDING")
