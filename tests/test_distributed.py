@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ROOT, STREAMS, Forked, finished_epochs, run_script
 from torch import nn
-from torch.distributed import run as torchrun
+from torch.distributed import run as torchrun_script
 
 from kit import models, runs
 from kit.base import KitError, Recipe
@@ -52,6 +52,19 @@ def run_with(variables: dict[str, str], argv: list[str], log: Path) -> None:
     run_script(argv, Path.cwd(), log)
 
 
+def torchrun(tiles: Store, out: Path, *options: str) -> str:
+    """Train a run in two processes, forked from torchrun's own; return what they print."""
+    log = out.with_name("log")
+    words = ["--standalone", "--nproc-per-node=2", "--run-path", "--start-method=fork"]
+    process = start(
+        {}, [str(torchrun_script.__file__), *words, *training(tiles, out, *options)], log
+    )
+    process.join()
+    output, errors = ((log / stream).read_text() for stream in STREAMS)
+    assert process.exitcode == 0, errors
+    return output
+
+
 def assert_same_within_rounding(folder: Path, reference: Path) -> None:
     """float32 sums of another order, some dozen steps of Adam on: 1e-4 of the figure."""
     for one, other in zip(runs.read_history(folder), runs.read_history(reference), strict=True):
@@ -65,11 +78,7 @@ def assert_same_within_rounding(folder: Path, reference: Path) -> None:
 def test_two_processes_that_torchrun_starts_train_what_one_does(
     tiles: Store, alone: Path, tmp_path: Path
 ) -> None:
-    words = ["--standalone", "--nproc-per-node=2", *training(tiles, tmp_path / "run")]
-    process = start({}, [str(torchrun.__file__), *words, "--epochs", "2"], tmp_path / "log")
-    process.join()
-    output, errors = ((tmp_path / "log" / stream).read_text() for stream in STREAMS)
-    assert process.exitcode == 0, errors
+    output = torchrun(tiles, tmp_path / "run", "--epochs", "2")
     assert output.count("epoch 1/2") == output.count("epoch 2/2") == 1
     assert_same_within_rounding(tmp_path / "run", alone)
     assert runs.read_config(tmp_path / "run")["processes"] == 2
@@ -85,9 +94,7 @@ def test_two_processes_that_torchrun_starts_train_what_one_does(
 def test_two_processes_learn_from_a_teacher_as_one_does(
     tiles: Store, alone: Path, tmp_path: Path
 ) -> None:
-    process = torchrun(tiles, tmp_path / "run", "--epochs", "1", "--teacher", str(alone))
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
+    torchrun(tiles, tmp_path / "run", "--epochs", "1", "--teacher", str(alone))
     taught = replace(RECIPE, epochs=1, teacher=(alone,))
     one = Run(taught, tiles, tmp_path / "one", device="cpu")
     list(one.train(progress=False))
