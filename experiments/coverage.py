@@ -33,6 +33,7 @@ FALSE = (
     "equal arms, fresh pools, headline",
     "equal arms, fresh pools, test over seeds alone",
     "equal arms, fresh slides",
+    "equal arms, fresh slides, test over seeds alone",
     "equal arms, one holdout, headline",
 )
 COVERED = (
