@@ -121,6 +121,7 @@ class _Interrupt:
     def __init__(self) -> None:
         self.came = False
         self.process = os.getpid()
+        self.hook = sys.unraisablehook
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self.process:
@@ -132,7 +133,7 @@ class _Interrupt:
     def lost(self, what: "sys.UnraisableHookArgs") -> None:
         """Come again where Python drops exceptions: in a destructor, say."""
         if not isinstance(what.exc_value, KeyboardInterrupt):
-            sys.__unraisablehook__(what)
+            self.hook(what)
         elif os.getpid() == self.process:
             signal.signal(signal.SIGINT, self)
             main = threading.main_thread().ident
@@ -157,7 +158,7 @@ def _interrupted_once() -> Iterator[_Interrupt]:
         finally:
             # Until the next block of a command, or the interpreter's own end.
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-            sys.unraisablehook = sys.__unraisablehook__
+            sys.unraisablehook = interrupt.hook
 
 
 @contextmanager
