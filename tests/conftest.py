@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 # The process that only hands tests to others imports this as well: PyTorch is loaded on first use.
@@ -50,6 +51,10 @@ if FIRST:
     os.environ["KIT_TESTS_FOLDER"] = os.environ["TMPDIR"]
     # A database that root starts runs as another user, who passes through to its own folder.
     Path(tempfile.tempdir).chmod(0o711)
+
+# No test judges by the clock: a machine may be busy.
+settings.register_profile("kit", deadline=None)
+settings.load_profile("kit")
 
 ROOT = Path(__file__).parents[1]
 # One server for all tests: what it has imported is the last list that anyone sets.

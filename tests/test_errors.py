@@ -156,6 +156,23 @@ def test_ctrl_c_is_never_a_traceback(body: str) -> None:
         assert ending(process) == (130, "\ninterrupted\n")
 
 
+def test_a_request_to_stop_that_python_drops_comes_again() -> None:
+    process = command(
+        "import signal, time\n"
+        "from kit.base import StoppedError, handle_signals\n"
+        "def stop(number): raise StoppedError('stopped after epoch 1', by=number)\n"
+        "class Slow:\n"
+        "    def __del__(self): print('ready', flush=True); time.sleep(60)\n"
+        "with handle_signals(stop, signal.SIGINT):\n"
+        "    Slow()\n"
+        "    time.sleep(60)"
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert ending(process) == (130, "error: stopped after epoch 1\n")
+
+
 # The long form interrupts more trainings, and at instants between the loading and the end.
 KILLS = int(os.environ.get("KIT_KILLS", "1"))
 TRAINING = ["--batch-size=4", "--workers=2", "--per-class=None"]

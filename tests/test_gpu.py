@@ -98,14 +98,14 @@ def test_a_step_waits_for_nothing_and_copies_nothing(
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_taught_step_waits_for_nothing(store: Store, counts: Counts, dtype: torch.dtype) -> None:
-    theirs = RECIPES["convolutions"]
+    theirs, recipe = RECIPES["convolutions"], RECIPES["compact"]
     teacher = Teacher(
         models.create_model(theirs).to(CUDA).eval(),
-        Resize(96, theirs.size, theirs.interpolation),
+        Resize(recipe.size, theirs.size, theirs.interpolation),
         Normalize(*theirs.channel_statistics).to(CUDA),
         dtype,
     )
-    recipe = replace(RECIPES["compact"], teacher=(Path("theirs"),), teacher_weight=0.5)
+    recipe = replace(recipe, teacher=(Path("theirs"),), teacher_weight=0.5)
     assert_no_step_waits(store, counts, recipe, dtype, [teacher])
 
 

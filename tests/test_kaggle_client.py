@@ -745,12 +745,14 @@ class TestSubmit:
         assert "1 unknown ids: line 2: 'abc'" in done.stderr
         assert not server.requests
 
-    def test_sends_nothing_of_the_standin(self, server: KaggleServer, archive: bytes) -> None:
+    def test_sends_nothing_of_the_standin(
+        self, server: KaggleServer, archive: bytes, submission_file: Path
+    ) -> None:
         Path("data").mkdir()
         Path("data", ARCHIVE).write_bytes(archive)
         with zipfile.ZipFile(Path("data", ARCHIVE), "a") as standin:
             standin.comment = competition.STANDIN_COMMENT
-        done = run("submit")
+        done = run("submit", "--file", submission_file)
         assert done.returncode == 1
         assert "data holds the synthetic stand-in: Kaggle cannot score" in done.stderr
         assert not server.requests

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -33,7 +33,6 @@ def test_writes_the_competitions_format(path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_writing_neither_makes_nor_breaks_ties(path: Path, dtype: type) -> None:
-    @settings(deadline=None)
     @given(hnp.arrays(dtype, 50, elements=st.floats(0, 1, width=np.finfo(dtype).bits)))
     def keeps_ranks(probabilities: np.ndarray) -> None:
         kaggle.write_submission(path, [f"{i}" for i in range(50)], probabilities)

@@ -124,7 +124,7 @@ def test_exact_reading_takes_no_other_form(content: bytes) -> None:
 IDS = st.lists(st.binary(min_size=20, max_size=20).map(bytes.hex), unique=True, max_size=8)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(ids=IDS, data=st.data())
 def test_every_way_of_writing_a_table_reads_the_same(ids: list[str], data: st.DataObject) -> None:
     """Columns in any order, quotes, delimiters, line ends, capitals and marks change nothing."""
@@ -149,7 +149,7 @@ def test_every_way_of_writing_a_table_reads_the_same(ids: list[str], data: st.Da
     assert labels(buffer.getvalue().encode(encoding)) == expected
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(ids=IDS.filter(len), data=st.data())
 def test_one_bad_value_among_good_ones_is_named(ids: list[str], data: st.DataObject) -> None:
     rows = [[tile, "1"] for tile in ids]
@@ -164,7 +164,7 @@ def test_one_bad_value_among_good_ones_is_named(ids: list[str], data: st.DataObj
         labels(content)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=200) | st.text('id,label;\t"\r\n01.\ufeff', max_size=60).map(str.encode))
 def test_whatever_the_bytes_they_are_read_or_refused(content: bytes) -> None:
     for prefix in (b"", b"id,label\n"):

@@ -131,14 +131,30 @@ class _Interrupt:
         signal.default_int_handler(number, frame)
 
     def lost(self, what: "sys.UnraisableHookArgs") -> None:
-        """Come again where Python drops exceptions: in a destructor, say."""
-        if not isinstance(what.exc_value, KeyboardInterrupt):
+        """Come again where Python drops exceptions: in a destructor or a weak reference's callback.
+
+        So does a request to stop, which the handler of another signal may have raised.
+        """
+        error = what.exc_value
+        if not isinstance(error, KeyboardInterrupt | StoppedError):
             self.hook(what)
         elif os.getpid() == self.process:
-            signal.signal(signal.SIGINT, self)
+            again = self if isinstance(error, KeyboardInterrupt) else _Raising(error)
+            signal.signal(signal.SIGINT, again)
             main = threading.main_thread().ident
             assert main is not None
             threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT)).start()
+
+
+class _Raising:
+    """Handles the next Ctrl-C by raising an error."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __call__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        raise self.error
 
 
 @contextmanager

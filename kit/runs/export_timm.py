@@ -95,12 +95,12 @@ def require_timm_model(folder: Path, recipe: Recipe) -> None:
         raise KitError(f"{folder} holds {kind}, which is not a model of timm's: export it to ONNX")
 
 
-def _write_model(folder: Path, trained: TrainedModel, resampling: str) -> None:
+def _write_model(partial: Path, trained: TrainedModel, resampling: str) -> None:
     """Write the weights and the configuration, which is all that timm reads."""
     state = {name: tensor.contiguous() for name, tensor in trained.model.state_dict().items()}
-    (folder / "model.safetensors").write_bytes(save(state, metadata={"format": "pt"}))
+    (partial / "model.safetensors").write_bytes(save(state, metadata={"format": "pt"}))
     config = models.timm_config(trained.model, trained.recipe, resampling)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _nearest_resampling(trained: TrainedModel, tiles: Pixels) -> str:
