@@ -102,9 +102,11 @@ def write(table: pd.DataFrame) -> None:
 
 def draw(table: pd.DataFrame) -> Figure:
     """Draw coverage on the left and false verdicts on the right, with two standard errors."""
+    table = table.sort_values("question", kind="stable")
     covered = table[table["question"].isin(COVERED)]
     false = table[table["question"].isin(FALSE)]
-    figure = Figure(figsize=(13, 0.19 * max(len(covered), len(false)) + 1.2), layout="constrained")
+    figure = Figure(figsize=(15, 0.15 * max(len(covered), len(false)) + 1.2), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.25)
     left, right = figure.subplots(1, 2)
     draw_shares(left, covered, "What a 95 % interval covers", (93, 97), 95)
     draw_shares(right, false, "Equal arms, called different at 5 %", (0, 6), 5)
@@ -126,6 +128,7 @@ def draw_shares(
     axes.set_yticks(rows, [f"{one.question}: {one.case}" for one in table.itertuples()], fontsize=7)
     axes.set(title=title, xlabel="% of studies, two standard errors")
     axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(y=0.01)
     axes.grid(axis="x", alpha=0.3)
 
 
