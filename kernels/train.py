@@ -166,7 +166,9 @@ def check(options: TrainOptions, folder: Path, devices: training.Devices) -> Non
     runs.require_logger(options.log)
     if is_new(options):
         # What an earlier run began from may be gone by now.
-        runs.check_without_data([options.recipe], device=devices.device)
+        runs.check_without_data(
+            [options.recipe], device=devices.device, cam_layer=options.cam_layer
+        )
         base.require_file("weights", options.recipe.weights)
     if one_run and not options.resume and training.distributed.rank() == 0:
         runs.require_free(folder)

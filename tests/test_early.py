@@ -12,6 +12,9 @@ DEVICE = ("--device gpu", "--device gpu: the kit computes on")
 SLIDES = ("--slides none.csv", "--slides none.csv: there is no such file")
 WEIGHTS = ("--model resnet18 --weights none.pth", "--weights none.pth: there is no such file")
 STORAGE = ("--storage here", "--storage here is no address of a database")
+LORA = ("--model resnet18 --lora 2", "ResNet has no attention whose layers --lora could adapt")
+BLOCKS = ("--model vgg11 --checkpoint-blocks", "vgg11 has no blocks to compute again")
+TOO_SMALL = ("--recipe compact --size 2", "an input of 2 pixels is too small for 3 stages")
 HALF = ("--precision fp16", "--precision fp16 needs a GPU")
 CURVE = "--recipe compact"
 
@@ -20,10 +23,13 @@ CURVE = "--recipe compact"
     ("command", "options", "message"),
     [
         *(("train", *case) for case in (MODEL, DEVICE, SLIDES, WEIGHTS)),
+        *(("train", *case) for case in (LORA, BLOCKS, TOO_SMALL)),
+        ("train", "--model vgg11 --drop-path 0.1", "vgg11 has no paths to drop"),
+        ("train", "--cam-layer fc", "--cam-layer fc is no layer of the network: name one of"),
         ("train", "--model none.py:Net", "cannot read none.py for none.py:Net"),
         ("train", "--device cpu --precision fp16", HALF[1]),
-        *(("compare", *case) for case in (DEVICE, SLIDES, STORAGE)),
-        *(("search", *case) for case in (MODEL, DEVICE, SLIDES, STORAGE)),
+        *(("compare", *case) for case in (DEVICE, SLIDES, STORAGE, TOO_SMALL)),
+        *(("search", *case) for case in (MODEL, DEVICE, SLIDES, STORAGE, LORA)),
         *(("momentum", *case) for case in (MODEL, DEVICE, SLIDES, STORAGE)),
         ("momentum", "--values 0.9", "a sweep takes two or more momenta"),
         ("momentum", "--ema 0.9", "momentum does not matter to what this recipe keeps"),
@@ -35,6 +41,7 @@ CURVE = "--recipe compact"
         ("learning_curve", f"{CURVE} {SLIDES[0]}", SLIDES[1]),
         *(("encode", *case) for case in (MODEL, WEIGHTS)),
         ("encode", f"--model resnet18 {DEVICE[0]}", DEVICE[1]),
+        ("encode", "--model resnet18 --pool class", "resnet18 has no class token"),
         ("explore", *SLIDES),
         ("predict", "--run none", "none holds no run"),
         ("submit", "--run none", "there is no none: name a run"),

@@ -35,6 +35,13 @@ def test_a_measured_training_takes_about_that_long(tiles: Store, tmp_path: Path)
     assert expected / 10 < took < expected * 10
 
 
+def test_a_student_is_measured_with_its_teacher(trained: Path, tiles: Store) -> None:
+    taught = replace(RECIPE, teacher=(trained,))
+    assert runs.measure_speed(taught, tiles, device="cpu").step > 0
+    with pytest.raises(KitError, match="gone holds no run"):
+        runs.measure_speed(replace(RECIPE, teacher=(Path("gone"),)), tiles, device="cpu")
+
+
 def test_features_that_are_there_cost_nothing(tiles: Store, tmp_path: Path) -> None:
     first = runs.measure_speed(PROBE, tiles, device="cpu")
     assert min(first.tile, first.fit, first.build) > 0

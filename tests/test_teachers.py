@@ -258,14 +258,15 @@ def test_a_stopped_run_goes_on_to_the_same_bits_with_the_same_teacher_alone(
     other = shutil.copytree(run, tmp_path / "other")
     with pytest.raises(KitError, match=r"--teacher was .*run.* and is .*other"):
         train(replace(taught, teacher=(other,)), tiles, tmp_path / "part", resume=True)
-    done = kernel("train", "--resume", "--out", tmp_path / "part", "--data", tiles.data)
-    assert done.returncode == 0, done.stderr
-    assert contents(tmp_path / "part") == contents(tmp_path / "whole")
-
     shutil.rmtree(run)
     train(replace(RECIPE, lr=2e-3), tiles, run)
     with pytest.raises(KitError, match=r"the teacher .*run has other weights now"):
         train(taught, tiles, tmp_path / "part", resume=True)
+    shutil.rmtree(run)
+    other.rename(run)
+    done = kernel("train", "--resume", "--out", tmp_path / "part", "--data", tiles.data)
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "part") == contents(tmp_path / "whole")
 
 
 def train_folds(recipe: Recipe, tiles: Store, folder: Path) -> Path:
@@ -292,6 +293,12 @@ def test_folds_learn_each_from_its_own_and_a_refit_from_all(tiles: Store, tmp_pa
     refit = runs.begin_run(runs.refit_recipe(taught), tiles, tmp_path / "refit", refit_of=taught)
     assert len(refit.teachers) == 2
     refit.close()
+    shutil.rmtree(cv)
+    # All is trained, and is pooled again.
+    assert runs.check_folds(recipe, tiles, taught, device="cpu", resume=True)
+    (taught / "fold-1" / "history.jsonl").unlink()
+    with pytest.raises(KitError, match="cv holds no run"):
+        runs.check_folds(recipe, tiles, taught, device="cpu", resume=True)
 
 
 def test_a_finished_run_needs_its_teacher_no_more(run: Path, tiles: Store, tmp_path: Path) -> None:
@@ -305,6 +312,12 @@ def test_a_finished_run_needs_its_teacher_no_more(run: Path, tiles: Store, tmp_p
     assert f"It was trained towards what {run} (SHA-256 of its weights {sha256})" in page
     assert f"--teacher {run} --teacher-weight 0.5" in page
     shutil.rmtree(run)
+    # Nothing is left to be trained, but what follows the last epoch may be.
+    before = contents(folder)
+    (folder / "report.html").unlink()
+    run_kernel("train", "--resume", "--out", folder)
+    assert contents(folder) == before
+    assert f"(SHA-256 of its weights {sha256})" in (folder / "report.html").read_text()
     run_kernel(
         "predict", "--run", folder, "--data", tiles.data, "--out", tmp_path / "submission.csv"
     )
@@ -315,10 +328,12 @@ def test_a_finished_run_needs_its_teacher_no_more(run: Path, tiles: Store, tmp_p
     assert "holds no run" in kernel_error("--resume", "--out", folder, "--epochs", "2", "--force")
 
 
-def test_arms_of_a_study_may_have_teachers(trained: Path, tiles: Store, tmp_path: Path) -> None:
-    arms = {"alone": RECIPE, "taught": replace(RECIPE, teacher=(trained,))}
+def test_arms_of_a_study_may_have_teachers(
+    trained: Path, run: Path, tiles: Store, tmp_path: Path
+) -> None:
+    arms = {"alone": RECIPE, "taught": replace(RECIPE, teacher=(run,))}
     of_one_seed = study.Study(tmp_path / "study", arms, seeds=(0,))
-    study.train_arms(of_one_seed, tiles, device="cpu")
+    outcomes = study.train_arms(of_one_seed, tiles, device="cpu")
     assert contents(of_one_seed.run_folder("alone", 0)) == contents(trained)
     assert contents(of_one_seed.run_folder("taught", 0)) != contents(trained)
     # Another seed holds out other tiles.
@@ -327,6 +342,8 @@ def test_arms_of_a_study_may_have_teachers(trained: Path, tiles: Store, tmp_path
             replace(of_one_seed, folder=tmp_path / "more", seeds=(0, 1)), tiles, device="cpu"
         )
     assert not (tmp_path / "more").exists()
+    shutil.rmtree(run)
+    assert study.train_arms(of_one_seed, tiles, device="cpu") == outcomes
 
 
 def test_a_search_keeps_what_a_teacher_has_to_see(trained: Path, tiles: Store) -> None:

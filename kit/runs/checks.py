@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from kit import models
@@ -11,19 +12,26 @@ from kit.runs.folder import read_config, require_free
 from kit.runs.folds import fold_recipes
 from kit.runs.holdout import resumed_holdout
 from kit.runs.identity import compare, describe, require_same
-from kit.runs.teachers import check_teachers
+from kit.runs.teachers import check_teachers, still_taught
 from kit.training import check_schedule, choose_device, choose_precision
 
 
-def check_without_data(recipes: Iterable[Recipe], *, device: str = "auto") -> None:
+def check_without_data(
+    recipes: Iterable[Recipe], *, device: str = "auto", cam_layer: str | None = None
+) -> None:
     """Check of recipes what their options alone tell, before data is opened, and packed if need be.
+
+    Parameters
+    ----------
+    cam_layer
+        Of the page's Grad-CAM, see `kit.models.find_map_layer`.
 
     Raises
     ------
     KitError
         If there is no such device, or it does not compute in such a precision, or there is no such
-        model, or no such code or table of slides. Weights, which a finished run does without, are
-        not looked for.
+        model, or it does not take the recipe's options, or there is no such layer, code or table of
+        slides. Weights, which a finished run does without, are not looked for.
     """
     chosen = choose_device(device)
     for recipe in recipes:
@@ -33,6 +41,22 @@ def check_without_data(recipes: Iterable[Recipe], *, device: str = "auto") -> No
         for reference in recipe.custom.values():
             read_custom(reference)
         require_file("slides", recipe.slides)
+        _check_parts(_bare(recipe), cam_layer)
+
+
+def _bare(recipe: Recipe) -> Recipe:
+    """Return what a recipe's network and augmentation depend on, published weights apart."""
+    own = models.follow_model(recipe)
+    return replace(own, pretrained=False, weights=None, fold=None, seed=0, teacher=())
+
+
+@cache
+def _check_parts(recipe: Recipe, cam_layer: str | None) -> None:
+    """Build a recipe's augmentation and network once, and look for a layer."""
+    recipe_augmentation(recipe)
+    network = models.create_model(recipe)
+    if cam_layer is not None:
+        models.find_map_layer(network, recipe.size, cam_layer)
 
 
 def check_trainable(
@@ -57,18 +81,12 @@ def check_trainable(
     # PyTorch's optimisers ask for it when they are made.
     temporary_folder()
     recipes, chosen = list(recipes), choose_device(device)
-    holdouts, built = check_holdouts(store, recipes), set()
+    holdouts = check_holdouts(store, recipes)
     for recipe, holdout in zip(recipes, holdouts, strict=True):
         choose_precision(recipe.precision, chosen)
         check_schedule(recipe, len(holdout.train) // recipe.batch_size)
-        # Published weights are fetched when they are needed.
-        own = models.follow_model(recipe)
-        recipe_augmentation(recipe)
+        _check_parts(_bare(recipe), None)
         check_teachers(recipe, store, holdout)
-        network = replace(own, pretrained=False, weights=None, fold=None, seed=0, teacher=())
-        if network not in built:
-            models.create_model(network)
-            built.add(network)
     return holdouts
 
 
@@ -92,7 +110,7 @@ def find_differences(
     KitError
         If the folder's config.json cannot be read.
     """
-    now = describe(recipe, store, choose_device(device))
+    now = describe(recipe, store, folder, choose_device(device))
     fixed, changeable = compare(read_config(folder), now, ignore=ignore)
     return fixed + changeable
 
@@ -112,7 +130,7 @@ def check_run(
     KitError
         Naming each difference.
     """
-    now = describe(recipe, store, choose_device(device))
+    now = describe(recipe, store, folder, choose_device(device))
     require_same(folder, compare(read_config(folder), now), force=force)
     resumed_holdout(folder, recipe, store, force=force)
 
@@ -140,7 +158,8 @@ def check_folds(
         there is a fold too many.
     """
     recipes = dict(fold_recipes(recipe, folder))
-    check_trainable(recipes.values(), store, device=device)
+    asked = [still_taught(own, part) if resume else own for part, own in recipes.items()]
+    check_trainable(asked, store, device=device)
     if surplus := set(folder.glob("fold-*")) - recipes.keys():
         raise KitError(f"{min(surplus)} is none of the {len(recipes)} folds: move it away")
     for part, own in recipes.items():

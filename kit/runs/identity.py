@@ -14,7 +14,7 @@ from kit import models
 from kit.base import CLASS_NAMES, KitError, Recipe, parse_recipe, recipe_values
 from kit.data import Store
 from kit.runs.custom import describe_code, other_code
-from kit.runs.teachers import describe_teachers, other_teachers
+from kit.runs.teachers import describe_teachers, other_teachers, still_taught
 from kit.training import choose_precision
 
 # Of the recipe, what may change in a run that has begun: how long it trains, and in what precision.
@@ -56,8 +56,8 @@ def versions() -> dict[str, str]:
     }
 
 
-def describe(recipe: Recipe, store: Store, device: torch.device) -> dict[str, Any]:
-    """Return what identifies a run on a device, as config.json holds it.
+def describe(recipe: Recipe, store: Store, folder: Path, device: torch.device) -> dict[str, Any]:
+    """Return what identifies the run of a folder on a device, as config.json holds it.
 
     Raises
     ------
@@ -80,7 +80,7 @@ def describe(recipe: Recipe, store: Store, device: torch.device) -> dict[str, An
         # Other models keep their own.
         "bn_momentum_in_pytorch": 1 - recipe.bn_momentum if recipe.is_built_in else None,
         "custom": describe_code(recipe),
-        "teachers": describe_teachers(recipe),
+        "teachers": describe_teachers(still_taught(recipe, folder)),
         "data": {"fingerprint": store.fingerprint, "is_standin": store.is_standin},
         "precision": str(dtype).removeprefix("torch."),
         "device": str(device),

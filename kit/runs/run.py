@@ -43,7 +43,7 @@ from kit.runs.loaders import RunLoaders
 from kit.runs.predictions import write_predictions
 from kit.runs.refit import refit_record, unjudged, write_refit
 from kit.runs.stopping import StopRequest
-from kit.runs.teachers import open_teachers
+from kit.runs.teachers import open_teachers, still_taught
 from kit.training import (
     Evaluate,
     NonFiniteLossError,
@@ -134,7 +134,8 @@ class Run:
             else run_holdout(recipe, store, refit=self.is_refit)
         )
         check_batch(len(self.holdout.train), recipe.batch_size)
-        self.teachers = open_teachers(recipe, store, self.holdout, str(self.device))
+        taught = still_taught(recipe, folder)
+        self.teachers = open_teachers(taught, store, self.holdout, str(self.device))
         self.loaders = RunLoaders(recipe, store, self.holdout, device=self.device, workers=workers)
         self.state = self._restore() if resume else self._new_state(recipe)
         if self.rank == 0:
@@ -154,7 +155,7 @@ class Run:
     def _new_state(self, recipe: Recipe) -> TrainingState:
         return TrainingState(
             models.create_model(recipe),
-            recipe,
+            still_taught(recipe, self.folder),
             steps_per_epoch=len(self.holdout.train) // recipe.batch_size,
             device=self.device,
             dtype=self.dtype,
@@ -199,7 +200,9 @@ class Run:
                 # It is not finished any more: metrics.json, which says so, goes first.
                 for name in ("metrics.json", "valid.csv", "model.safetensors"):
                     (self.folder / name).unlink(missing_ok=True)
-            write_json(self.folder / "config.json", now | {"resumed_from": begun})
+            # Those that are not asked any more are not looked at.
+            teachers = {"teachers": begun.get("teachers", {}) | now["teachers"]}
+            write_json(self.folder / "config.json", now | teachers | {"resumed_from": begun})
         write_split(self.folder / "split.csv", self.store.train.ids, self.holdout)
         if self.history:
             self._write_history()
@@ -326,7 +329,7 @@ class Run:
     @cached_property
     def _identity(self) -> dict[str, Any]:
         refit_of = {} if self.refit_of is None else {"refit_of": self.refit_of}
-        return describe(self.recipe, self.store, self.device) | refit_of
+        return describe(self.recipe, self.store, self.folder, self.device) | refit_of
 
     def _config(self, record: Mapping[str, Any]) -> dict[str, Any]:
         sides = {

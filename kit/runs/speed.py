@@ -13,6 +13,7 @@ from kit import models
 from kit.base import Recipe
 from kit.data import Batch, Holdout, Store, recipe_holdout
 from kit.runs.loaders import RunLoaders
+from kit.runs.teachers import open_teachers
 from kit.training import (
     TileEncoder,
     TrainingState,
@@ -84,6 +85,7 @@ def _training_speed(recipe: Recipe, store: Store, device: torch.device) -> Speed
         steps_per_epoch=len(holdout.train) // recipe.batch_size,
         device=device,
         dtype=choose_precision(recipe.precision, device),
+        teachers=open_teachers(recipe, store, holdout, str(device)),
     )
     times = list(_step_times(state, loaders))
     if len(times) == 1:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,18 @@ from kit.runs.predictions import read_metrics
 from kit.training import Normalize, Teacher
 
 _WEIGHTS = ("encoder.safetensors", "model.safetensors")
+
+
+def still_taught(recipe: Recipe, folder: Path) -> Recipe:
+    """Return a recipe without its teachers where the run in a folder has all its epochs.
+
+    Nothing asks them any more, and they may be gone.
+    """
+    history = inside(folder, "history.jsonl")
+    if not recipe.teacher or not history.is_file():
+        return recipe
+    is_trained = read_bytes(history).count(b"\n") >= recipe.epochs
+    return replace(recipe, teacher=()) if is_trained else recipe
 
 
 def describe_teachers(recipe: Recipe) -> dict[str, str]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from kit.base import OWN_ONLY, EpochResult, KitError, Recipe, read_recipe, refuse_unused
 from kit.data import Store
+from kit.runs import still_taught
 from kit.study.checks import check_kept, check_recipes
 from kit.study.figures import Outcomes, read_outcome
 from kit.study.folder import claim_folder, settle_precision, surroundings
@@ -175,7 +176,13 @@ def train_arms(
 def _check_study(study: Study, store: Store, device: str) -> None:
     """Check all runs before the first is trained, and that their holdouts pair them."""
     holdouts = {
-        arm: check_recipes(study.seeded(arm), store, device=device, arm=arm) for arm in study.arms
+        arm: check_recipes(
+            [still_taught(own, study.run_folder(arm, own.seed)) for own in study.seeded(arm)],
+            store,
+            device=device,
+            arm=arm,
+        )
+        for arm in study.arms
     }
     for seed, one_seed in zip(study.seeds, zip(*holdouts.values(), strict=True), strict=True):
         if not all(np.array_equal(one_seed[0].valid, other.valid) for other in one_seed):

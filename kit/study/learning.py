@@ -13,7 +13,7 @@ from scipy.stats import t
 
 from kit.base import KitError, Recipe
 from kit.data import UNKNOWN, Store, find_slides
-from kit.runs import check_run, check_trainable, read_metrics
+from kit.runs import check_run, check_trainable, read_metrics, still_taught
 from kit.stats import CONFIDENCE
 from kit.study.folder import settle_precision
 from kit.study.opening import open_run
@@ -63,7 +63,8 @@ def train_curve(
     KitError
         If one cannot be trained, before the first is; or a finished run is another one.
     """
-    check_trainable(curve.runs().values(), store, device=device)
+    asked = [still_taught(recipe, folder) for folder, recipe in curve.runs().items()]
+    check_trainable(asked, store, device=device)
     settled = settle_precision(curve.folder, curve.recipes, device)
     runs = replace(curve, recipes=settled).runs()
     finished = {folder for folder in runs if (folder / "metrics.json").is_file()}
