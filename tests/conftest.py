@@ -17,12 +17,14 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import chdir, redirect_stderr, redirect_stdout
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
+from http.server import HTTPServer
 from multiprocessing.context import ForkServerProcess
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from pathlib import Path
-from typing import TYPE_CHECKING
+from threading import Thread
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pytest
@@ -65,6 +67,7 @@ FORKSERVER.set_forkserver_preload(
 STREAMS = ("stdout", "stderr")
 RECIPE = Recipe(epochs=2, batch_size=8, size=32)
 Files = dict[str, bytes]
+Server = TypeVar("Server", bound=HTTPServer)
 
 
 class Forked(ForkServerProcess):
@@ -76,6 +79,23 @@ class Forked(ForkServerProcess):
     def run(self) -> None:
         multiprocessing.set_start_method(None, force=True)
         super().run()
+
+
+@contextmanager
+def serving(server: Server) -> Iterator[Server]:
+    """Let a server answer in a thread until the block ends.
+
+    One that still serves when its socket is closed asks for the next request for ever, and takes
+    a core from all tests that follow.
+    """
+    thread = Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    with server:
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def tiff(pixels: np.ndarray, **options: object) -> bytes:

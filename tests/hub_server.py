@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+
+from conftest import serving
 
 Repositories = dict[str, dict[str, bytes]]
 
@@ -186,7 +187,5 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def hub(repositories: Repositories) -> Iterator[Hub]:
     """Serve repositories until the block ends."""
-    with Hub(repositories) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
+    with serving(Hub(repositories)) as server:
         yield server
-        server.shutdown()

@@ -10,7 +10,6 @@ import io
 import json
 import os
 import sys
-import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from urllib.parse import urlsplit
 import cv2
 import numpy as np
 import pytest
+from conftest import serving
 
 from kit.base import competition
 
@@ -284,13 +284,9 @@ def serve(archive: bytes = b"") -> Iterator[KaggleServer]:
     class Handler(_Handler):
         kaggle = state
 
-    with _Server(("127.0.0.1", 0), Handler) as server:
+    with serving(_Server(("127.0.0.1", 0), Handler)) as server:
         state.port = server.server_port
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
         yield state
-        server.shutdown()
-        thread.join()
 
 
 class _Server(ThreadingHTTPServer):
@@ -460,7 +456,7 @@ def tiff(pixels: np.ndarray) -> bytes:
     return cv2.imencode(".tif", pixels[..., ::-1], options)[1].tobytes()
 
 
-def until(true: Any, seconds: float = 30) -> None:
+def until(true: Any, seconds: float = 120) -> None:
     """Wait until a function returns something true."""
     deadline = time.monotonic() + seconds
     while not true():

@@ -13,13 +13,12 @@ from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
 import pytest
 from browser import Browser, Visit, needs_chromium, visit
-from conftest import Type, tiff
+from conftest import Type, serving, tiff
 from PIL import Image
 from scipy.special import expit
 from test_export import SMALL, finished
@@ -53,10 +52,8 @@ needs_npm = pytest.mark.skipif(shutil.which("npm") is None, reason="no npm on th
 @contextmanager
 def served(handler: Any) -> Iterator[str]:
     """Serve on the loopback interface until the block ends."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), handler)) as server:
         yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
 
 
 class StaticFiles(SimpleHTTPRequestHandler):
