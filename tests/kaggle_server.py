@@ -24,6 +24,7 @@ import cv2
 import numpy as np
 import pytest
 from conftest import serving
+from warm_client import start_warm
 
 from kit.base import competition
 
@@ -441,6 +442,7 @@ def competition_zip(train: int, test: int) -> bytes:
 
 def move_in(kaggle: KaggleServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have this process and its children, in `folder`, take a server for Kaggle."""
+    start_warm(monkeypatch)
     environment = kaggle.environment(folder / "home")
     (folder / "home").mkdir()
     for name in set(os.environ) - set(environment):

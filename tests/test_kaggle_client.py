@@ -35,6 +35,7 @@ from kaggle_server import (
     serve,
     until,
 )
+from warm_client import start_for_real
 
 from kit import kaggle
 from kit.base import ARCHIVE, LOCK_NAME, RULES_PAGE, KitError, competition
@@ -88,6 +89,7 @@ def submission_file(packed: Path, tmp_path: Path) -> Path:
 
 def hurry(server: KaggleServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for a silent server a short time; a slow client is waited for as ever."""
+    start_for_real(monkeypatch)
     long = client.PATIENCE
     monkeypatch.setattr(client, "PATIENCE", long)
     server.on_silence = lambda silent: setattr(client, "PATIENCE", SHORT if silent else long)
@@ -852,7 +854,10 @@ def leaderboard(name: str, *scores: str) -> bytes:
 
 
 class TestScores:
-    def test_lists_submissions_the_newest_first(self, server: KaggleServer) -> None:
+    def test_lists_submissions_the_newest_first(
+        self, server: KaggleServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        start_for_real(monkeypatch)
         # A folder of the client's name, where the user stands, is not the client.
         Path("kaggle").mkdir()
         Path("kaggle/__init__.py").write_text("raise SystemExit('not the client')")

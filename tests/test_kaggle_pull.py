@@ -25,6 +25,7 @@ from kaggle_server import (
     serve,
     until,
 )
+from warm_client import start_for_real
 
 from kit import kaggle
 from kit.base import LOCK_NAME, KitError
@@ -105,6 +106,7 @@ def test_the_submission_of_a_notebook_is_found(server: KaggleServer) -> None:
 
 def test_only_silence_ends_it(server: KaggleServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that comes slowly is waited for, far longer than silence would be."""
+    start_for_real(monkeypatch)
     monkeypatch.setattr(client, "PATIENCE", 2.5)
     server.output_faults = {LAST: [Trickle(5)]}
     got = kaggle.bring_back(KERNEL, Path(), ended_well=True)
@@ -115,6 +117,7 @@ def test_only_silence_ends_it(server: KaggleServer, monkeypatch: pytest.MonkeyPa
 def test_a_stall_ends_it_and_what_has_come_is_kept(
     server: KaggleServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    start_for_real(monkeypatch)
     monkeypatch.setattr(client, "PATIENCE", 3)
     server.output_faults = {LAST: [Stall(2_500_000), *[Stall(0)] * 9]}
     with pytest.raises(KitError, match=r"nothing came for 3 s.*\n.*MB are kept: the same command"):
