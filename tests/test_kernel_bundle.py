@@ -23,6 +23,7 @@ import torch
 from conftest import competition_files, kernel, write_folder
 from kaggle_server import KEY, KaggleServer, move_in, refusal, serve, until
 from safetensors.torch import save_file
+from warm_client import start_for_real
 
 from kit import kaggle, runs
 from kit.base import LOCK_NAME, KitError, RunOptions, parse_options
@@ -431,6 +432,7 @@ class TestPush:
         self, server: KaggleServer, built: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """As kaggle 2.2.4 does alone: it uses six and does not ask for it."""
+        start_for_real(monkeypatch)
         Path("lacks/six.py").parent.mkdir()
         Path("lacks/six.py").write_text("""raise ModuleNotFoundError("No module named 'six'")""")
         monkeypatch.setenv("PYTHONPATH", "lacks")
