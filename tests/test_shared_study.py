@@ -250,6 +250,26 @@ def test_a_failing_run_is_left_to_the_next_worker(tmp_path: Path) -> None:
     assert sorted(begun) == ["a", "a", "b"]
 
 
+def test_runs_that_a_stopped_command_had_and_this_one_lacks_are_left(tmp_path: Path) -> None:
+    begun = []
+
+    def fail(_: str, __: TrainingBar) -> Iterator[EpochResult]:
+        raise KitError("stopped")
+        yield
+
+    def succeed(name: str, _: TrainingBar) -> Iterator[EpochResult]:
+        begun.append(name)
+        yield from ()
+
+    def is_done(name: str) -> bool:
+        return {"c": "c" in begun}[name]
+
+    with pytest.raises(KitError, match="stopped"):
+        sharing.share_runs(["a", "b"], tmp_path, fail, is_done=lambda _: False)
+    sharing.share_runs(["c"], tmp_path, succeed, is_done=is_done)
+    assert begun == ["c"]
+
+
 def test_a_journal_whose_end_was_cut_goes_on_and_a_damaged_one_is_named(tmp_path: Path) -> None:
     done: set[str] = set()
 

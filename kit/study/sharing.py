@@ -76,6 +76,11 @@ def share_runs(
     KitError
         If the storage cannot be used, or a run fails: the other workers go on.
     """
+
+    def is_left(name: str) -> bool:
+        # A storage may hold runs of a command that had more of them, and was stopped.
+        return name in names and not is_done(name)
+
     silence()
     journal = folder / "runs.journal"
     lock = folder / "runs.lock" if storage is None else None
@@ -88,12 +93,12 @@ def share_runs(
                 load_if_exists=True,
             )
         bar.skip(sum(map(is_done, names)))
-        while left := [name for name in names if not is_done(name)]:
+        while left := [name for name in names if is_left(name)]:
             bar.reach(len(names) - len(left))
             give_up_dead(study, lock)
             _enqueue(study, left)
             if study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-                optimize_one(study, lambda trial: _objective(trial, train_one, is_done, bar), lock)
+                optimize_one(study, lambda trial: _objective(trial, train_one, is_left, bar), lock)
             else:
                 bar.label = "waiting for the runs of other workers"
                 time.sleep(POLL)
@@ -303,13 +308,13 @@ class _JournalLock(JournalFileOpenLock):
 def _objective(
     trial: Trial,
     train_one: TrainOne,
-    is_done: Callable[[str], bool],
+    is_left: Callable[[str], bool],
     bar: TrainingBar,
 ) -> float:
     """Train the run that a trial stands for; the AUC is for those who look into the storage."""
-    name, auc = trial.user_attrs.get("run"), 0.0
+    name, auc = trial.user_attrs.get("run", ""), 0.0
     # Two workers may both have found that a run is missing.
-    if name is None or is_done(name) or name in _open_runs(trial.study, before=trial.number):
+    if not is_left(name) or name in _open_runs(trial.study, before=trial.number):
         raise SurplusTrial
     bar.label = name
     with leaving(trial):
