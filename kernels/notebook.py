@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from kit import base, kaggle
+from kit import base, data, kaggle
 from kit.base import exit_on_error, write_text
 
 REPOSITORY = Path(__file__).parents[1]
@@ -46,6 +46,8 @@ def main(options: NotebookOptions) -> None:
     )
     text = kaggle.notebook_text(settings, REPOSITORY)
     if options.execute:
+        # What is wrong with the data is told before a notebook is begun.
+        data.open_store(kaggle.notebook_data(options.data))
         with base.going_on(lambda: "the same command goes on"):
             kaggle.execute_notebook(text, out)
     else:

@@ -135,11 +135,19 @@ def test_what_it_leaves_can_be_pulled_and_submitted(executed: Path) -> None:
     assert {"submission.csv", f"studies/{NAME}/bn/runs/before-0/metrics.json"} <= sums.keys()
 
 
+def test_without_data_none_is_begun(tmp_path: Path) -> None:
+    done = kernel("notebook", "--data", "none", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: no data in none: neither")
+    assert not list(tmp_path.iterdir())
+
+
 @NEEDS_JUPYTER
 def test_a_cell_that_fails_is_told_and_the_rest_is_kept(tmp_path: Path) -> None:
+    write_folder(tmp_path / "data", competition_files(train=20, test=3))
     done = execute(tmp_path)
     assert done.returncode == 1
-    assert "the notebook stopped: no data in data" in done.stderr
+    assert "the notebook stopped: arm before: seed 0: 14 training tiles do not fill" in done.stderr
     assert "Traceback" not in done.stderr
     notebook = json.loads((tmp_path / "notebook.ipynb").read_text())
     assert any(one.get("ename") == "KitError" for one in all_outputs(notebook))
