@@ -101,8 +101,7 @@ def main(options: CompareOptions, argv: list[str]) -> None:
     with base.FolderLock(options.out, wait=True):
         study.write_tables(options.out, tables, verdict)
     print("\n\n".join(map(str, [*tables.values(), verdict])))
-    write = report.several_page if len(comparison.arms) > 2 else report.compare_page
-    page = write(
+    page = report.compare_page(
         comparison,
         study.histories(outcomes),
         predictions,

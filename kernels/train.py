@@ -104,7 +104,10 @@ def refit_options(run: Path, argv: list[str]) -> TrainOptions:
     """Return the options of a run that is refitted, of whose recipe nothing may change."""
     own = {"recipe", *(field.name for field in fields(base.Recipe))}
     base.refuse_unused(base.given_options(argv), own, "with --refit, which takes its run's recipe")
-    return replace(begun_options(run), recipe=runs.refit_recipe(run), refit=run, out=None)
+    # It is one run, also where folds were trained side by side.
+    return replace(
+        begun_options(run), recipe=runs.refit_recipe(run), refit=run, out=None, devices=()
+    )
 
 
 def begun_options(folder: Path) -> TrainOptions:
@@ -170,6 +173,7 @@ def check(options: TrainOptions, folder: Path, devices: training.Devices) -> Non
             [options.recipe], device=devices.device, cam_layer=options.cam_layer
         )
         base.require_file("weights", options.recipe.weights)
+        runs.require_teachers(options.recipe)
     if one_run and not options.resume and training.distributed.rank() == 0:
         runs.require_free(folder)
 

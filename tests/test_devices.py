@@ -132,6 +132,8 @@ def test_folds_on_two_devices_are_those_of_one_bit_for_bit(
 ) -> None:
     said = good(type_in(f"train {FOLDS} --out runs/two --devices cpu:2"))
     assert figures(place / "runs/two") == figures(alone)
+    # A refit is one run, which nobody has asked to share out.
+    good(type_in("train --refit runs/two"))
     for fold in range(2):
         assert said.count(f"runs/two/fold-{fold}: AUC ") == 1
         assert (place / f"runs/two/fold-{fold}/report.html").exists()

@@ -25,6 +25,7 @@ CURVE = "--recipe compact"
         *(("train", *case) for case in (MODEL, DEVICE, SLIDES, WEIGHTS)),
         *(("train", *case) for case in (LORA, BLOCKS, TOO_SMALL)),
         ("train", "--model vgg11 --drop-path 0.1", "vgg11 has no paths to drop"),
+        ("train", "--teacher none", "none holds no run"),
         ("train", "--cam-layer fc", "--cam-layer fc is no layer of the network: name one of"),
         ("train", "--model none.py:Net", "cannot read none.py for none.py:Net"),
         ("train", "--device cpu --precision fp16", HALF[1]),

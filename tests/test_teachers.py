@@ -256,11 +256,11 @@ def test_a_stopped_run_goes_on_to_the_same_bits_with_the_same_teacher_alone(
         str(run): runs.read_metrics(run)["sha256"]["model.safetensors"]
     }
     other = shutil.copytree(run, tmp_path / "other")
-    with pytest.raises(KitError, match=r"--teacher was .*run.* and is .*other"):
+    with pytest.raises(KitError, match=f"--teacher was {run} and is {other}. Leave"):
         train(replace(taught, teacher=(other,)), tiles, tmp_path / "part", resume=True)
     shutil.rmtree(run)
     train(replace(RECIPE, lr=2e-3), tiles, run)
-    with pytest.raises(KitError, match=r"the teacher .*run has other weights now"):
+    with pytest.raises(KitError, match=r"run has other weights now\. Train a new run"):
         train(taught, tiles, tmp_path / "part", resume=True)
     shutil.rmtree(run)
     other.rename(run)
@@ -290,6 +290,8 @@ def test_folds_learn_each_from_its_own_and_a_refit_from_all(tiles: Store, tmp_pa
     # To a run that is no fold all of them would teach, and each tile is known to one of the two.
     said = refused(replace(recipe, folds=None), tiles, tmp_path / "run")
     assert "of the 24 tiles that this run holds out" in said
+    with pytest.raises(KitError, match=r"fold-0 is another run: --folds was 2 and is 3\. Leave"):
+        runs.check_folds(replace(recipe, folds=3), tiles, taught, device="cpu", resume=True)
     refit = runs.begin_run(runs.refit_recipe(taught), tiles, tmp_path / "refit", refit_of=taught)
     assert len(refit.teachers) == 2
     refit.close()

@@ -30,7 +30,6 @@ from .search import search_page as search_page
 from .search import search_verdict as search_verdict
 from .studies import compare_page as compare_page
 from .studies import momentum_page as momentum_page
-from .studies import several_page as several_page
 from .style import save_figure as save_figure
 from .words import LAYERS_FILE as LAYERS_FILE
 from .words import describe_run as describe_run

@@ -41,6 +41,8 @@ _POPULATIONS = (
     "and Bengio 2003; where all seeds hold out the same tiles, Obuchowski and Rockette 1995)."
 )
 
+_JUDGED_BY = "Of what the verdict speaks"
+
 
 def compare_page(
     comparison: Study,
@@ -53,90 +55,66 @@ def compare_page(
     slides: KnownSlides,
     command: str,
 ) -> Page:
-    """Describe a comparison of two arms.
+    """Describe a comparison of arms.
 
     Parameters
     ----------
     predictions
         From `study.pooled_predictions`.
     tables
-        `verdict`, `table1`, `delong` and `pooled`, as `study` makes them; `spread` where slides are
-        known.
+        As `study` makes them: `verdict`, `table1`, `delong` and `pooled` of two arms, `differences`
+        and `arms` of three or more; `spread` where slides are known.
     slides
         From `find_slides`.
     command
         What was typed.
     """
+    are_two = len(comparison.arms) == 2
+    judged, figures, held_out = (_two_arms if are_two else _several_arms)(
+        comparison, predictions, tables
+    )
+    arms = " against ".join(comparison.arms) if are_two else f"{len(comparison.arms)} arms"
     return Page(
-        title=f"{' against '.join(comparison.arms)}, {len(comparison.seeds)} seeds",
+        title=f"{arms}, {len(comparison.seeds)} seeds",
         verdict=verdict,
         limits=[_SEEDS_LIMIT, *slides.notes],
         sections=[
-            Section(
-                "Of what the verdict speaks",
-                text=[_POPULATIONS],
-                tables=[
-                    _table(tables["verdict"], "Validation AUC: the first arm less the second.")
-                ],
-            ),
-            Section(
-                "Figures",
-                text=[_PAIRED],
-                tables=[_table(tables["table1"], "Table 1: both arms, paired by seed.")],
-            ),
+            judged,
+            figures,
             *_spread_sections(tables),
             Section("Accuracy and loss", drawings=_plots_one_to_four(histories)),
-            _held_out_section(tables, _prediction_drawings(comparison, predictions)),
+            held_out,
             *_last_runs(comparison, store, slides, command),
         ],
         is_standin=store.is_standin,
     )
 
 
-def several_page(
-    comparison: Study,
-    histories: Histories,
-    predictions: pd.DataFrame,
-    tables: Tables,
-    verdict: str,
-    *,
-    store: Store,
-    slides: KnownSlides,
-    command: str,
-) -> Page:
-    """Describe a comparison of three arms or more.
+def _two_arms(
+    comparison: Study, predictions: pd.DataFrame, tables: Tables
+) -> tuple[Section, Section, Section]:
+    """Show what two arms are judged by, their figures, and their held-out tiles."""
+    caption = "Validation AUC: the first arm less the second."
+    figures = _table(tables["table1"], "Table 1: both arms, paired by seed.")
+    return (
+        Section(_JUDGED_BY, text=[_POPULATIONS], tables=[_table(tables["verdict"], caption)]),
+        Section("Figures", text=[_PAIRED], tables=[figures]),
+        _held_out_section(tables, _prediction_drawings(comparison, predictions)),
+    )
 
-    Parameters
-    ----------
-    predictions, slides, command
-        As for `compare_page`.
-    tables
-        `differences` and `arms`, as `study` makes them; `spread` where slides are known.
-    """
-    return Page(
-        title=f"{len(comparison.arms)} arms, {len(comparison.seeds)} seeds",
-        verdict=verdict,
-        limits=[_SEEDS_LIMIT, *slides.notes],
-        sections=[
-            Section(
-                "Of what the verdict speaks",
-                text=[_POPULATIONS],
-                tables=[_table(tables["differences"], "Validation AUC, paired by seed.")],
-                drawings=[_seeds_by_arm(comparison, predictions)],
-            ),
-            Section(
-                "Figures",
-                text=[_JUDGED],
-                tables=[_table(tables["arms"], "Means over the seeds of each arm.")],
-            ),
-            *_spread_sections(tables),
-            Section("Accuracy and loss", drawings=_plots_one_to_four(histories)),
-            Section(
-                "On the held-out tiles", drawings=_prediction_drawings(comparison, predictions)
-            ),
-            *_last_runs(comparison, store, slides, command),
-        ],
-        is_standin=store.is_standin,
+
+def _several_arms(
+    comparison: Study, predictions: pd.DataFrame, tables: Tables
+) -> tuple[Section, Section, Section]:
+    """Show what three arms or more are judged by, their figures, and their held-out tiles."""
+    differences = _table(tables["differences"], "Validation AUC, paired by seed.")
+    figures = _table(tables["arms"], "Means over the seeds of each arm.")
+    seeds = _seeds_by_arm(comparison, predictions)
+    drawings = _prediction_drawings(comparison, predictions)
+    return (
+        Section(_JUDGED_BY, text=[_POPULATIONS], tables=[differences], drawings=[seeds]),
+        Section("Figures", text=[_JUDGED], tables=[figures]),
+        Section("On the held-out tiles", drawings=drawings),
     )
 
 

@@ -64,6 +64,7 @@ from .submissions import read_submission as read_submission
 from .submissions import standin_notice as standin_notice
 from .submissions import submission_place as submission_place
 from .submissions import trained_on_standin as trained_on_standin
+from .teachers import require_teachers as require_teachers
 from .teachers import still_taught as still_taught
 from .trained import TrainedModel as TrainedModel
 from .trained import load as load

@@ -158,8 +158,6 @@ def check_folds(
         there is a fold too many.
     """
     recipes = dict(fold_recipes(recipe, folder))
-    asked = [still_taught(own, part) if resume else own for part, own in recipes.items()]
-    check_trainable(asked, store, device=device)
     if surplus := set(folder.glob("fold-*")) - recipes.keys():
         raise KitError(f"{min(surplus)} is none of the {len(recipes)} folds: move it away")
     for part, own in recipes.items():
@@ -167,4 +165,6 @@ def check_folds(
             require_free(part, whole=folder)
         else:
             check_run(part, own, store, device=device, force=force)
+    asked = [still_taught(own, part) if resume else own for part, own in recipes.items()]
+    check_trainable(asked, store, device=device)
     return recipes

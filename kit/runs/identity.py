@@ -104,7 +104,8 @@ def compare(
     for field in dataclasses.fields(Recipe):
         before, after = getattr(old, field.name), getattr(new, field.name)
         if before != after:
-            option = f"--{field.name.replace('_', '-')} was {before} and is {after}"
+            name = field.name.replace("_", "-")
+            option = f"--{name} was {_said(before)} and is {_said(after)}"
             (changeable if field.name in CHANGEABLE else fixed).append(option)
     fixed += [*other_code(then, now), *other_teachers(then, now)]
     before, after = (values.get("refit_of") for values in (then, now))
@@ -126,6 +127,11 @@ def compare(
     return Differences(fixed, changeable)
 
 
+def _said(value: object) -> str:
+    """Return an option's value as it is typed."""
+    return " ".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
+
+
 def require_same(folder: Path, differences: Differences, *, force: bool) -> None:
     """Refuse to go on with a run that is not what is asked for.
 
@@ -141,9 +147,10 @@ def require_same(folder: Path, differences: Differences, *, force: bool) -> None
     """
     fixed, changeable = differences
     if fixed:
+        typed = any(one.startswith("--") for one in fixed)
+        step = "Leave these options out to go on with it, or train" if typed else "Train"
         raise KitError(
-            f"{folder} is another run: {'; '.join(fixed)}. Leave these options out to go on with "
-            "it, or train a new run with another --out"
+            f"{folder} is another run: {'; '.join(fixed)}. {step} a new run with another --out"
         )
     if changeable and not force:
         raise KitError(

@@ -32,6 +32,19 @@ def still_taught(recipe: Recipe, folder: Path) -> Recipe:
     return replace(recipe, teacher=()) if is_trained else recipe
 
 
+def require_teachers(recipe: Recipe) -> None:
+    """Refuse a recipe whose teachers are not finished, or are one run, before data is opened.
+
+    Raises
+    ------
+    KitError
+        If one is not finished, or is named twice, or has another number of folds.
+    """
+    require_distinct(recipe.teacher)
+    for run in _own_teachers(recipe):
+        read_config(run)
+
+
 def describe_teachers(recipe: Recipe) -> dict[str, str]:
     """Return the fingerprint, SHA-256, of the weights of each run that a recipe has as a teacher.
 
