@@ -12,7 +12,7 @@ import pytest
 from conftest import Files, Type, competition_files, kernel, train, write_zip
 
 from kit.base import Recipe
-from kit.data import open_store
+from kit.data import Store, open_store
 
 ROOT = Path(__file__).parents[1]
 
@@ -122,6 +122,16 @@ def test_timm_model_trains_and_predicts_by_the_same_commands(place: Path) -> Non
             "'a/x' cannot name an arm",
         ),
         ("train", ["--force"], "--force has no meaning without --resume"),
+        ("train", ["--teacher", "--lr", "1"], "--teacher names no runs: name them after it"),
+        ("train", ["--leave-out"], "--leave-out names no slides"),
+        ("train", ["--folds", "2", "--devices"], "--devices names no devices"),
+        ("compare", ["--seed-list", "--out", "x"], "--seed-list names no seeds"),
+        ("predict", ["--devices", "cpu:1", "--devices", "cpu:1"], "--devices is given 2 times"),
+        (
+            "train",
+            ["--teacher-weight", "1", "--teacher-temperature", "2"],
+            "--teacher-temperature, --teacher-weight have no meaning without --teacher: leave them",
+        ),
         ("train", ["--stain-strength", "2"], "--stain-strength has no meaning for --augment none"),
         ("train", ["--folds", "2", "--holdout", "0.5"], "--holdout has no meaning beside --folds"),
         (
@@ -139,6 +149,21 @@ def test_mistakes_end_with_one_message(
     assert ended.returncode != 0
     assert message in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("line", ["compare", "momentum", "search --trials 1", "best"])
+@pytest.mark.parametrize("record", ["config.json", "fold-0/config.json"])
+def test_a_study_does_not_write_over_a_run(
+    tiles: Store, tmp_path: Path, type_in: Type, line: str, record: str
+) -> None:
+    (tmp_path / record).parent.mkdir(exist_ok=True)
+    (tmp_path / record).write_text("{}")
+    (tmp_path / "report.html").write_text("the run's")
+    small = "" if line == "best" else "--epochs 1 --batch-size 8"
+    status, said = type_in(f"{line} {small} --data '{tiles.data}' --out '{tmp_path}'")
+    assert status == 1
+    assert f"{tmp_path} holds a run, which would be written over: choose another --out" in said
+    assert (tmp_path / "report.html").read_text() == "the run's"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -62,6 +63,14 @@ class RunOptions:
 LogKind = Literal["none", "tensorboard", "wandb", "mlflow", "trackio"]
 """What a training may be logged with."""
 
+_LISTS = {
+    "validate_on": "slides",
+    "leave_out": "slides",
+    "teacher": "runs",
+    "devices": "devices",
+    "seed_list": "seeds",
+}
+
 Options = TypeVar("Options")
 Value = TypeVar("Value")
 
@@ -87,7 +96,7 @@ def parse_options(
         If the recipe cannot be read, a value is out of range, or options contradict each other.
     """
     _check_lengths(argv)
-    _check_repeated(argv)
+    _check_lists(argv)
     values: dict[str, Any] = {} if default is None else {"default": default}
     if issubclass(kind, RunOptions):
         if default is None:
@@ -183,13 +192,16 @@ def _check_lengths(argv: Sequence[str]) -> None:
             raise KitError(f"{shorten(word)} has {len(word):,} characters: give a shorter one")
 
 
-def _check_repeated(argv: Sequence[str]) -> None:
-    """Refuse two lists of slides or teachers, of which only the last would count."""
+def _check_lists(argv: Sequence[str]) -> None:
+    """Refuse two lists, of which only the last would count, and one that names nothing."""
     names = _names(argv)
-    for name, what in (("validate_on", "slides"), ("leave_out", "slides"), ("teacher", "runs")):
+    for name, what in _LISTS.items():
+        flag = f"--{name.replace('_', '-')}"
         if names.count(name) > 1:
-            flag = f"--{name.replace('_', '-')}"
             raise KitError(f"{flag} is given {names.count(name)} times: name all {what} after one")
+        words = pairwise([*argv, "--"])
+        if any(word.replace("_", "-") == flag and after.startswith("--") for word, after in words):
+            raise KitError(f"{flag} names no {what}: name them after it, or leave it out")
 
 
 @cache

@@ -314,7 +314,8 @@ def refuse_unused(given: set[str], names: Iterable[str], why: str) -> None:
     unused = sorted(given.intersection(names))
     if unused:
         options = ", ".join("--" + name.replace("_", "-") for name in unused)
-        raise KitError(f"{options} has no meaning {why}: leave it out")
+        verb, them = ("has", "it") if len(unused) == 1 else ("have", "them")
+        raise KitError(f"{options} {verb} no meaning {why}: leave {them} out")
 
 
 _RECIPE: TypeAdapter[Recipe] = TypeAdapter(Recipe)

@@ -31,6 +31,7 @@ from .folder import require_free as require_free
 from .folder import resume_command as resume_command
 from .folds import begun_config as begun_config
 from .folds import fold_recipes as fold_recipes
+from .folds import is_cross_validation as is_cross_validation
 from .folds import keeps_best as keeps_best
 from .folds import members as members
 from .folds import pool_folds as pool_folds

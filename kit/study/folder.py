@@ -10,6 +10,7 @@ import kit
 from kit import base, training
 from kit.base import FolderLock, KitError, Precision, Recipe, plain_values, read_json, write_json
 from kit.data import Store, slides_fingerprint
+from kit.runs import is_cross_validation
 
 STUDY_FILE = "study.json"
 PRECISION_FILE = "precision.json"
@@ -71,6 +72,18 @@ def precision_words(folder: Path, recipes: Iterable[Recipe]) -> list[str]:
     return ["--precision", settled] if is_for_all and settled != "auto" else []
 
 
+def require_no_run(folder: Path) -> None:
+    """Refuse a folder that holds a run or a cross-validation, of which pages would be written over.
+
+    Raises
+    ------
+    KitError
+        If it holds one.
+    """
+    if (folder / "config.json").exists() or is_cross_validation(folder):
+        raise KitError(f"{folder} holds a run, which would be written over: choose another --out")
+
+
 def claim_folder(folder: Path, study: Mapping[str, Any]) -> None:
     """Write what a study is about into its folder, or check that it is what is there.
 
@@ -79,6 +92,7 @@ def claim_folder(folder: Path, study: Mapping[str, Any]) -> None:
     KitError
         If the folder holds another study, or one of another version, precision or data.
     """
+    require_no_run(folder)
     now = plain_values(study)
     path = folder / STUDY_FILE
     with FolderLock(folder, wait=True):

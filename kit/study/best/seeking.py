@@ -40,7 +40,7 @@ from kit.study.best.parts import EncoderFile, list_parts
 from kit.study.best.plan import OVERRUN, Planned, least_seconds, plan_parts
 from kit.study.best.record import Clock, Entry, read_journal, write_journal
 from kit.study.best.training import PartTraining
-from kit.study.folder import claim_folder, surroundings
+from kit.study.folder import claim_folder, require_no_run, surroundings
 from kit.training import TrainingBar
 
 PARTS = "parts"
@@ -136,6 +136,7 @@ def seek_best(
         If nothing can be trained within the limit, which then says the least one, or the folder
         holds another search, or another process is at work there.
     """
+    require_no_run(search.folder)
     with FolderLock(search.folder / PARTS), clock.ticking():
         yield from _Seeker(search, store, clock, device, say).seek()
 

@@ -41,7 +41,13 @@ from kit.runs import Run
 from kit.study import sharing
 from kit.study.checks import check_recipes
 from kit.study.figures import read_outcome
-from kit.study.folder import check_same, read_record, settle_precision, surroundings
+from kit.study.folder import (
+    check_same,
+    read_record,
+    require_no_run,
+    settle_precision,
+    surroundings,
+)
 from kit.study.opening import open_run
 from kit.study.search.result import SearchResult, conclude
 from kit.study.search.space import Space, search_space, seeded_recipes
@@ -238,6 +244,7 @@ def _blaming(trial: Trial) -> Iterator[None]:
 
 def _open_study(search: Search, space: Space, shared: dict[str, Any], storage: str | None) -> Study:
     """Open or create the search in a folder and a storage, or refuse another one."""
+    require_no_run(search.folder)
     searched = {"searched": sorted(space.free), "seeds": search.seeds}
     record = {**shared, **recipe_values(search.recipe), **searched}
     name = "search" if storage is None else search.folder.resolve().name
