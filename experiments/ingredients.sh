@@ -7,10 +7,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 data=${DATA:-data} slides=${SLIDES:-$data/slides.csv} runs=${OUT:-runs}
+adam=(--optimizer adam --lr 3e-3)  # the recipe's until 0.7.0, whose ingredients these are
 train() {  # NAME OPTIONS...: three seeds of twelve epochs
   for seed in 0 1 2; do
     python kernels/train.py --recipe compact --epochs 12 --data "$data" --slides "$slides" \
-        --validate-on A --seed $seed --out "$runs/ingredient-$1-$seed" "${@:2}"
+        --validate-on A --seed $seed --out "$runs/ingredient-$1-$seed" "${adam[@]}" "${@:2}"
   done
 }
 train nothing
