@@ -85,13 +85,7 @@ def share_runs(
     journal = folder / "runs.journal"
     lock = folder / "runs.lock" if storage is None else None
     with naming("study", storage, journal), TrainingBar(len(names)) as bar:
-        # Workers that start together would all make the database's tables.
-        with FolderLock(folder, wait=True):
-            study = optuna.create_study(
-                study_name=f"{folder.resolve().name}-runs",
-                storage=open_storage(storage, journal, remedy="remove it; finished runs are kept"),
-                load_if_exists=True,
-            )
+        study = _open_study(folder, storage, journal)
         bar.skip(sum(map(is_done, names)))
         while left := [name for name in names if is_left(name)]:
             bar.reach(len(names) - len(left))
@@ -102,6 +96,16 @@ def share_runs(
             else:
                 bar.label = "waiting for the runs of other workers"
                 time.sleep(POLL)
+
+
+def _open_study(folder: Path, storage: str | None, journal: Path) -> Study:
+    # Workers that start together would all make the database's tables.
+    with FolderLock(folder, wait=True):
+        return optuna.create_study(
+            study_name=f"{folder.resolve().name}-runs",
+            storage=open_storage(storage, journal, remedy="remove it; finished runs are kept"),
+            load_if_exists=True,
+        )
 
 
 def silence() -> None:
