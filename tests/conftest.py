@@ -220,6 +220,14 @@ def train(
     return run
 
 
+def train_folds(recipe: Recipe, tiles: "tile_data.Store", folder: Path) -> Path:
+    """Cross-validate a recipe, as `train.py --folds` does but for the pages."""
+    for part, fold in runs.check_folds(recipe, tiles, folder, device="cpu").items():
+        train(fold, tiles, part)
+    runs.pool_folds(folder)
+    return folder
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """Return what a run's result consists of, clocks apart."""
     history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]

@@ -55,7 +55,7 @@ def test_durations_are_read_and_told(text: str, seconds: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "0", "0m", "h", "-5m", "2 days", "5m2h", "1e3"])
 def test_what_is_no_duration_is_named(text: str) -> None:
-    with pytest.raises(KitError, match="is no duration: write 2h, 90m"):
+    with pytest.raises(KitError, match="is no duration above 0: write 2h, 90m"):
         parse_duration(text)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import run_kernel, train
+from conftest import run_kernel, train_folds
 
 from kit import runs, stats
 from kit.base import KitError, Recipe
@@ -145,14 +145,6 @@ def test_an_ensemble_of_other_weights_is_refused(tmp_path: Path, weights: str) -
     (tmp_path / "ensemble.json").write_text(f'{{"weights": {weights}, "mean": "rank"}}')
     with pytest.raises(KitError, match="is not an ensemble"):
         runs.read_ensemble(tmp_path / "ensemble.json")
-
-
-def train_folds(recipe: Recipe, tiles: Store, folder: Path) -> Path:
-    """Cross-validate a recipe, as `train.py --folds` does but for the pages."""
-    for part, fold in runs.check_folds(recipe, tiles, folder, device="cpu").items():
-        train(fold, tiles, part)
-    runs.pool_folds(folder)
-    return folder
 
 
 def test_cross_validation_ensemble_and_prediction(tiles: Store, tmp_path: Path) -> None:

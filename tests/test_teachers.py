@@ -9,7 +9,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import RECIPE, contents, edit_config, kernel, run_kernel, train, write_zip
+from conftest import (
+    RECIPE,
+    contents,
+    edit_config,
+    kernel,
+    run_kernel,
+    train,
+    train_folds,
+    write_zip,
+)
 from conftest import competition_files as competition
 from scipy.special import expit
 from torch import Tensor
@@ -267,13 +276,6 @@ def test_a_stopped_run_goes_on_to_the_same_bits_with_the_same_teacher_alone(
     done = kernel("train", "--resume", "--out", tmp_path / "part", "--data", tiles.data)
     assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "part") == contents(tmp_path / "whole")
-
-
-def train_folds(recipe: Recipe, tiles: Store, folder: Path) -> Path:
-    for part, own in runs.check_folds(recipe, tiles, folder, device="cpu").items():
-        train(own, tiles, part)
-    runs.pool_folds(folder)
-    return folder
 
 
 def test_folds_learn_each_from_its_own_and_a_refit_from_all(tiles: Store, tmp_path: Path) -> None:

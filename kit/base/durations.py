@@ -20,7 +20,7 @@ def parse_duration(text: str) -> float:
     parts = zip(found.groups(), _UNITS.values(), strict=True) if found else []
     seconds = sum(float(number) * unit for number, unit in parts if number)
     if not seconds:
-        raise KitError(f"{text[:40]!r} is no duration: write 2h, 90m, 1h30m or 45s")
+        raise KitError(f"{text[:40]!r} is no duration above 0: write 2h, 90m, 1h30m or 45s")
     return seconds
 
 
