@@ -173,6 +173,21 @@ def test_a_request_to_stop_that_python_drops_comes_again() -> None:
     assert ending(process) == (130, "error: stopped after epoch 1\n")
 
 
+@pytest.mark.parametrize("error", ["KitError", "Exception"])
+def test_code_that_gets_over_an_error_does_not_get_over_a_request_to_stop(error: str) -> None:
+    """It may come at any line, such as where a broken file is passed over."""
+    process = command(
+        "import time\n"
+        "from kit.base import going_on\n"
+        "with going_on(lambda: 'the same command goes on'):\n"
+        f"    try:\n        print('ready', flush=True); time.sleep(60)\n    except {error}: pass\n"
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.terminate()
+    assert ending(process) == (143, "error: stopped: the same command goes on\n")
+
+
 # The long form interrupts more trainings, and at instants between the loading and the end.
 KILLS = int(os.environ.get("KIT_KILLS", "1"))
 TRAINING = ["--batch-size=4", "--workers=2", "--per-class=None"]

@@ -138,16 +138,19 @@ def test_goes_on_by_itself_while_anything_comes(server: KaggleServer, fault: obj
     assert Path(LAST).read_bytes() == CONTENT
 
 
-def test_ctrl_c_keeps_what_has_come(server: KaggleServer) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_request_to_stop_keeps_what_has_come(
+    server: KaggleServer, number: signal.Signals, status: int
+) -> None:
     server.output_faults = {LAST: [Stall(2_500_000)]}
     line = [sys.executable, ROOT / "kernels" / "pull.py", "--name", NAME]
     with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as process:
         until(lambda: server.asked(LAST))
         with pytest.raises(KitError, match="another process is at work in"):
             kaggle.bring_back(KERNEL, Path(), ended_well=True)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, said = process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == status
     assert "what has come is kept, and the same command goes on" in said
     assert_discreet(said)
     server.requests.clear()

@@ -52,14 +52,19 @@ class KeptError(KitError):
     """What the command needs in addition, or would end on the same."""
 
 
-class StoppedError(KeptError):
+class StoppedError(BaseException):
     """A request to stop (SIGTERM, or Ctrl-C), after all that was done has been kept.
+
+    It may come at any line, so it is no `KitError`: code that gets over an error would get over
+    it as well. Python keeps KeyboardInterrupt apart for the same reason.
 
     Parameters
     ----------
     by
         The signal, which decides the exit status.
     """
+
+    options: tuple[str, ...] = ()
 
     def __init__(self, message: str, *, by: int = signal.SIGTERM) -> None:
         super().__init__(message)
@@ -82,7 +87,7 @@ def exit_on_error() -> Iterator[None]:
             _require_text(sys.argv)
             with _flushed_output():
                 yield
-        except KitError as error:
+        except (KitError, StoppedError) as error:
             _end(f"error: {error}", error.status)
         except BrokenPipeError:
             _end("", 128 + signal.SIGPIPE)

@@ -126,7 +126,7 @@ def going_on(how: Callable[..., str]) -> Iterator[None]:
             yield
     except KeyboardInterrupt as error:
         raise StoppedError(f"stopped: {how()}", by=signal.SIGINT) from error
-    except KeptError as error:
+    except (KeptError, StoppedError) as error:
         # Still of its own kind and status.
         error.args = (f"{error}: {how(*error.options)}",)
         raise

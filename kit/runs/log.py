@@ -16,7 +16,6 @@ from kit.base import (
     EpochResult,
     LogKind,
     Pixels,
-    StoppedError,
     printable,
     read_json,
     shorten,
@@ -128,8 +127,6 @@ class SafeLog:
     def _try(self, call: Callable[[], None]) -> None:
         try:
             call()
-        except StoppedError:
-            raise
         except Exception as error:
             # Whatever goes wrong in a library of others, a network or a full disk among it.
             self._logger = None

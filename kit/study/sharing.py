@@ -23,7 +23,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from kit.base import EpochResult, FileLock, FolderLock, KitError
+from kit.base import EpochResult, FileLock, FolderLock, KitError, StoppedError
 from kit.training import TrainingBar
 
 # Seconds between a database worker's signs of life, until it is given up, and between looks
@@ -139,7 +139,7 @@ def leaving(trial: Trial) -> Iterator[None]:
             f"trial {trial.number} was given up: nothing was heard of this machine for "
             f"{GRACE} seconds. Type the same command again to go on ({error})"
         )
-    except (KitError, KeyboardInterrupt, *STORAGE_ERRORS) as error:
+    except (KitError, KeyboardInterrupt, StoppedError, *STORAGE_ERRORS) as error:
         raise LeaveTrial from error
 
 

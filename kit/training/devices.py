@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from kit.base import KitError, trust_code, trusts_code
+from kit.base import KitError, StoppedError, trust_code, trusts_code
 from kit.training.bar import Progress, TrainingBar, tell_instead
 from kit.training.device import prepare_process, uses_cuda_graphs
 
@@ -239,7 +239,7 @@ def _work(work: Work[object], device: str, share: _Share, connection: Connection
     ):
         try:
             work(device=device.partition(":")[0])
-        except Exception as error:
+        except (Exception, StoppedError) as error:
             connection.send_bytes(_pickled(error))
             sys.exit(1)
 
@@ -274,7 +274,7 @@ class _Teller:
         self.connection.send(message)
 
 
-def _pickled(error: Exception) -> bytes:
+def _pickled(error: BaseException) -> bytes:
     """Pickle an error; what another process could not unpickle, as the text of its traceback."""
     with suppress(pickle.PicklingError, TypeError, AttributeError):
         content = pickle.dumps(error)

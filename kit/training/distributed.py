@@ -18,7 +18,7 @@ from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from kit.base import Floats, KitError
+from kit.base import Floats, KitError, StoppedError
 
 # How long a process waits for one that is alive but silent; one that dies is noticed at once.
 _TIMEOUT = timedelta(minutes=10)
@@ -58,7 +58,7 @@ def process_group() -> Iterator[None]:
                 silence.enter_context(redirect_stderr(nowhere))
             yield
         leave_group()
-    except KitError as error:
+    except (KitError, StoppedError) as error:
         _tell_once(store, error)
     except RuntimeError as error:
         if not _is_lost_process(error):
@@ -139,7 +139,7 @@ def _join() -> Store:
     return store
 
 
-def _tell_once(store: Store, error: KitError) -> None:
+def _tell_once(store: Store, error: KitError | StoppedError) -> None:
     """Raise an error in the first process that comes here; end the others silently."""
     try:
         is_first = store.add("errors", 1) == 1

@@ -233,8 +233,8 @@ def _blaming(trial: Trial) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, KitError) as error:
-        # No fault of the recipe is a request to stop, a worker that was killed, or what the disk
-        # or the network refuses.
+        # No fault of the recipe is a worker that was killed, or what the disk or the network
+        # refuses.
         if isinstance(error, KeptError) or isinstance(error.__cause__, OSError):
             raise
         memory = "out of memory: " if isinstance(error, torch.OutOfMemoryError) else ""
