@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 
-from kit import base, kaggle
+from kit import base, kaggle, models, runs
 from kit.base import KitError, exit_on_error
 
 REPOSITORY = Path(__file__).parents[1]
@@ -90,7 +90,18 @@ def require_options(command: str, arguments: list[str]) -> None:
     """Refuse here what the command would refuse there, after a wait for a GPU."""
     # What is refused is that command's, and so is the help.
     sys.argv = [str(Path(__file__).with_name(f"{command}.py")), *arguments]
-    import_module(command).read_options(arguments)
+    module = import_module(command)
+    options = module.read_options(arguments)
+    recipes = [options.recipe]
+    if command == "compare":
+        recipes = module.read_study(options, base.given_options(arguments)).arms.values()
+    # What is elsewhere is not known here; nor is what is mounted there, and what computes.
+    known = [
+        replace(recipe, precision="auto", slides=None, validate_on=(), leave_out=())
+        for recipe in recipes
+        if not models.is_elsewhere(recipe.model)
+    ]
+    runs.check_without_data(known, device="cpu", cam_layer=getattr(options, "cam_layer", None))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,8 @@ def job(*arguments: str) -> Job:
         (BACKBONE, Reach(("a/b",)), "resnet50"),
         ((*BACKBONE, "--model", "vgg11"), Reach(models=("a/b/c/d/1",)), "vgg11"),
         (ARMS, Reach(("a/b",)), "resnet50"),
+        ((*BACKBONE, "--model", "local-dir:/kaggle/input/m"), Reach(("a/b",)), ""),
+        ((*BACKBONE, "--model", "hf-hub:a/b"), Reach(internet=True), ""),
     ],
 )
 def test_published_weights_come_from_what_is_mounted(
@@ -48,12 +50,28 @@ def test_published_weights_come_from_what_is_mounted(
         (("--slides", "none.csv"), "--slides none.csv: there is no such file here"),
         ((*BACKBONE, "--weights=none.pth"), "--weights none.pth: there is no such file here"),
         (("--teacher", "/kaggle/input/a", "runs/b"), "--teacher runs/b: runs do not go along"),
+        (("--refit", "runs/a"), "--refit runs/a: runs do not go along"),
+        (("--storage", "postgresql://a"), "--storage: a kernel without internet reaches no"),
+        ((*BACKBONE, "--model", "local-dir:m"), "local-dir:m: the folder does not go along"),
+        ((*BACKBONE, "--model", "hf-hub:a/b"), "without internet does not reach the hub: push"),
         (("--recipe", "none"), "none"),
     ],
 )
 def test_what_would_be_missing_there_is_told(arguments: tuple[str, ...], message: str) -> None:
     with pytest.raises(KitError, match=message):
         complete(job(*arguments), Reach())
+
+
+@pytest.mark.parametrize("option", ["weights", "slides"])
+def test_a_file_that_a_recipe_names_does_not_go_along(tmp_path: Path, option: str) -> None:
+    recipe = tmp_path / "own.toml"
+    recipe.write_text(f'model = "resnet18"\n{option} = "mine"\n')
+    with pytest.raises(KitError, match=f"names a file, mine, .* name it after -- with --{option}"):
+        complete(job("--recipe", str(recipe)), Reach())
+    (tmp_path / "mine").touch()
+    complete(job("--recipe", str(recipe), f"--{option}", str(tmp_path / "mine")), Reach())
+    recipe.write_text(f'model = "resnet18"\n{option} = "/kaggle/input/mine"\n')
+    complete(job("--recipe", str(recipe)), Reach(("a/b",)))
 
 
 @pytest.mark.parametrize(
