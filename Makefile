@@ -81,7 +81,7 @@ scores: $(VENV)/installed ## list past submissions and their scores
 	$(BIN)/python kernels/scores.py
 
 push: $(VENV)/installed ## run KERNEL with ARGS on Kaggle; PUSH=--resume goes on with it
-	$(BIN)/python kernels/push.py --command $(KERNEL) --name $(NAME) $(PUSH) -- $(ARGS)
+	$(BIN)/python kernels/push.py --command $(KERNEL) $(call option,--name,$(NAME)) $(PUSH) -- $(ARGS)
 
 dataset: $(VENV)/installed ## upload the packed tiles as a private dataset on Kaggle
 	$(BIN)/python kernels/dataset.py $(call option,--data,$(DATA)) $(ARGS)
@@ -90,7 +90,7 @@ notebook: $(VENV)/notebook ## the study as notebook.ipynb, executed here, with o
 	$(BIN)/python kernels/notebook.py $(call option,--data,$(DATA)) $(ARGS)
 
 pull: $(VENV)/installed ## bring back what that kernel has left, as a run folder
-	$(BIN)/python kernels/pull.py --name $(NAME) $(ARGS)
+	$(BIN)/python kernels/pull.py $(call option,--name,$(NAME)) $(ARGS)
 
 test: $(VENV)/test ## run the tests
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal

@@ -669,6 +669,19 @@ def test_a_stray_character_in_a_token_is_told(
     assert not server.asked("ListSubmissions")
 
 
+def test_a_token_that_was_saved_in_utf_16_is_told(
+    server: KaggleServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As PowerShell saves it."""
+    monkeypatch.delenv("KAGGLE_KEY")
+    file = tmp_path / "home" / ".kaggle" / "access_token"
+    file.parent.mkdir()
+    file.write_bytes(TOKEN.encode("utf-16"))
+    with pytest.raises(KitError, match=r"the API token in .*access_token has a character"):
+        kaggle.list_submissions()
+    assert not server.asked("ListSubmissions")
+
+
 @pytest.mark.usefixtures("server")
 def test_the_client_is_named_as_it_can_be_typed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KAGGLE_KEY")

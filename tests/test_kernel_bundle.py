@@ -437,6 +437,22 @@ class TestPush:
         with pytest.raises(KitError, match="does not accept the username and key in KAGGLE_USER"):
             kaggle.push_kernel(built)
 
+    @pytest.mark.parametrize(
+        ("status", "words", "message"),
+        [
+            (400, "Maximum weekly GPU quota of 30.00 hours reached.", "The week's hours are used"),
+            (409, "Maximum batch GPU session count of 2 reached.", "wait for one to end"),
+            (403, "You must verify your phone number", "Verify the account's phone number at"),
+            (404, "Notebook not found", "Push it under another --name"),
+        ],
+    )
+    def test_a_refusal_of_the_account_may_come_as_any_status(
+        self, server: KaggleServer, built: Path, status: int, words: str, message: str
+    ) -> None:
+        server.refusals = {"SaveKernel": refusal(status, words)}
+        with pytest.raises(KitError, match=rf"{message}.*\n\(the client said: .*{words}"):
+            kaggle.push_kernel(built)
+
     def test_tells_of_a_client_that_does_not_start(
         self, server: KaggleServer, built: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -61,6 +61,20 @@ def test_a_second_demo_says_where_things_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("target", "handed"),
+    [
+        ("push", ["--command", "train", "--name", "my run", "--", "--slides", "a b.csv"]),
+        ("pull", ["--name", "my run", "--slides", "a b.csv"]),
+    ],
+)
+def test_a_kernel_that_is_misnamed_is_named_whole(
+    tmp_path: Path, target: str, handed: list[str]
+) -> None:
+    said = make(tmp_path, target, "NAME=my run", "ARGS=--slides 'a b.csv'")
+    assert said == [f"kernels/{target}.py", *handed]
+
+
+@pytest.mark.parametrize(
     ("words", "handed"),
     [
         ((), ["--run", "runs/notebook-before-0"]),

@@ -10,6 +10,25 @@ GATEWAY = (
     "https://www.kaggle.com opens on this machine without a sign-in page, then try again"
 )
 SILENCE = "timed out: nothing came for {:g} s"
+ACCOUNT = {
+    "(weekly|[GT]PU) .*quota": (
+        "The week's hours are used up: `kaggle quota` (from client 2.2.5 on) and the settings "
+        "say when there are new ones. Until then, push with --no-gpu what a CPU can do"
+    ),
+    "session count": (
+        "Others of the account's kernels run: wait for one to end, or stop one at "
+        "https://www.kaggle.com/code (Your Work, its three dots), then push again"
+    ),
+    r"\bphone\b|verify your": (
+        f"Verify the account's phone number at {SETTINGS_PAGE}, then push again; --no-gpu, without "
+        "--internet, needs none"
+    ),
+    "Notebook not found": (
+        "Push it under another --name: letters, digits and single hyphens, a letter first"
+    ),
+}
+"""Why Kaggle refuses a kernel to an account, in the words that people have reported, and what to
+do: said by the client, or with a status of any kind."""
 # What the client's own words mean. It prints a status only when the answer has no JSON body,
 # and otherwise the server's message alone, so both are known here. The first match counts.
 _FAILURES = {
@@ -22,7 +41,7 @@ _FAILURES = {
         "the download broke off: an error page or another file came in the archive's place, as "
         "happens when a download link expires. Try again"
     ),
-    "Invalid header value|UnicodeEncodeError: 'latin-1'": (
+    "Invalid header value|UnicodeEncodeError: 'latin-1'|UnicodeDecodeError: 'utf-8'": (
         "{credential} has a character that no token has, such as a line break or a typographic "
         "quotation mark: write it again"
     ),
@@ -34,6 +53,7 @@ _FAILURES = {
         "Kaggle's file store refused the link that Kaggle gave, as it does once a link has "
         "expired. Try again"
     ),
+    **ACCOUNT,
     "Cannot access kernel": (
         "the account has no kernel of that name on Kaggle: push it first, or mend --name"
     ),
@@ -46,8 +66,9 @@ _FAILURES = {
         "Kaggle takes no more submissions today: try again after 00:00 UTC"
     ),
     r"\b404 |Not ?Found|Could not find": (
-        f"Kaggle does not find it. See whether https://www.kaggle.com/c/{SLUG} opens, and bring "
-        "the client up to date: pip install --upgrade 'kaggle<3'"
+        "Kaggle does not find it. See whether the name is right, and whether "
+        f"https://www.kaggle.com/c/{SLUG} opens, and bring the client up to date: pip install "
+        "--upgrade 'kaggle<3'"
     ),
     r"\b429 |Too Many Requests|Rate limit": (
         "Kaggle has had too many requests from this account: wait some minutes, then try again"

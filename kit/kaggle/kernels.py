@@ -7,23 +7,10 @@ from pathlib import Path
 from kit.base import RULES_PAGE, KitError, printable
 from kit.kaggle.client import run_client
 from kit.kaggle.credentials import SETTINGS_PAGE, credential, without_secrets
-from kit.kaggle.faults import explain
+from kit.kaggle.faults import ACCOUNT, explain
 
-# Why Kaggle refuses a kernel, in the words that people have reported, and what to do.
-_REFUSALS = {
-    "quota": (
-        "The week's hours are used up: `kaggle quota` (from client 2.2.5 on) and the settings "
-        "say when there are new ones. Until then, push with --no-gpu what a CPU can do"
-    ),
-    "session count": (
-        "Others of the account's kernels run: wait for one to end, or stop one at "
-        "https://www.kaggle.com/code (Your Work, its three dots), then push again"
-    ),
-    "phone|verif": (
-        f"Verify the account's phone number at {SETTINGS_PAGE}, then push again; --no-gpu, without "
-        "--internet, needs none"
-    ),
-    "Notebook not found|already (exists|in use)|title": (
+_REFUSALS = ACCOUNT | {
+    "already (exists|in use)|title": (
         "Push it under another --name: letters, digits and single hyphens, a letter first"
     ),
     "too large|size|exceeds": "Put large files into a Kaggle dataset, and mount it with --dataset",
