@@ -122,8 +122,13 @@ def last_start(server: KaggleServer) -> int:
     return int(last.removeprefix("bytes=").rstrip("-"))
 
 
+@pytest.mark.usefixtures("server")
 def test_the_client_is_one_whose_traps_are_known() -> None:
+    """And it is the one that the tests start, wherever it lies."""
     assert (2, 2, 4) <= CLIENT < (3,)
+    line = [client.client_command()[0], "-P", "-m", "kaggle", "--version"]
+    told = subprocess.run(line, capture_output=True, text=True, check=True).stdout
+    assert f"Kaggle CLI {version('kaggle')}\n" in told
 
 
 def flip(archive: bytes, position: int) -> bytes:

@@ -66,6 +66,8 @@ def python() -> Path:
                 "KAGGLE_KEY": "none",
                 "PYTHONUNBUFFERED": "1",
                 "PYTHONUTF8": "1",
+                # Where another version of the client lies, see docs/kaggle.md.
+                "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
             },
             pass_fds=[listener.fileno()],
         )
