@@ -37,7 +37,6 @@ def main(options: PullOptions) -> None:
         raise KitError(
             f"{kernel} is {status.name}: wait for its end, see https://www.kaggle.com/code/{kernel}"
         )
-    out.mkdir(parents=True, exist_ok=True)
     ended_well = status.name == "COMPLETE"
     with base.going_on(lambda: "what has come is kept, and the same command goes on"):
         output = kaggle.bring_back(kernel, out, ended_well=ended_well)

@@ -233,6 +233,13 @@ def test_takes_no_name_that_is_none(tmp_path: Path) -> None:
         kaggle.require_free(tmp_path, "1st-run")
 
 
+def test_says_where_it_cannot_write(server: KaggleServer) -> None:
+    Path("taken").touch()
+    done = pull("--out", "taken")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: cannot write into taken/.pull-{NAME}: ")
+
+
 def test_waits_for_the_kernel_to_end(server: KaggleServer) -> None:
     server.kernel_status = "RUNNING"
     done = pull()
