@@ -233,7 +233,8 @@ def test_takes_no_name_that_is_none(tmp_path: Path) -> None:
         kaggle.require_free(tmp_path, "1st-run")
 
 
-def test_says_where_it_cannot_write(server: KaggleServer) -> None:
+@pytest.mark.usefixtures("server")
+def test_says_where_it_cannot_write() -> None:
     Path("taken").touch()
     done = pull("--out", "taken")
     assert done.returncode == 1
