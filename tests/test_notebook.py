@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -13,7 +14,7 @@ import nbformat
 import pandas as pd
 import pytest
 from conftest import competition_files, kernel, write_folder
-from kaggle_server import move_in, serve
+from kaggle_server import move_in, serve, until
 
 from kit import kaggle
 from kit.base import KitError
@@ -153,33 +154,76 @@ def test_a_cell_that_fails_is_told_and_the_rest_is_kept(tmp_path: Path) -> None:
     assert any(one.get("ename") == "KitError" for one in all_outputs(notebook))
 
 
+NEEDS_IMAGE = pytest.mark.skipif(
+    IMAGE is None, reason="make kaggle-image runs it in Kaggle's image"
+)
+
+
+class Container:
+    """A folder laid out as /kaggle, with the notebook in it."""
+
+    def __init__(self, folder: Path, mount: str) -> None:
+        self.folder = folder
+        self.root = folder / "kaggle"
+        self.working = self.root / "working"
+        write_folder(self.root / "input" / mount, competition_files(train=200, test=9))
+        self.working.mkdir()
+        small = kaggle.Notebook(epochs=2, seeds=2, sweep_seeds=2)
+        (self.working / "notebook.ipynb").write_text(kaggle.notebook_text(small, ROOT))
+
+    def start(self) -> "subprocess.Popen[str]":
+        """Execute the notebook, as Kaggle does it, with the image's Python."""
+        assert IMAGE is not None
+        return subprocess.Popen(
+            [Path(IMAGE).absolute(), "-c", EXECUTE],
+            cwd=self.working,
+            env={
+                "PATH": os.environ["PATH"],
+                "HOME": str(self.folder),
+                "TMPDIR": str(self.folder),
+                "HCD_KAGGLE_ROOT": str(self.root),
+                "OMP_NUM_THREADS": "1",
+            },
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self) -> None:
+        """Execute the notebook to its end."""
+        with self.start() as process:
+            said = process.communicate()[1]
+        assert process.returncode == 0, said
+        assert len(pd.read_csv(self.working / "submission.csv")) == 9
+        assert (self.working / CHECKSUMS).is_file()
+        assert not list(self.working.glob("packed-*"))
+
+    def finished(self) -> dict[str, int]:
+        """Return the runs that are finished, and when they were."""
+        found = self.working.glob("studies/*/bn/runs/*/metrics.json")
+        return {path.parent.name: path.stat().st_mtime_ns for path in found}
+
+
 @pytest.mark.soak
-@pytest.mark.skipif(IMAGE is None, reason="make kaggle-image runs it in Kaggle's image")
+@NEEDS_IMAGE
 @pytest.mark.parametrize("mount", MOUNTS)
 def test_it_runs_alone_in_the_image(tmp_path: Path, mount: str) -> None:
-    assert IMAGE is not None
-    root, working = tmp_path / "kaggle", tmp_path / "kaggle" / "working"
-    write_folder(root / "input" / mount, competition_files(train=200, test=9))
-    working.mkdir()
-    small = kaggle.Notebook(epochs=2, seeds=2, sweep_seeds=2)
-    (working / "notebook.ipynb").write_text(kaggle.notebook_text(small, ROOT))
-    done = subprocess.run(
-        [Path(IMAGE).absolute(), "-c", EXECUTE],
-        cwd=working,
-        env={
-            "PATH": os.environ["PATH"],
-            "HOME": str(tmp_path),
-            "TMPDIR": str(tmp_path),
-            "HCD_KAGGLE_ROOT": str(root),
-            "OMP_NUM_THREADS": "1",
-        },
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert len(pd.read_csv(working / "submission.csv")) == 9
-    assert (working / CHECKSUMS).is_file()
-    assert not list(working.glob("packed-*"))
+    Container(tmp_path, mount).run()
+
+
+@pytest.mark.soak
+@NEEDS_IMAGE
+def test_killed_halfway_in_the_image_it_goes_on_when_it_is_run_again(tmp_path: Path) -> None:
+    container = Container(tmp_path, MOUNTS[0])
+    with container.start() as process:
+        until(container.finished)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        for number in [*map(int, children), process.pid]:
+            os.kill(number, signal.SIGKILL)
+    kept = container.finished()
+    assert len(kept) < 4
+    container.run()
+    assert len(container.finished()) == 4
+    assert kept.items() <= container.finished().items()
 
 
 def all_outputs(notebook: dict[str, Any]) -> list[dict[str, Any]]:
