@@ -113,6 +113,9 @@ BROKEN = {
     "from torch import nn\ndef Net(size): return nn.Conv2d(4, 1, size)": (
         "fails with two images of 32 pixels: RuntimeError: Given groups=1"
     ),
+    "from torch import nn\ndef Net(size): return nn.Sequential(nn.Flatten(), nn.LazyLinear(1))": (
+        "leaves the size of 1.weight open: send an image through the network where it is built"
+    ),
     "from torch import nn\nclass Net(nn.Module):\n  def __init__(self, size):\n"
     "    super().__init__()\n    self.head = nn.Linear(3, 1)\n  def forward(self, images):\n"
     "    return self.head(images.mean((2, 3))).log() - 9e9j": "not finite numbers",

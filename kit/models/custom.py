@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from kit.base import KitError, Recipe, competition, explain_custom, load_custom
 
@@ -46,6 +47,11 @@ def _check_tensors(recipe: Recipe, network: nn.Module) -> None:
     for name, tensor in network.state_dict().items():
         if not isinstance(tensor, Tensor):
             raise KitError(f"{recipe.model} keeps {name} in its state, which is not a tensor")
+        if is_lazy(tensor):
+            raise KitError(
+                f"{recipe.model} leaves the size of {name} open: send an image through the network "
+                "where it is built, or take a layer whose size is given"
+            )
         place = tensor.untyped_storage().data_ptr() if tensor.numel() else 0
         if place and place in places:
             raise KitError(
