@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Claim:    of compact's ingredients only the number of epochs and the schedule go one way with each seed.
-# Seeds:    3 runs per row, trained for twelve epochs (half of the recipe's).
+# Seeds:    3 runs per row, trained for twelve epochs (half of the recipe's then).
 # Hardware: one CPU core with bf16 arithmetic per run.
 # Cost:     7 to 13 minutes per run, 21 runs: 3 to 4 hours.
 # Figure:   the table "Ingredients of compact" in docs/results.md.
