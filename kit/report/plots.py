@@ -96,7 +96,8 @@ def arms(
             )
     axes.set(xlabel="epoch", ylabel=_field_name(field), ylim=limits)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.legend()
+    # Five arms leave no room between their lines.
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")
     return figure
 
 
