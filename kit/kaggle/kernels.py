@@ -10,9 +10,7 @@ from kit.kaggle.credentials import SETTINGS_PAGE, credential, without_secrets
 from kit.kaggle.faults import ACCOUNT, explain
 
 _REFUSALS = ACCOUNT | {
-    "already (exists|in use)|title": (
-        "Push it under another --name: letters, digits and single hyphens, a letter first"
-    ),
+    "already (exists|in use)|title": ACCOUNT["Notebook not found"],
     "too large|size|exceeds": "Put large files into a Kaggle dataset, and mount it with --dataset",
     "rules": f"Accept the rules at {RULES_PAGE}, then push again",
 }
