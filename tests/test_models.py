@@ -154,6 +154,41 @@ def test_fused_norms_give_the_same_logits(model: str, bn: Bn) -> None:
     assert left == (alone if bn == "before" else len(models.batch_norms(network)))
 
 
+class Residual(models.CompactCNN):
+    """Takes the second block of each stage apart."""
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        for first, second in self.stages:
+            halved = first(images)
+            images = functional.relu(second.norm(second.layer(halved)) + halved)
+        return images.mean((2, 3)).repeat(1, 3)
+
+
+class Unpooled(models.SmallCNN):
+    """Leaves out what the first block ends with."""
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        first = self.features[0]
+        return first.norm(first.layer(images)).mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    "network",
+    [Residual(widths=(2,), orientations=1), Unpooled(widths=(4, 4), size=32)],
+    ids=lambda network: type(network).__name__,
+)
+def test_a_network_derived_from_the_kits_own_is_evaluated_as_it_is_written(
+    network: torch.nn.Module,
+) -> None:
+    images = torch.randn(8, 3, 32, 32)
+    network(images)
+    expected = network.eval()(images)
+    fused = [models.fuse_norms(network) for _ in range(2)]
+    models.share_stem(fused)
+    for one in fused:
+        assert torch.equal(one(images), expected)
+
+
 def normalise(features: Tensor) -> Tensor:
     dims = [0, *range(2, features.ndim)]
     centred = features - features.mean(dims, keepdim=True)

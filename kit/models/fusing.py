@@ -10,6 +10,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from kit.models.blocks import Block
 from kit.models.equivariance import GroupConv2d
+from kit.models.networks import CompactCNN, SmallCNN
 from kit.models.norms import BatchNorm, BatchNorm2d, GroupBatchNorm2d
 
 
@@ -47,10 +48,13 @@ class CachedModule(nn.Module):
 def fuse_norms(model: nn.Module) -> nn.Module:
     """Return a copy for evaluation in which norms are fused into the layers before them.
 
-    Only the kit's own networks have blocks to fuse. Where that gives the same values, maxima are
-    pooled first and only they are normalised. Logits agree within rounding.
+    Only the kit's own networks are fused: a class that is derived from one may use the parts of a
+    block in another way. Where that gives the same values, maxima are pooled first and only they
+    are normalised. Logits agree within rounding.
     """
     fused = copy.deepcopy(model).eval()
+    if type(fused) not in (SmallCNN, CompactCNN):
+        return fused
     for name, block in fused.named_modules():
         if isinstance(block, Block):
             fused.set_submodule(name, _fuse(block))
@@ -95,7 +99,6 @@ def _fuse(block: Block) -> nn.Module:
 
 
 def _first_block(fused: nn.Module) -> nn.Sequential:
-    """Return the first block of a fused network of the kit; an empty one for other networks."""
-    features = getattr(fused, "features", None)
-    first = features[0] if isinstance(features, nn.Sequential) else None
+    """Return the first block of a fused `SmallCNN`; an empty one for other networks."""
+    first = fused.features[0] if type(fused) is SmallCNN else None
     return first if isinstance(first, nn.Sequential) else nn.Sequential()
