@@ -93,6 +93,8 @@ def require_options(command: str, arguments: list[str]) -> None:
     module = import_module(command)
     options = module.read_options(arguments)
     recipes = [options.recipe]
+    if command == "train" and options.devices and module.is_one_run(options):
+        raise module.nothing_to_share(options)
     if command == "compare":
         recipes = module.read_study(options, base.given_options(arguments)).arms.values()
     # What is elsewhere is not known here; nor is what is mounted there, and what computes.

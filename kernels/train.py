@@ -160,10 +160,7 @@ def check(options: TrainOptions, folder: Path, devices: training.Devices) -> Non
     """Refuse what can be refused before data is opened, and packed if need be."""
     one_run, several = is_one_run(options), training.distributed.world_size() > 1
     if devices.workers and (one_run or several):
-        raise KitError(
-            f"--devices {' '.join(options.devices)} shares out the runs of --folds, and there is "
-            "one run: choose a --device, or train it on several with torchrun (docs/scale.md)"
-        )
+        raise nothing_to_share(options)
     if several and not one_run:
         raise KitError("--folds under torchrun: start one fold at a time, with --fold 0, 1, ...")
     runs.require_logger(options.log)
@@ -176,6 +173,14 @@ def check(options: TrainOptions, folder: Path, devices: training.Devices) -> Non
         runs.require_teachers(options.recipe)
     if one_run and not options.resume and training.distributed.rank() == 0:
         runs.require_free(folder)
+
+
+def nothing_to_share(options: TrainOptions) -> KitError:
+    """Return the error of several devices for one run."""
+    return KitError(
+        f"--devices {' '.join(options.devices)} shares out the runs of --folds, and there is "
+        "one run: choose a --device, or train it on several with torchrun (docs/scale.md)"
+    )
 
 
 def how_to_go_on(folder: Path, *options: str) -> str:

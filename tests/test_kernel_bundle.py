@@ -407,6 +407,7 @@ class TestPush:
             ),
             ("train", ["--model", "compact", "--size", "2"], "2 pixels is too small for 3 stages"),
             ("train", ["--cam-layer", "none"], "--cam-layer none is no layer"),
+            ("train", ["--devices", "auto"], "shares out the runs of --folds, and there is one"),
             ("compare", ["--arm", "a=compact"], "a comparison has two arms or more"),
             ("compare", ["--seeds", "many"], "--seeds"),
             ("momentum", ["--bn-momentum", "0.5"], "leave --bn-momentum out"),
