@@ -15,6 +15,7 @@ from scipy import stats
 
 from kit.base import EpochResult
 from kit.report import plots, save_figure, tile_plots
+from kit.report.learning import learning_figure
 
 RESULT = EpochResult(1, 0.6, 0.7, 0.5, 0.75, 0.8, 1.0, 1000.0, 0.1)
 
@@ -204,3 +205,38 @@ def test_slides_are_named_where_there_is_room(slides: int, named: int) -> None:
     assert len(axes.patches) == 2 * slides
     labels = [label.get_text() for label in axes.get_xticklabels()]
     assert len([label for label in labels if label in names]) == named
+
+
+PREDICTIONS = ([0, 1, 0, 1], [0.2, 0.6, 0.7, 0.9])
+CURVES = pd.DataFrame(
+    {"recipe": "probe", "tiles": [100, 300], "auc": [0.8, 0.9], "low": 0.7, "high": 0.95}
+)
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        plots.roc({"run": PREDICTIONS}),
+        plots.mean_roc({name: [PREDICTIONS] * 2 for name in ("before", "after", "other")}),
+        plots.precision_recall({"run": PREDICTIONS}),
+        plots.calibration({"run": PREDICTIONS, "other": PREDICTIONS}),
+        plots.arms({"before": [history([0.5, 0.6])]}, "valid_accuracy", title="t"),
+        learning_figure(CURVES),
+    ],
+    ids=["roc", "mean_roc", "precision_recall", "calibration", "arms", "learning"],
+)
+def test_no_legend_lies_on_what_is_drawn(figure: Figure) -> None:
+    """It stands below all axes and within the figure."""
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert [axes.get_legend() for axes in figure.axes] == [None] * len(figure.axes)
+    place = legend.get_window_extent()
+    assert place.y1 <= min(axes.get_window_extent().y0 for axes in figure.axes)
+    assert figure.bbox.x0 <= place.x0
+    assert place.x1 <= figure.bbox.x1
+
+
+def test_five_arms_differ_in_grey_print() -> None:
+    """The sweep of BatchNorm's momentum has five."""
+    dashes = [dashes for _, dashes in plots._arm_styles("abcde").values()]
+    assert len(set(dashes)) == 5

@@ -119,9 +119,7 @@ def _figure(result: BestResult) -> Figure:
         if entry.together is not None
     ]
     if grown:
-        axes.plot(
-            *zip(*grown, strict=True), "--s", ms=4, color=VERMILLION, label="the mean until it"
-        )
+        axes.plot(*zip(*grown, strict=True), "--s", ms=4, color=VERMILLION, label="the mean so far")
     axes.set_yticks(list(places), [plain(name) for name in found])
     axes.invert_yaxis()
     axes.set(xlabel="AUC on held-out tiles")

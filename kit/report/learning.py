@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from kit.report.style import DASHES, PALETTE, single
+from kit.report.style import DASHES, PALETTE, legend_below, single
 
 
 def learning_figure(table: pd.DataFrame) -> Figure:
@@ -18,7 +18,7 @@ def learning_figure(table: pd.DataFrame) -> Figure:
     figure, axes = single("How many labels?", height=3.8)
     for number, (name, rows) in enumerate(table.groupby("recipe", sort=False)):
         colour, dash = PALETTE[number % len(PALETTE)], DASHES[number % len(DASHES)]
-        axes.plot(rows["tiles"], rows["auc"], dash, color=colour, marker="o", label=str(name))
+        axes.plot(rows["tiles"], rows["auc"], ls=dash, color=colour, marker="o", label=str(name))
         known = rows.dropna(subset=["low", "high"])
         low, high = known["low"].astype(float), known["high"].astype(float)
         axes.vlines(known["tiles"], low, high, colors=colour, linewidth=1.5, alpha=0.6)
@@ -32,5 +32,5 @@ def learning_figure(table: pd.DataFrame) -> Figure:
     axes.set_xticklabels(["" if after < 2 * count else f"{count:,}" for count, after in pairs])
     axes.set(xlabel="labelled tiles (logarithmic)", ylabel="AUC on held-out tiles")
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    legend_below(figure)
     return figure

@@ -117,7 +117,7 @@ def _overlay(histories: Mapping[str, Sequence[EpochResult]], field: str) -> Figu
         axes.plot(
             [result.epoch for result in history],
             [getattr(result, field) for result in history],
-            DASHES[number % len(DASHES)],
+            ls=DASHES[number % len(DASHES)],
             # A single epoch makes no line.
             marker="o" if len(history) == 1 else "",
             color=PALETTE[number % len(PALETTE)],

@@ -25,6 +25,8 @@ from kit.report.style import (
     GREY,
     PALETTE,
     VERMILLION,
+    Dashes,
+    legend_below,
     plain,
     save_figure,
     single,
@@ -87,7 +89,7 @@ def arms(
         axes.plot(table.index, table, "-", marker=marker, color=colour, lw=0.7, alpha=0.45)
         label = f"{plain(name)} ({table.shape[1]} seeds)"
         mean = table.mean(axis=1)
-        axes.plot(table.index, mean, dashes, marker=marker, color=colour, lw=2.2, label=label)
+        axes.plot(table.index, mean, ls=dashes, marker=marker, color=colour, lw=2.2, label=label)
     limits = axes.get_ylim()
     for name, table in tables.items():
         if table.shape[1] > 1:
@@ -96,8 +98,7 @@ def arms(
             )
     axes.set(xlabel="epoch", ylabel=_field_name(field), ylim=limits)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    # Five arms leave no room between their lines.
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")
+    legend_below(figure, columns=2)
     return figure
 
 
@@ -123,13 +124,13 @@ def seeds_by_arm(values: Mapping[str, Sequence[float]], *, title: str) -> Figure
 
 def roc(predictions: Predictions, *, title: str = "ROC curve") -> Figure:
     """Draw the ROC curve of each run or arm, with its AUC."""
-    figure, axes = _roc_axes(title)
+    figure, axes = _roc_axes(title, len(predictions))
     for name, (colour, dashes) in _arm_styles(predictions).items():
         labels, probabilities = predictions[name]
         false_positives, true_positives, _ = roc_curve(labels, probabilities)
         label = f"{plain(name)} (AUC {stats.auc(labels, probabilities):.4f})"
-        axes.plot(false_positives, true_positives, dashes, color=colour, label=label)
-    axes.legend(loc="lower right")
+        axes.plot(false_positives, true_positives, ls=dashes, color=colour, label=label)
+    legend_below(figure)
     return figure
 
 
@@ -139,7 +140,7 @@ def mean_roc(predictions: PredictionsBySeed, *, title: str = "ROC curve") -> Fig
     At each false positive rate it is the mean of the true positive rates (Fawcett, Pattern
     Recognition Letters 27 (2006) 861-874, section 8): scores of different runs are not mixed.
     """
-    figure, axes = _roc_axes(title)
+    figure, axes = _roc_axes(title, len(predictions))
     rates = np.linspace(0, 1, 501)
     for name, (colour, dashes) in _arm_styles(predictions).items():
         curves = [roc_curve(*pair, drop_intermediate=False)[:2] for pair in predictions[name]]
@@ -147,8 +148,8 @@ def mean_roc(predictions: PredictionsBySeed, *, title: str = "ROC curve") -> Fig
         area = np.mean([stats.auc(*pair) for pair in predictions[name]])
         label = f"{plain(name)} (mean AUC {area:.4f}, {len(curves)} seeds)"
         axes.plot(rates, found.T, color=colour, linewidth=0.6, alpha=0.35)
-        axes.plot(rates, found.mean(axis=0), dashes, color=colour, label=label)
-    axes.legend(loc="lower right")
+        axes.plot(rates, found.mean(axis=0), ls=dashes, color=colour, label=label)
+    legend_below(figure)
     return figure
 
 
@@ -157,14 +158,14 @@ def precision_recall(predictions: Predictions, *, title: str = "Precision and re
 
     Chance is the share of positive tiles, whatever the recall.
     """
-    figure, axes = single(title, height=4.6)
+    figure, axes = single(title, height=_square_height(len(predictions)))
     for name, (colour, dashes) in _arm_styles(predictions).items():
         precision, recall, _ = precision_recall_curve(*predictions[name])
         average = average_precision_score(*predictions[name])
         label = f"{plain(name)} (average precision {average:.4f})"
         # scikit-learn ends the curve in a point of no recall, which no threshold has.
         recall, precision = recall[:-1], precision[:-1]
-        axes.step(recall, precision, dashes, where="post", color=colour, label=label)
+        axes.step(recall, precision, ls=dashes, where="post", color=colour, label=label)
     labels, _ = next(iter(predictions.values()))
     share = float(np.asarray(labels).mean())
     label = f"chance (precision {share:.2f})"
@@ -176,7 +177,7 @@ def precision_recall(predictions: Predictions, *, title: str = "Precision and re
         ylim=(-0.01, 1.01),
         aspect="equal",
     )
-    axes.legend(loc="lower left")
+    legend_below(figure)
     return figure
 
 
@@ -214,7 +215,7 @@ def calibration(predictions: Predictions, *, title: str = "Calibration") -> Figu
 
     Bars are Wilson's 95 % intervals, which take the tiles as independent.
     """
-    figure = Figure(figsize=(5, 4.8), layout="constrained")
+    figure = Figure(figsize=(5, _square_height(len(predictions))), layout="constrained")
     figure.suptitle(plain(title), fontsize="large")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     upper.plot([0, 1], [0, 1], ":", color=GREY, linewidth=1, label="perfect")
@@ -224,24 +225,23 @@ def calibration(predictions: Predictions, *, title: str = "Calibration") -> Figu
         error = stats.expected_calibration_error(labels, probabilities, CALIBRATION_BINS)
         label = f"{plain(name)} (mean distance {error:.3f})"
         predicted, share, margins = _reliability(labels, probabilities, edges)
-        upper.errorbar(
-            predicted, share, margins, fmt=f"o{dashes}", color=colour, ms=4, lw=1.2, label=label
-        )
+        style = {"marker": "o", "ls": dashes, "color": colour, "label": label}
+        upper.errorbar(predicted, share, margins, ms=4, lw=1.2, **style)
         lower.hist(probabilities, edges, histtype="step", color=colour, linestyle=dashes, lw=1.4)
     upper.set(ylabel="share of positive tiles", ylim=(-0.02, 1.02))
     lower.set(xlabel="predicted probability of tumour", ylabel="tiles", yscale="log")
     lower.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
     lower.yaxis.set_major_formatter("{x:,.0f}")
     lower.yaxis.set_minor_formatter(NullFormatter())
-    upper.legend(loc="upper left")
+    legend_below(figure)
     for axes in (upper, lower):
         tidy(axes)
     return figure
 
 
-def _roc_axes(title: str) -> tuple[Figure, Axes]:
-    """Return a figure of the unit square, with the line of chance."""
-    figure, axes = single(title, height=4.6)
+def _roc_axes(title: str, curves: int) -> tuple[Figure, Axes]:
+    """Return a figure of the unit square, with the line of chance and room for a legend."""
+    figure, axes = single(title, height=_square_height(curves))
     axes.plot([0, 1], [0, 1], ":", color=GREY, linewidth=1, label="chance (AUC 0.5)")
     axes.set(
         xlabel="false positive rate (negative tiles called positive)",
@@ -251,6 +251,11 @@ def _roc_axes(title: str) -> tuple[Figure, Axes]:
         aspect="equal",
     )
     return figure, axes
+
+
+def _square_height(curves: int) -> float:
+    """Return the height in inches at which a square fills the width, above a legend."""
+    return 4.8 + 0.17 * (curves + 1)
 
 
 def _draw_sides(axes: Axes, history: Sequence[EpochResult], quantity: str) -> None:
@@ -266,7 +271,7 @@ def _draw_sides(axes: Axes, history: Sequence[EpochResult], quantity: str) -> No
     axes.legend()
 
 
-def _arm_styles(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+def _arm_styles(names: Iterable[str]) -> dict[str, tuple[str, Dashes]]:
     """Give each arm a colour and dashes: before and after their own, others what is left."""
     names = list(names)
     fixed = {name: colour for name, colour in _ARM_COLOURS.items() if name in names}

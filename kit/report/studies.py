@@ -130,7 +130,11 @@ def _seeds_by_arm(comparison: Study, predictions: pd.DataFrame) -> Drawing:
 def _last_runs(comparison: Study, store: Store, slides: KnownSlides, command: str) -> list[Section]:
     """Show the tiles of each arm's run of the last seed, and how these runs are made again."""
     last = {arm: comparison.run_folder(arm, comparison.seeds[-1]) for arm in comparison.arms}
-    galleries = [one_run_gallery(arm, folder, store, slides) for arm, folder in last.items()]
+    seed = comparison.seeds[-1]
+    galleries = [
+        one_run_gallery(f"{arm}, seed {seed}", folder, store, slides)
+        for arm, folder in last.items()
+    ]
     return [*galleries, rebuild_section(command, last)]
 
 
@@ -247,7 +251,10 @@ def _plots_one_to_four(histories: Histories) -> list[Drawing]:
 
 
 def _plots_five_and_six(histories: Histories) -> list[Drawing]:
-    by_momentum = {f"momentum {name}": seeds for name, seeds in histories.items()}
+    by_momentum = {
+        name if name == RECALIBRATED else f"momentum {name}": seeds
+        for name, seeds in histories.items()
+    }
     titles = {
         "train_accuracy": "Plot 5: training accuracy",
         "valid_accuracy": "Plot 6: validation accuracy",

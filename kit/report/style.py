@@ -19,7 +19,9 @@ BLUE, VERMILLION, GREEN, PURPLE, SKY, ORANGE = PALETTE = (
 )
 GREY = "#767676"
 GROUP_COLOURS = {CLASS_NAMES[0]: BLUE, CLASS_NAMES[1]: VERMILLION, "test": GREY}
-DASHES = ("-", "--", "-.", ":")
+Dashes = str | tuple[int, tuple[int, ...]]
+"""A line style as Matplotlib takes it."""
+DASHES: tuple[Dashes, ...] = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -53,6 +55,17 @@ def single(title: str, *, height: float = 3.6) -> tuple[Figure, Axes]:
     axes.set_title(plain(title))
     tidy(axes)
     return figure, axes
+
+
+def legend_below(figure: Figure, *, columns: int = 1) -> None:
+    """Put the legend under the axes, where it hides no line, with room for a whole dash."""
+    figure.legend(
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        fontsize="small",
+        handlelength=3,
+    )
 
 
 def tidy(axes: Axes) -> None:
