@@ -54,7 +54,7 @@ def main(options: EnsembleOptions) -> None:
     print("held-out AUC by run:")
     print("\n".join(describe(aucs, chosen)))
     together = stats.auc(labels, everything.combine(predictions))
-    print(f"{together:.4f}  all {len(folders)}, weighted alike")
+    print(f"{together:.4f}  all {len(folders)}, equally weighted")
     print(judged)
     if chosen_by_holdout := [str(run) for run in folders if runs.keeps_best(run)]:
         print(

@@ -1,6 +1,6 @@
 """Take a finished run out of the kit: to ONNX, to timm, to the hub, to a web page, to TensorBoard.
 
---out writes one ONNX file that takes uint8 tiles, and leaves none unless ONNX Runtime gives
+ONNX: --out writes one file that takes uint8 tiles, and leaves none unless ONNX Runtime gives
 PyTorch's logits on the tiles of --data. --timm writes a folder with a model card for
 timm.create_model("local-dir:FOLDER", pretrained=True), and how far timm's own preprocessing is
 from the run's on these tiles. --hub uploads such a folder to the Hugging Face hub, where

@@ -1,7 +1,7 @@
 """Pack the competition's tiles into one array per split, proving every tile.
 
-DIR holds histopathologic-cancer-detection.zip, or the extracted train/ and test/ folders
-with the two CSV files. The tiles stream from the zip into DIR/store; nothing is extracted.
+DATA holds histopathologic-cancer-detection.zip, or the extracted train/ and test/ folders
+with the two CSV files. The tiles stream from the zip into DATA/store; nothing is extracted.
 Bad tiles are named and nothing is packed, unless --skip-bad leaves bad training tiles out.
 """
 

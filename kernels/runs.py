@@ -53,8 +53,9 @@ def main(options: RunsOptions) -> None:
         table, where=options.where, sort=options.sort, reverse=options.reverse
     )
     shown = runs.shown_table(chosen)
+    found = base.counted(len(table), "run")
     short = shown.map(lambda cell: base.shorten(cell, WIDTH)).reset_index()
-    print(short.to_string(index=False) if len(shown) else f"none of {len(table):,} runs is so")
+    print(short.to_string(index=False) if len(shown) else f"--where holds for none of {found}")
     print("\n".join(runs.table_notes(chosen)))
     if options.html is not None:
         page = report.overview_page(chosen, options.curves, options.html.parent)

@@ -237,8 +237,8 @@ def train_in_turn(
     finished = [part for part in recipes if is_finished(part)]
     with training.TrainingBar(len(recipes)) as bar:
         bar.skip(len(finished))
-        for fold, (part, recipe) in enumerate(recipes.items()):
-            bar.label = f"fold {fold}, {fold + 1} of {len(recipes)}"
+        for number, (part, recipe) in enumerate(recipes.items(), 1):
+            bar.label = f"fold {number} of {len(recipes)}"
             bar.say(f"{bar.label}: {part}")
             if part not in finished:
                 resume = options.resume and (part / "config.json").exists()

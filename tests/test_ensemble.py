@@ -152,7 +152,7 @@ def test_cross_validation_ensemble_and_prediction(tiles: Store, tmp_path: Path) 
     data, one, two = str(tiles.folder.parent), str(tmp_path / "one"), str(tmp_path / "two")
     train = ("train", "--data", data, "--epochs", "1", "--batch-size", "8", "--folds", "3")
     said = run_kernel(*train, "--out", one)
-    assert "fold 2, 3 of 3" in said
+    assert "fold 3 of 3" in said
     assert "out-of-fold AUC" in said
     assert said.count("next: ") == 1
     train_folds(Recipe(epochs=1, batch_size=8, folds=3, bn="after"), tiles, Path(two))
@@ -173,7 +173,7 @@ def test_cross_validation_ensemble_and_prediction(tiles: Store, tmp_path: Path) 
     assert "chosen and judged on different tiles" in said
     tables = [runs.read_valid(Path(folder)).sort_values("id") for folder in (one, two)]
     together = np.mean([table["probability"] for table in tables], axis=0)
-    assert f"{stats.auc(tables[0]['label'], together):.4f}  all 2, weighted alike" in said
+    assert f"{stats.auc(tables[0]['label'], together):.4f}  all 2, equally weighted" in said
     rows = "".join(f"{tile},S\n" for tile in tiles.train.ids)
     (tmp_path / "slides.csv").write_text("id,slide\n" + rows)
     alone = ("--slides", str(tmp_path / "slides.csv"), "--out", str(tmp_path / "alone"))

@@ -139,6 +139,9 @@ def test_command_writes_page_figures_and_numbers(explored: Path, tiles: Store) -
             "slides",
         )
     }
+    page = (explored / "explore.html").read_text("utf-8")
+    assert "All of them." in page
+    assert "The first" not in page
     numbers = json.loads((explored / "explore.json").read_text("utf-8"))
     assert numbers["fingerprint"] == tiles.fingerprint
     assert numbers["channels"]["competition, as published"]["mean"] == list(CHANNEL_MEAN)

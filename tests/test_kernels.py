@@ -232,6 +232,8 @@ def test_help_says_what_the_command_does(place: Path, name: str) -> None:
     shown = kernel(name, "--help", cwd=place)
     assert shown.returncode == 0
     assert len(shown.stdout.split()) > 15
+    description = shown.stdout.partition("\u256d")[0]
+    assert not [line for line in description.splitlines() if line.startswith("--")]
     if "--recipe" in shown.stdout:
         assert "notebook  The study's own protocol and network" in shown.stdout
 

@@ -154,6 +154,9 @@ def test_runs_are_chosen_and_sorted(place: Path) -> None:
     assert names(where="state == 'unfinished'") == ["stopped"]
     assert names(where="held_out > 1 and not standin", sort="run") == ["one", "before-1", "two"]
     assert names(where="lr > 1") == []
+    # A short training is not one of no time.
+    minutes = runs.shown_table(table.assign(minutes=0.04))["minutes"]
+    assert set(minutes) == {"0.04"}
     assert names(sort="weights")  # a column without a value
 
 
@@ -240,6 +243,9 @@ def test_the_page_leads_to_the_runs_and_lays_curves_over_each_other(
         opened.assert_sound()
         assert opened.page.locator("img").count() == 3
         assert opened.page.locator("a").count() == 2
+        captions = opened.page.locator("figcaption").all_inner_texts()[1:]
+        ends = ["of the weights as they were then" in caption for caption in captions]
+        assert ends == [True, True, False], "training losses are means over an epoch"
         for number, title in enumerate(("page of one", "page of the study")):
             opened.page.locator("a").nth(number).click()
             assert opened.page.title() == title

@@ -73,7 +73,7 @@ def test_a_refit_is_the_training_that_has_these_tiles_alone(refit: Path, tiles: 
 
 def test_what_is_said_of_a_refit_names_the_run_that_chose_it(chosen: Path, refit: Path) -> None:
     page = (refit / "report.html").read_text()
-    assert f"A refit of {chosen} on all tiles, which has no figures of its own." in page
+    assert f"A refit of {chosen} on its training and held-out tiles together, which has no" in page
     assert "Most wrong" not in page
     assert "python kernels/train.py --refit" in page
 

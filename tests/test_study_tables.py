@@ -103,3 +103,9 @@ def test_what_typesetting_would_read_is_escaped(tmp_path: Path) -> None:
     study.write_tables(tmp_path, {"t": study.StudyTable(frame)}, "")
     assert (tmp_path / "t.md").read_text().splitlines()[2:] == [r"| x\|y |  |", "| z | 0.5000 |"]
     assert r"a\_1 \& 50 \%" in (tmp_path / "t.tex").read_text()
+
+
+def test_a_mean_keeps_its_last_zeros() -> None:
+    """0.8620 beside 0.8322, and a spread of 0.050 beside one of 0.034."""
+    table = study.paired_table({name: seeds(np.full(6, 0.85)) for name in "ab"}, "a", "b")
+    assert table.shown.loc[study.PRIMARY, "a mean (sd)"] == "0.9000 (0.0)"

@@ -93,6 +93,7 @@ from .tables import read_table as read_table
 from .tables import require_ids as require_ids
 from .tables import require_labels as require_labels
 from .tables import require_values as require_values
+from .text import counted as counted
 from .text import printable as printable
 from .text import shorten as shorten
 from .values import describe_errors as describe_errors

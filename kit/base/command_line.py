@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import re
 import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -97,12 +98,14 @@ def parse_options(
     """
     _check_lengths(argv)
     _check_lists(argv)
+    # tyro begins a new line wherever one begins with no letter, such as with an option.
+    description = re.sub(r"(?<!\n)\n(?=\S)", " ", description.strip())
     values: dict[str, Any] = {} if default is None else {"default": default}
     if issubclass(kind, RunOptions):
         if default is None:
             name, recipe = named_recipe(argv)
             values["default"] = kind(recipe=recipe, recipe_name=name)
-        description = f"{description.rstrip()}\n\n{describe_recipes()}"
+        description = f"{description}\n\n{describe_recipes()}"
     parsed = tyro.cli(kind, args=argv, description=description, **values)
     try:
         options = TypeAdapter(kind).validate_python(dataclasses.asdict(parsed))

@@ -11,6 +11,11 @@ def shorten(text: str, length: int = 60) -> str:
     return f"{text[: length - end]}[... {len(text) - length:,} more ...]{text[-end:]}"
 
 
+def counted(number: int, what: str) -> str:
+    """Return a number with what it counts: 1 seed, 6 seeds."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
 def printable(text: str) -> str:
     r"""Return a text with control characters written out, as \x1b: they would steer a terminal."""
     return "".join(

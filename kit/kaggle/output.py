@@ -55,7 +55,7 @@ def require_name(name: str) -> None:
     if not re.fullmatch("[a-z][a-z0-9]*(-[a-z0-9]+)*", name) or not 5 <= len(name) <= 50:
         raise KitError(
             f"--name {name}: give 5 to 50 lower-case letters, digits and single hyphens, a letter "
-            "first: Kaggle was seen not to find a name that begins with a digit"
+            "first (Kaggle was seen not to find a name that begins with a digit)"
         )
 
 

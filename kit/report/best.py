@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from kit.base import format_duration
+from kit.base import counted, format_duration
 from kit.report.page import Drawing, Page, Section, Table, bounds
 from kit.report.style import BLUE, GREY, VERMILLION, plain, single
 from kit.study import BestResult
@@ -18,7 +18,8 @@ def best_verdict(result: BestResult) -> str:
     if result.submission is None:
         return "No part is finished yet, so there is no submission."
     if auc is None:
-        return f"The mean of {len(result.weights)} parts; too few tiles are held out to judge it."
+        parts = counted(len(result.weights), "part")
+        return f"The mean of {parts}; too few tiles are held out to judge it."
     of = "new slides" if result.judged.by_slide else "new tiles of these slides"
     if gain is None:
         return f"One part, AUC {auc} (95 % interval for {of})."

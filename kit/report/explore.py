@@ -108,7 +108,8 @@ def _sheets(found: Exploration) -> dict[str, Drawing]:
     blank = found.train.tiles["id"].isin(blank_tiles(found)["id"])
     if blank.any():
         rows = np.flatnonzero(blank)[:SHEET_TILES]
-        sheets["blank"] = _sheet(found, rows, "Blank training tiles", f"The first {len(rows)}.")
+        caption = "All of them." if len(rows) == blank.sum() else f"The first {len(rows)}."
+        sheets["blank"] = _sheet(found, rows, "Blank training tiles", caption)
     return sheets
 
 
@@ -187,7 +188,7 @@ def _stains_section(found: Exploration, drawn: Mapping[str, Drawing]) -> Section
             Table(
                 pd.DataFrame(alone, columns=["quantity", "AUC", "95 % interval"]),
                 "How well one number alone tells positive from negative training tiles: 0.5 is "
-                "not at all, below 0.5 the lower number is the positive one.",
+                "not at all; below 0.5 positive tiles have the lower number.",
             ),
         ],
         drawings=[drawn[quantity] for quantity in QUANTITIES],

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from kit import runs
-from kit.base import EpochResult, KitError
+from kit.base import EpochResult, KitError, counted
 from kit.report.page import Drawing, Link, Page, Section, Table
 from kit.report.style import DASHES, PALETTE, plain, tidy
 
@@ -21,6 +21,10 @@ _QUANTITIES = {
     "valid_auc": "AUC on held-out tiles",
     "valid_loss": "Loss on held-out tiles",
     "train_loss": "Loss on training tiles",
+}
+_MEASURED = {
+    "valid": "after each epoch, of the weights as they were then and of one view",
+    "train": "a mean over each epoch, while the weights still moved",
 }
 
 
@@ -48,7 +52,7 @@ def overview_page(table: pd.DataFrame, curves: Sequence[Path], folder: Path) -> 
     caption = "A name leads to the run's own page, or to that of the study it is part of."
     return Page(
         title="Runs",
-        verdict=f"{len(table):,} runs, {finished:,} of them finished.",
+        verdict=f"{counted(len(table), 'run')}, {finished:,} finished.",
         sections=[
             Section("All runs", tables=[Table(shown, caption, runs.table_notes(table))]),
             _curves_section(table, curves),
@@ -81,14 +85,11 @@ def _curves_section(table: pd.DataFrame, curves: Sequence[Path]) -> Section:
     )
     if not histories:
         return Section("Learning curves", text=["No run has a finished epoch that can be read."])
-    caption = (
-        "{} after each epoch, of the weights as they were then and of one view. Runs that hold out "
-        "other tiles differ by them as well."
-    )
+    caption = "{}: {}. Runs that hold out other tiles differ by them as well."
     if not curves and len(histories) == MOST_CURVES:
         caption += f" The first {MOST_CURVES} of the table; --curves draws others."
     drawings = [
-        Drawing(_overlay(histories, field), caption.format(quantity))
+        Drawing(_overlay(histories, field), caption.format(quantity, _MEASURED[field[:5]]))
         for field, quantity in _QUANTITIES.items()
     ]
     return Section("Learning curves", drawings=drawings)

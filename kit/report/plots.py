@@ -18,7 +18,7 @@ from scipy.stats import t
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_curve
 
 from kit import stats
-from kit.base import CLASS_NAMES, EpochResult, Floats, Labels
+from kit.base import CLASS_NAMES, EpochResult, Floats, Labels, counted
 from kit.report.style import (
     BLUE,
     DASHES,
@@ -87,7 +87,7 @@ def arms(
         # A single epoch makes no line.
         marker = "o" if len(table) == 1 else ""
         axes.plot(table.index, table, "-", marker=marker, color=colour, lw=0.7, alpha=0.45)
-        label = f"{plain(name)} ({table.shape[1]} seeds)"
+        label = f"{plain(name)} ({counted(table.shape[1], 'seed')})"
         mean = table.mean(axis=1)
         axes.plot(table.index, mean, ls=dashes, marker=marker, color=colour, lw=2.2, label=label)
     limits = axes.get_ylim()
@@ -146,7 +146,7 @@ def mean_roc(predictions: PredictionsBySeed, *, title: str = "ROC curve") -> Fig
         curves = [roc_curve(*pair, drop_intermediate=False)[:2] for pair in predictions[name]]
         found = np.array([np.interp(rates, *curve) for curve in curves])
         area = np.mean([stats.auc(*pair) for pair in predictions[name]])
-        label = f"{plain(name)} (mean AUC {area:.4f}, {len(curves)} seeds)"
+        label = f"{plain(name)} (mean AUC {area:.4f}, {counted(len(curves), 'seed')})"
         axes.plot(rates, found.T, color=colour, linewidth=0.6, alpha=0.35)
         axes.plot(rates, found.mean(axis=0), ls=dashes, color=colour, label=label)
     legend_below(figure)

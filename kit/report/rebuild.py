@@ -72,8 +72,8 @@ def _provenance(folder: Path) -> dict[str, Any]:
     config = runs.read_config(folder)
     facts = {
         "data, SHA-256 of ids and labels": config["data"]["fingerprint"],
-        "training tiles": config["data"]["train_tiles"],
-        "held-out tiles": config["data"]["valid_tiles"],
+        "training tiles": f"{config['data']['train_tiles']:,}",
+        "held-out tiles": f"{config['data']['valid_tiles']:,}",
     }
     for name in ("split.csv", "model.safetensors", "valid.csv"):
         facts[f"{name}, SHA-256"] = hashlib.sha256((folder / name).read_bytes()).hexdigest()

@@ -59,8 +59,8 @@ def run_verdict(folder: Path, figures: dict[str, Any]) -> str:
     if refitted is None:
         return found
     return (
-        f"A refit of {refitted} on all tiles, which has no figures of its own. Those of "
-        f"{refitted}: {found}"
+        f"A refit of {refitted} on its training and held-out tiles together, which has no figures "
+        f"of its own. Those of {refitted}: {found}"
     )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from kit import runs
+from kit.base import counted
 from kit.data import Store, find_slides
 from kit.report import plots
 from kit.report.page import Drawing, Page, Section, Table
@@ -17,10 +18,11 @@ from kit.study import IMPORTANCE_TRIALS, SearchResult, picked_sentence
 def search_verdict(result: SearchResult, store: Store) -> str:
     """Say what a search found, and how much to believe of it."""
     return (
-        f"The best of {result.complete} finished trials ({result.pruned} more were stopped early) "
-        f"reached {result.auc:.4f} validation AUC: picked as the highest on that holdout, so it is "
-        f"optimistic. {picked_sentence(result, store)} The median trial, which nothing picked, has "
-        f"{result.median:.4f}; other seeds of the best recipe would tell what it is worth."
+        f"The best of {counted(result.complete, 'finished trial')} ({result.pruned} more stopped "
+        f"early) reached {result.auc:.4f} validation AUC: picked as the highest on that holdout, "
+        f"so it is optimistic. {picked_sentence(result, store)} The median trial, which nothing "
+        f"picked, has {result.median:.4f}; other seeds of the best recipe would tell what it is "
+        "worth."
     )
 
 
@@ -35,7 +37,7 @@ def search_page(
     logits: Predictions = {"best trial": (valid["label"], valid["logit"])}
     slides = find_slides(store, result.recipe.slides)
     return Page(
-        title=f"Search, {result.complete + result.pruned} trials",
+        title=f"Search, {counted(result.complete + result.pruned, 'trial')}",
         verdict=verdict,
         limits=[
             "Train the recipe with other seeds, or compare it with the base recipe, before you "
@@ -63,8 +65,8 @@ def search_page(
 def _importance_section(result: SearchResult) -> Section:
     if not result.importances:
         text = [
-            f"{result.complete} trials were trained to the end; it takes "
-            f"{IMPORTANCE_TRIALS} to say which parameters matter."
+            f"{counted(result.complete, 'trial')} finished; it takes {IMPORTANCE_TRIALS} to say "
+            "which parameters matter."
         ]
         return Section("What decided", text)
     shares = pd.DataFrame(

@@ -7,6 +7,7 @@ import pandas as pd
 from scipy.special import expit
 
 from kit import runs, stats
+from kit.base import counted
 from kit.data import KnownSlides, Store
 from kit.report import plots
 from kit.report.galleries import choose_gallery, gallery_section
@@ -75,7 +76,7 @@ def compare_page(
     )
     arms = " against ".join(comparison.arms) if are_two else f"{len(comparison.arms)} arms"
     return Page(
-        title=f"{arms}, {len(comparison.seeds)} seeds",
+        title=f"{arms}, {counted(len(comparison.seeds), 'seed')}",
         verdict=verdict,
         limits=[_SEEDS_LIMIT, *slides.notes],
         sections=[
@@ -184,7 +185,7 @@ def momentum_page(
         Run folders to give the fingerprints of, and the first one's gallery.
     """
     return Page(
-        title=f"BatchNorm's momentum, {len(next(iter(histories.values())))} seeds",
+        title=f"BatchNorm's momentum, {counted(len(next(iter(histories.values()))), 'seed')}",
         verdict=verdict,
         limits=[_SEEDS_LIMIT, *slides.notes],
         sections=[

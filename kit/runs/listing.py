@@ -71,7 +71,7 @@ def shown_table(table: pd.DataFrame) -> pd.DataFrame:
             "tiles": _numbers(table, "tiles", "{:,}"),
             "AUC [95 %]": [_interval(*row) for row in table[["auc", "low", "high"]].to_numpy()],
             "holds out": table["holds_out"],
-            "minutes": _numbers(table, "minutes", "{:.1f}"),
+            "minutes": _numbers(table, "minutes", "{:.2f}"),
             "device": table["device"],
             "state": told,
         }

@@ -93,4 +93,4 @@ def _notes(tables: Iterable[StudyTable]) -> list[str]:
 
 def _mean_and_spread(mean: float, spread: float) -> str:
     # One seed has no spread.
-    return f"{mean:.4g}" if math.isnan(spread) else f"{mean:.4g} ({spread:.2g})"
+    return f"{mean:#.4g}" if math.isnan(spread) else f"{mean:#.4g} ({spread:#.2g})"

@@ -5,6 +5,7 @@ import math
 import pandas as pd
 
 from kit import stats
+from kit.base import counted
 from kit.study.figures import PRIMARY, Outcomes, figures_by_run
 from kit.study.populations import EXACT, RESAMPLED, THESE_TILES, Holdouts
 from kit.study.tables import StudyTable, explain_empty, test_columns
@@ -105,15 +106,15 @@ def momentum_verdict(outcomes: Outcomes, holdouts: Holdouts | None = None) -> st
     population, method = _speaks_of(holdouts)
     reference, first = next(iter(outcomes.items()))
     needed, seeds = stats.min_seeds(len(gains)), len(first)
-    comparisons = "1 comparison" if len(gains) == 1 else f"{len(gains)} comparisons"
+    comparisons = counted(len(gains), "comparison")
     about = f"{comparisons} with momentum {reference} in validation accuracy on {population}"
     if seeds < needed:
         return (
-            f"No conclusion is possible from {about}: {seeds} seeds cannot give a corrected p of "
-            f"{1 - stats.CONFIDENCE:.2f} or less, {needed} could."
+            f"No conclusion is possible from {about}: {counted(seeds, 'seed')} cannot give a "
+            f"corrected p of {1 - stats.CONFIDENCE:.2f} or less, {needed} could."
         )
     shown = {name: pair for name, pair in gains.items() if pair.is_shown}
-    how_sure = f"{method}, corrected for {comparisons}, {seeds} seeds"
+    how_sure = f"{method}, corrected for {comparisons}, {counted(seeds, 'seed')}"
     if not shown:
         smallest = min((pair.p_value for pair in gains.values() if pair.p_value), default=1.0)
         return f"Not shown: {about} find none ({how_sure}; the smallest p is {smallest:.3f})."
