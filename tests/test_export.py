@@ -5,7 +5,7 @@ import shutil
 import textwrap
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnxruntime
@@ -202,6 +202,25 @@ def test_timm_is_told_the_resize_that_gives_the_runs_pixels(
     recipe = replace(trained.recipe, interpolation=interpolation, crop=crop, size=size)
     run = rewritten(backbone, tmp_path / "run", recipe)
     assert runs.write_timm(tmp_path / "card", run, tiles.test.tiles) <= runs.EXACT
+
+
+@pytest.mark.parametrize("interpolation", get_args(Interpolation))
+def test_the_cards_own_code_gives_the_runs_inputs(
+    backbone: Path, tiles: Store, tmp_path: Path, interpolation: Interpolation
+) -> None:
+    recipe = replace(
+        runs.load(backbone, device="cpu").recipe, interpolation=interpolation, crop=90, size=64
+    )
+    run = rewritten(backbone, tmp_path / "run", recipe)
+    card = tmp_path / "card"
+    runs.write_timm(card, run, tiles.test.tiles)
+    _, by_the_run = code_of(card / "README.md")
+    shown, _ = recipe_dataset(tiles.test.tiles, recipe)[list(range(len(tiles.test.tiles)))]
+    expected = Normalize(*recipe.channel_statistics)(shown)
+    for tile, inputs in zip(np.array(tiles.test.tiles), expected.numpy(), strict=True):
+        names = {"tile": tile}
+        exec(by_the_run, names)
+        np.testing.assert_allclose(names["inputs"], inputs, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ def _loading(trained: TrainedModel, place: str, tiles: int, difference: float) -
     mean, std = recipe.channel_statistics
     start = (TILE_SIZE - recipe.crop) // 2
     same = difference <= EXACT
-    codes = {"nearest": "NEAREST", "bilinear": "LINEAR", "area": "AREA", "bicubic": "CUBIC"}
+    codes = {"nearest": "NEAREST_EXACT", "bilinear": "LINEAR", "area": "AREA", "bicubic": "CUBIC"}
     return _LOADING.substitute(
         place=place,
         tiles=f"{tiles:,}",
