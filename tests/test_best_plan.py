@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from kit import report
 from kit.base import (
     KitError,
     LateError,
@@ -22,6 +23,8 @@ from kit.base import (
     stopped_after,
 )
 from kit.runs import Speed
+from kit.stats import Interval
+from kit.study.best import BestResult
 from kit.study.best.parts import EncoderFile, list_parts
 from kit.study.best.plan import (
     LEAST_SEEN,
@@ -274,3 +277,23 @@ def test_a_request_to_stop_from_elsewhere_stays_one() -> None:
         time.sleep(4)
     # Nothing rings afterwards.
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_the_page_says_what_its_columns_are_of(tmp_path: Path) -> None:
+    """A probe has no epochs; parts' intervals are over tiles, also where the mean's is by slide."""
+    auc = Interval(0.9, 0.88, 0.92)
+    found = Entry("finished", 1, 9.0, 0.0, 8.0, auc=auc, together=auc)
+    parts = {"probe-a-96-1": found, "tuned-a-0": replace(found, epochs=7)}
+    plan = [Planned("probe-b-96-1", 1, 9.0), Planned("compact-0", 12, 60.0)]
+    result = BestResult(
+        tmp_path, Clock(tmp_path, 60), 0, plan, parts, submission=tmp_path / "s.csv"
+    )
+    brought, to_come = report.best_page(result, "again", "submit").sections[1:3]
+    for section, expected in ((brought, ["-", 7]), (to_come, ["-", 12])):
+        (table,) = section.tables
+        assert list(table.frame["epochs"].astype(object).fillna("-")) == expected
+    assert "Intervals are for new tiles of these slides." in brought.tables[0].caption
+    (figure,) = [drawing.figure for drawing in brought.drawings]
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert legend.get_window_extent().y1 <= figure.axes[0].get_window_extent().y0

@@ -205,7 +205,7 @@ class Recipe:
         if self.validate_on and self.folds:
             raise RecipeError("validate_on and folds exclude each other: choose one holdout")
         if self.fold is not None and self.fold >= (self.folds or 0):
-            raise RecipeError("fold is one of folds, counted from 0")
+            raise RecipeError("fold is one of the folds, from 0 on: give their number with folds")
         if self.pretrained and self.weights is not None:
             raise RecipeError("pretrained and weights exclude each other: choose one start")
         if not self.is_backbone and (self.pretrained or self.weights is not None):

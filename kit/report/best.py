@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from kit.base import counted, format_duration
 from kit.report.page import Drawing, Page, Section, Table, bounds
-from kit.report.style import BLUE, GREY, VERMILLION, plain, single
+from kit.report.style import BLUE, GREY, VERMILLION, legend_below, plain, single
 from kit.study import BestResult
 
 
@@ -83,7 +83,7 @@ def _parts_section(result: BestResult) -> Section:
                 "95 % interval": "" if auc is None else bounds(auc),
                 "the mean with it": None if together is None else together.estimate,
                 "weight": result.weight(name),
-                "epochs": entry.epochs,
+                "epochs": _epochs(name, entry.epochs),
                 "took": format_duration(entry.seconds),
                 "planned": format_duration(entry.planned),
                 "state": entry.reason or entry.state,
@@ -92,21 +92,26 @@ def _parts_section(result: BestResult) -> Section:
     caption = (
         f"In the order in which they were trained, within {format_duration(result.clock.used)} of "
         f"{format_duration(result.clock.limit)}. The mean with a part is that of all parts until "
-        "then, chosen and judged on different tiles."
+        "then, chosen and judged on different tiles. Intervals are for new tiles of these slides."
     )
     return Section(
         "What each part brought",
-        tables=[Table(pd.DataFrame(rows), caption)],
+        tables=[Table(pd.DataFrame(rows).astype({"epochs": "Int64"}), caption)],
         drawings=[
-            Drawing(_figure(result), "Bars are 95 % intervals; the line is the mean as it grew.")
+            Drawing(_figure(result), "Bars are these intervals; the line is the mean as it grew.")
         ],
     )
+
+
+def _epochs(part: str, epochs: int) -> int | None:
+    """Return a part's epochs; a probe is fitted without any."""
+    return None if part.startswith("probe-") else epochs
 
 
 def _figure(result: BestResult) -> Figure:
     """Draw each part's AUC with its interval, and the mean's after each part."""
     found = {name: entry for name, entry in result.parts.items() if entry.auc is not None}
-    figure, axes = single("What each part brought", height=1.6 + 0.4 * len(found))
+    figure, axes = single("What each part brought", height=2.2 + 0.4 * len(found))
     places = range(len(found))
     for place, entry in zip(places, found.values(), strict=True):
         auc = entry.auc
@@ -124,13 +129,18 @@ def _figure(result: BestResult) -> Figure:
     axes.set_yticks(list(places), [plain(name) for name in found])
     axes.invert_yaxis()
     axes.set(xlabel="AUC on held-out tiles")
-    axes.legend(loc="best")
+    legend_below(figure, columns=2)
     return figure
 
 
 def _plan_section(result: BestResult) -> Section:
     rows = [
-        {"part": one.name, "epochs": one.epochs, "takes about": format_duration(one.seconds)}
+        {
+            "part": one.name,
+            "epochs": _epochs(one.name, one.epochs),
+            "takes about": format_duration(one.seconds),
+        }
         for one in result.plan
     ]
-    return Section("What is to come", tables=[Table(pd.DataFrame(rows), "By what was measured.")])
+    table = pd.DataFrame(rows).astype({"epochs": "Int64"})
+    return Section("What is to come", tables=[Table(table, "By what was measured.")])
