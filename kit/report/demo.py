@@ -138,8 +138,8 @@ def _how(trained: TrainedModel, exported: ExportedTile) -> str:
         else "The probability is that of the tile as it is"
     )
     return (
-        f"The network is {recipe.model}. Of a tile it sees the central {recipe.crop}x{recipe.crop} "
-        f"pixels{size}. {views}. Tumour outside the central square alone is no tumour here."
+        f"The network, {recipe.model}, sees the central {recipe.crop}x{recipe.crop} pixels of a "
+        f"tile{size}. {views}. Tumour that is only outside the central square does not count."
     )
 
 
