@@ -5,7 +5,8 @@ it with a tensor of the host raises, as on a GPU, and whatever makes the host wa
 or copies between both is counted. To PyTorch's C++ core the tensors are the CPU's, so autograd
 needs no driver; to Python they are on `cuda:0`.
 
-A CUDA graph holds the calls of its recording, and refuses what would wait in it.
+A CUDA graph holds the calls of its recording, and refuses what would wait in it or asks for the
+device's random state.
 
 Not simulated: streams, memory, time, and kernels that round otherwise than the CPU's.
 """
@@ -40,13 +41,20 @@ TO_HOST = {"_local_scalar_dense", "is_nonzero", "equal"}
 
 
 class Counts:
-    """Waits of the host for the device and copies between them, by name; bytes by direction."""
+    """Waits of the host for the device and copies between them, by name; bytes by direction.
+
+    Attributes
+    ----------
+    launches
+        What the host has the device do one by one; a graph's replay is none, views are none.
+    """
 
     def __init__(self) -> None:
         self.waits: Counter[str] = Counter()
         self.uploads: Counter[str] = Counter()
         self.uploaded = 0
         self.downloaded = 0
+        self.launches = 0
 
     def clear(self) -> None:
         self.__init__()  # type: ignore[misc]
@@ -286,6 +294,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         to_device = True
     if not on_device and not to_device:
         return func(*args, **kwargs)
+    if SimulatedGraph.recording is None and not func.is_view:
+        _COUNTS.launches += 1
     _count(name, args, on_device, on_host, to_device)
     host_args, host_kwargs = _map(_host, (args, kwargs))
     kernel = _KERNELS.get(name, func)
@@ -384,6 +394,16 @@ def _group(lists: Any, with_indices: bool = False) -> Any:
 _GROUP = torch._C._group_tensors_by_device_and_dtype
 
 
+def _get_rng_state(*_: Any) -> Tensor:
+    if SimulatedGraph.recording is not None:
+        raise RuntimeError("Cannot call CUDAGeneratorImpl::current_seed during CUDA graph capture")
+    return torch.zeros(16, dtype=torch.uint8)
+
+
+def _set_rng_state(*_: Any) -> None:
+    _get_rng_state()
+
+
 @contextmanager
 def simulated_gpu(*, memory: int = 16 * 2**30) -> Iterator[Counts]:
     """Put a simulated GPU into the process; yield the counts of its waits and copies."""
@@ -396,14 +416,17 @@ def simulated_gpu(*, memory: int = 16 * 2**30) -> Iterator[Counts]:
     properties.name = "simulated"
     patches = {
         "torch.cuda._lazy_init": lambda: None,
+        "torch.cuda._initialized": True,
         "torch.cuda.is_available": lambda: True,
         "torch.cuda.device_count": lambda: 1,
         "torch.cuda.current_device": lambda: 0,
+        "torch.cuda.device": lambda _: nullcontext(),
+        "torch.cuda.manual_seed_all": lambda _: None,
         "torch.cuda.get_device_properties": lambda _=None: properties,
         "torch.cuda.mem_get_info": lambda _=None: (memory, memory),
         "torch.cuda.is_bf16_supported": lambda *_, **__: True,
-        "torch.cuda.get_rng_state": lambda *_: torch.zeros(16, dtype=torch.uint8),
-        "torch.cuda.set_rng_state": lambda *_: None,
+        "torch.cuda.get_rng_state": _get_rng_state,
+        "torch.cuda.set_rng_state": _set_rng_state,
         "torch.cuda.synchronize": lambda *_: None,
         "torch.cuda.Stream": lambda *_: mock.Mock(),
         "torch.cuda.stream": lambda _: nullcontext(),

@@ -1,6 +1,6 @@
 """The way to a submission on a simulated GPU: it runs, nothing mixes devices, no step waits."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +9,9 @@ import pytest
 import torch
 from conftest import competition_files, kernel, write_zip
 from simulated_gpu import Counts, simulated_gpu
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from kit import models, runs
 from kit.base import KitError, Recipe
@@ -22,7 +25,7 @@ from kit.training import (
     choose_kernels,
     fit,
 )
-from kit.training.gradients import WARM_UP_CALLS
+from kit.training.graphs import WARM_UP_CALLS
 
 CUDA = torch.device("cuda")
 RECIPES = {
@@ -37,6 +40,7 @@ RECIPES = {
         ema=0.9,
         schedule="one-cycle",
         normalize="competition",
+        optimizer="muon",
     ),
     # It enlarges what it sees.
     "convolutions": Recipe(
@@ -49,6 +53,17 @@ RECIPES = {
     ),
     "transformer": Recipe(
         model="test_vit", crop=48, size=48, augment="colour", label_smoothing=0.1
+    ),
+    # Its first epoch trains the head alone.
+    "tuned": Recipe(
+        model="test_vit",
+        pretrained=False,
+        crop=48,
+        size=48,
+        lora=2,
+        drop_path=0.1,
+        checkpoint_blocks=True,
+        frozen_epochs=1,
     ),
 }
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -67,6 +82,10 @@ def counts() -> Iterator[Counts]:
         yield counted
 
 
+# Of the hundreds in a step that no graph replays.
+FEW_LAUNCHES = 60
+
+
 def assert_no_step_waits(
     store: Store, counts: Counts, recipe: Recipe, dtype: torch.dtype, teachers: Sequence[Teacher]
 ) -> None:
@@ -76,16 +95,18 @@ def assert_no_step_waits(
     )
     network, options = models.create_model(recipe), {"device": CUDA, "dtype": dtype}
     state = TrainingState(network, recipe, steps_per_epoch=6, teachers=teachers, **options)
-    seen = []
+    seen, launches = [], []
 
     def after_step() -> None:
         if state.progress.step > 1:
             seen.append((dict(counts.waits), counts.uploaded))
+            launches.append(counts.launches)
         counts.clear()
 
     loader = train_loader(dataset, batch_size=4)
     list(fit(state, loader, eval_loader(dataset), after_step=after_step, progress=False))
     assert seen == [({}, 0)] * 10
+    assert (max(launches[5:]) < FEW_LAUNCHES) is not recipe.checkpoint_blocks
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -156,8 +177,16 @@ def test_a_graph_does_what_its_function_does() -> None:
 
 
 @pytest.mark.usefixtures("counts")
-def test_a_step_that_waits_cannot_be_recorded() -> None:
-    graphed = GraphedCall(lambda values: values * values.sum().item(), CUDA)
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda values: values * values.sum().item(),
+        lambda values: checkpoint(functional.dropout, values, use_reentrant=False),
+    ],
+    ids=["waits", "asks for the random state"],
+)
+def test_what_no_graph_holds_cannot_be_recorded(step: Callable[[Tensor], Tensor]) -> None:
+    graphed = GraphedCall(step, CUDA)
     values = torch.ones(2).to(CUDA)
     for _ in range(WARM_UP_CALLS):
         graphed(values)

@@ -17,8 +17,8 @@ from .devices import share_out as share_out
 from .encoding import Plan as Plan
 from .encoding import TileEncoder as TileEncoder
 from .gradients import Gradients as Gradients
-from .gradients import GraphedCall as GraphedCall
 from .gradients import compute_gradients as compute_gradients
+from .graphs import GraphedCall as GraphedCall
 from .inference import Normalize as Normalize
 from .inference import predict as predict
 from .inference import predict_logits as predict_logits

@@ -1,19 +1,16 @@
 """The gradients of a batch, computed kernel by kernel or replayed as a CUDA graph."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from kit.base import KitError
 from kit.data import Batch, DeviceDataset, EpochSampler
 from kit.training import distributed
-from kit.training.device import autocast, prefetch, uses_cuda_graphs
+from kit.training.device import autocast, prefetch
+from kit.training.graphs import GraphedCall, records_graphs
 from kit.training.state import TrainingState
-
-# Calls before the recording: in them cuDNN chooses its kernels, and caches fill.
-WARM_UP_CALLS = 3
 
 
 def compute_gradients(
@@ -67,8 +64,9 @@ class Gradients:
         state, dataset = self.state, self.loader.dataset
         # New for each epoch: it holds on to the parameters that learn.
         network = distributed.data_parallel(state.model).train()
-        is_alone = distributed.world_size() == 1 and state.device.type == "cuda"
-        if uses_cuda_graphs() and is_alone and isinstance(dataset, DeviceDataset):
+        # What computes blocks again puts the GPU's random state back, which no recording allows.
+        may_record = records_graphs(state.device) and not state.recipe.checkpoint_blocks
+        if may_record and isinstance(dataset, DeviceDataset):
             if self._graphed is None or self._graphed.learning != _learning(network):
                 self._graphed = _GraphedGradients(state, dataset)
             yield from self._graphed.of_epoch(self.sampler)
@@ -126,65 +124,3 @@ class _GraphedGradients:
 
 def _learning(network: nn.Module) -> list[bool]:
     return [parameter.requires_grad for parameter in network.parameters()]
-
-
-class GraphedCall:
-    """A function of a GPU's tensors that is recorded as a CUDA graph and then replayed.
-
-    A small network's kernels end sooner than a host can launch the next ones one by one; a graph
-    launches all of them at once. The function is called as it is at first, then it is recorded.
-    What it does beside its kernels happens in these calls alone; inputs keep their shapes, and
-    what else it reads and writes keeps its place in memory.
-
-    Parameters
-    ----------
-    function
-        It takes tensors and returns one, which the next call overwrites. It waits for nothing.
-    device
-        A CUDA GPU.
-
-    References
-    ----------
-    PyTorch's documentation, "CUDA semantics", section "CUDA Graphs".
-    """
-
-    def __init__(self, function: Callable[..., Tensor], device: torch.device) -> None:
-        self._function = function
-        self._device = device
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._calls = 0
-
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        """Call the function, or replay what it did."""
-        self._calls += 1
-        if self._calls <= WARM_UP_CALLS:
-            return self._warm_up(inputs)
-        if self._calls == WARM_UP_CALLS + 1:
-            self._record(inputs)
-        if inputs:
-            torch._foreach_copy_(self._inputs, list(inputs))
-        self._graph.replay()
-        return self._output
-
-    def _warm_up(self, inputs: tuple[Tensor, ...]) -> Tensor:
-        """Call the function where it will be recorded: not on the default stream."""
-        current = torch.cuda.current_stream(self._device)
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            output = self._function(*inputs)
-        current.wait_stream(self._stream)
-        return output
-
-    def _record(self, inputs: tuple[Tensor, ...]) -> None:
-        self._inputs = [tensor.clone() for tensor in inputs]
-        self._graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(self._graph, stream=self._stream):
-                self._output = self._function(*self._inputs)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            reason = str(error).partition("\n")[0]
-            raise KitError(
-                f"the network cannot be recorded as a CUDA graph: add --no-cuda-graphs ({reason})"
-            ) from error

@@ -1,11 +1,13 @@
 """Muon for convolutions' filters, and Adam for all other parameters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import AdamW
+
+from kit.training.graphs import GraphedCall, records_graphs
 
 # Keller Jordan's: three times five steps take each singular value of a matrix to 0.7 to 1.2.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -21,53 +23,96 @@ class Muon(AdamW):
     whose share is Adam's first beta, is replaced by the nearest matrix with orthonormal rows or
     columns, times `0.2 * sqrt(max(rows, columns))`. Weight decay is decoupled, as AdamW's.
 
+    `torch.optim.Muon` (PyTorch 2.9) takes matrices alone, no filters, orthogonalizes in bf16 only,
+    and on a GPU waits for a skipped step of fp16 and launches each filter's kernels one by one.
+
     References
     ----------
     Jordan et al., Muon: An optimizer for hidden layers in neural networks, 2024. The scale is that
     of Liu et al., arXiv:2502.16982, section 2.2.
     """
 
+    _shapes: list[torch.Size] | None = None
+    _graphed: GraphedCall[list[Tensor]]
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take a step: of Muon for parameters of four dimensions, of Adam for the others."""
-        filters = [
-            (weight, group)
+        moving = [
+            (group, filters)
             for group in self.param_groups
-            for weight in group["params"]
-            if weight.ndim == 4 and weight.grad is not None
+            for filters in [[one for one in group["params"] if _is_moving(one)]]
+            if filters
         ]
-        for weight, group in filters:
-            self._move(weight, group)
+        weights = [weight for _, filters in moving for weight in filters]
+        gradients = [weight.grad for weight in weights]
+        if weights:
+            self._move(moving)
         # What has no gradient Adam leaves as it is.
-        gradients = [weight.grad for weight, _ in filters]
-        for weight, _ in filters:
+        for weight in weights:
             weight.grad = None
         loss = super().step(closure)
-        for (weight, _), gradient in zip(filters, gradients, strict=True):
+        for weight, gradient in zip(weights, gradients, strict=True):
             weight.grad = gradient
         return loss
 
-    def _move(self, weight: Tensor, group: dict[str, Any]) -> None:
-        gradient, state = weight.grad, self.state[weight]
-        assert gradient is not None
+    def _move(self, moving: Sequence[tuple[dict[str, Any], list[Tensor]]]) -> None:
+        """Move filters, which lie in groups; what a schedule changes stays out of the graph."""
+        ahead = [one for group, filters in moving for one in self._look_ahead(group, filters)]
+        updates = iter(self._orthogonalized(ahead))
         skip = getattr(self, "found_inf", None)
-        scale = getattr(self, "grad_scale", None)
+        for group, filters in moving:
+            own = [next(updates) for _ in filters]
+            torch._foreach_add_(own, filters, alpha=group["weight_decay"])
+            if skip is not None:
+                torch._foreach_mul_(own, (skip == 0).to(own[0].dtype).squeeze())
+            torch._foreach_add_(filters, own, alpha=-group["lr"])
+
+    def _look_ahead(self, group: dict[str, Any], filters: list[Tensor]) -> list[Tensor]:
+        """Take the gradients of filters into their momenta; return Nesterov's."""
+        gradients = [weight.grad for weight in filters if weight.grad is not None]
+        momenta = [self._momentum(weight) for weight in filters]
+        memory = group["betas"][0]
+        scale, skip = (getattr(self, name, None) for name in ("grad_scale", "found_inf"))
         if scale is not None:
-            gradient = gradient / scale
+            gradients = [*torch._foreach_div(gradients, scale.squeeze())]
+        if skip is not None:
+            pairs = zip(momenta, gradients, strict=True)
+            gradients = [torch.where(skip > 0, old, new) for old, new in pairs]
+        torch._foreach_lerp_(momenta, gradients, 1 - memory)
+        return [*torch._foreach_lerp(gradients, momenta, memory)]
+
+    def _momentum(self, weight: Tensor) -> Tensor:
+        state = self.state[weight]
         if not state:
             # As AdamW names them, which looks for both when a state is loaded.
             state["step"], state["exp_avg"] = torch.zeros(()), torch.zeros_like(weight)
-        memory = group["betas"][0]
-        if skip is not None:
-            gradient = torch.where(skip > 0, state["exp_avg"], gradient)
-        momentum = state["exp_avg"].lerp_(gradient, 1 - memory)
-        matrix = gradient.lerp(momentum, memory).flatten(1)
+        momentum: Tensor = state["exp_avg"]
+        return momentum
+
+    def _orthogonalized(self, filters: list[Tensor]) -> list[Tensor]:
+        """Return updates; on a GPU by a graph, as each is some fifty kernels of microseconds."""
+        if not records_graphs(filters[0].device):
+            return _updates(*filters)
+        shapes = [one.shape for one in filters]
+        if self._shapes != shapes:
+            self._shapes = shapes
+            self._graphed = GraphedCall(_updates, filters[0].device)
+        return self._graphed(*filters)
+
+
+def _is_moving(weight: Tensor) -> bool:
+    return weight.ndim == 4 and weight.grad is not None
+
+
+def _updates(*filters: Tensor) -> list[Tensor]:
+    """Orthogonalize filter banks, and give them the size of Adam's updates."""
+    updates = []
+    for one in filters:
+        matrix = one.flatten(1)
         size = _ADAM_SIZE * max(matrix.shape) ** 0.5
-        update = orthogonalize(matrix).view(weight.shape).mul_(size)
-        update.add_(weight, alpha=group["weight_decay"])
-        if skip is not None:
-            update = torch.where(skip > 0, 0.0, update)
-        weight.add_(update, alpha=-group["lr"])
+        updates.append(orthogonalize(matrix).view(one.shape).mul_(size))
+    return updates
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
