@@ -111,6 +111,11 @@ def recipe_of(name: str, options: CurveOptions) -> Recipe:
         validate_on=options.validate_on,
         holdout=options.holdout,
     )
+    if recipe.custom:
+        raise KitError(
+            f"--recipe {name}: {' and '.join(recipe.custom.values())} would be executed: read it, "
+            f"and if you trust it train.py --recipe {name} --trust --train-tiles N trains a point"
+        )
     if not recipe.is_backbone:
         return recipe
     changed = {key: getattr(options, key) for key in TIMM_OPTIONS}

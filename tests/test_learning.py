@@ -104,6 +104,15 @@ def test_a_single_draw_has_no_interval() -> None:
     assert [line.get_label() for line in axes.lines] == ["a"]
 
 
+def test_a_curve_runs_no_code_of_a_recipes_file(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("open('seen', 'w').close()\n")
+    (tmp_path / "mine.toml").write_text('model = "net.py:Net"\n')
+    done = kernel("learning_curve", "--recipe", "mine.toml", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "net.py:Net would be executed" in done.stderr
+    assert not (tmp_path / "seen").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
