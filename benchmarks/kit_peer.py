@@ -144,7 +144,9 @@ def prepare_eager(options: Options) -> Task:
 
 
 def _last_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
-    return np.concatenate([np.flatnonzero(labels == one)[-(count // 2) :] for one in (0, 1)])
+    # One at least, of which an epoch's figures are made.
+    each = max(1, count // 2)
+    return np.concatenate([np.flatnonzero(labels == one)[-each:] for one in (0, 1)])
 
 
 KINDS = {"kit": prepare_kit, "ceiling": prepare_ceiling, "eager": prepare_eager}

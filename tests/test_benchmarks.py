@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import competition_files, write_zip
+from simulated_gpu import simulated_gpu
 
 from kit.base import KitError
 from kit.models import SmallCNN
@@ -240,6 +241,31 @@ def test_momenta_in_one_training_and_in_four(place: Place) -> None:
 def test_without_a_gpu_there_are_no_figures_of_one(place: Place) -> None:
     with pytest.raises(UnavailableError, match="no GPU"):
         list(measurements.gpu(place))
+
+
+def test_everything_is_measured_on_a_gpu(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    for case in measurements.GPU_CASES.values():
+        monkeypatch.setitem(case, "batch", 4)
+        monkeypatch.setitem(case, "tiles", 8)
+    # Of the simulated GPU's minutes.
+    monkeypatch.delitem(measurements.GPU_CASES, "compact, batch 512")
+    monkeypatch.delitem(measurements.GPU_CASES, "resnet50, 224 px")
+    for task in measurements.GPU_TASKS.values():
+        monkeypatch.setitem(task, "epochs", 1)
+        monkeypatch.setitem(task, "batch_size", 3)
+        monkeypatch.setitem(task, "count", 24)
+    monkeypatch.setattr(measurements, "FULL_SIZE", (24, 11))
+    with simulated_gpu():
+        found = [result for case in measurements.gpu(place) for result in case]
+    assert [(result.case, result.peer, result.tiles) for result in found] == [
+        ("small, batch 64", KIT, 8),
+        ("small, batch 64", CEILING, 8),
+        ("compact, batch 32", KIT, 8),
+        ("compact, batch 32", CEILING, 8),
+        ("notebook's protocol", "train", 15),
+        ("compact, 176,020 tiles", "train", 18),
+        ("compact, all test tiles", "predict", 11),
+    ]
 
 
 def test_command_measures_prints_and_writes(tmp_path: Path) -> None:
