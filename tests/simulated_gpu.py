@@ -164,6 +164,10 @@ class SimulatedGraph:
         cls.recording = graph
         try:
             yield
+        except Exception as error:
+            # What has failed leaves a recording that CUDA cannot end.
+            message = "operation failed due to a previous error during capture"
+            raise RuntimeError(message) from error
         finally:
             cls.recording = None
         if _COUNTS.waits.total() > before:

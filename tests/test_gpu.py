@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import competition_files, kernel, write_zip
-from simulated_gpu import Counts, simulated_gpu
+from simulated_gpu import Counts, SimulatedGraph, simulated_gpu
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -17,12 +17,14 @@ from kit import models, runs
 from kit.base import KitError, Recipe
 from kit.data import Resize, Store, eval_loader, open_store, recipe_dataset, train_loader
 from kit.training import (
+    FullMemoryError,
     GraphedCall,
     NonFiniteLossError,
     Normalize,
     Teacher,
     TrainingState,
     choose_kernels,
+    explain_full_memory,
     fit,
 )
 from kit.training.graphs import WARM_UP_CALLS
@@ -176,21 +178,45 @@ def test_a_graph_does_what_its_function_does() -> None:
     assert [doubled().tolist()[0] for _ in range(9)] == [36 * 2.0**power for power in range(1, 10)]
 
 
+def compute_again(values: Tensor) -> Tensor:
+    again: Tensor = checkpoint(functional.dropout, values, use_reentrant=False)
+    return again
+
+
 @pytest.mark.usefixtures("counts")
 @pytest.mark.parametrize(
-    "step",
+    ("step", "reason"),
     [
-        lambda values: values * values.sum().item(),
-        lambda values: checkpoint(functional.dropout, values, use_reentrant=False),
+        (lambda values: values * values.sum().item(), "not permitted"),
+        (compute_again, "Cannot call CUDAGeneratorImpl::current_seed"),
     ],
-    ids=["waits", "asks for the random state"],
 )
-def test_what_no_graph_holds_cannot_be_recorded(step: Callable[[Tensor], Tensor]) -> None:
+def test_what_no_graph_holds_cannot_be_recorded(
+    step: Callable[[Tensor], Tensor], reason: str
+) -> None:
     graphed = GraphedCall(step, CUDA)
     values = torch.ones(2).to(CUDA)
     for _ in range(WARM_UP_CALLS):
         graphed(values)
-    with pytest.raises(KitError, match="--no-cuda-graphs"):
+    with pytest.raises(KitError, match=f"--no-cuda-graphs .{reason}"):
+        graphed(values)
+
+
+@pytest.mark.usefixtures("counts")
+def test_a_memory_that_is_full_while_a_step_is_recorded_is_told_as_that() -> None:
+    def fill(values: Tensor) -> Tensor:
+        if SimulatedGraph.recording is not None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return values
+
+    graphed = GraphedCall(fill, CUDA)
+    values = torch.ones(2).to(CUDA)
+    for _ in range(WARM_UP_CALLS):
+        graphed(values)
+    with (
+        pytest.raises(FullMemoryError, match="is full while training: choose a smaller batch"),
+        explain_full_memory(CUDA, "training", "choose a smaller batch"),
+    ):
         graphed(values)
 
 
@@ -252,7 +278,7 @@ def test_kernels_are_the_fastest_or_repeat_their_bits() -> None:
 
 @pytest.mark.usefixtures("flags")
 def test_every_command_runs(store: Store, tmp_path: Path) -> None:
-    """The way to a submission, a study of each kind, a resumed run, an export."""
+    """The way to a submission, a study of each kind, a resumed run, an export, a probe."""
 
     def run(name: str, *options: object) -> None:
         with simulated_gpu():
@@ -270,4 +296,8 @@ def test_every_command_runs(store: Store, tmp_path: Path) -> None:
     run("momentum", *short, "--seeds", 1, "--out", "momentum")
     run("search", *short, "--trials", 2, "--out", "search")
     run("export", *data[:2], "--run", "compact", "--out", "model.onnx")
+    run("train", *data, "--refit", "compact", "--out", "refit")
+    probe = ("--recipe", "probe", "--model", "test_resnet", "--no-pretrained", "--size", 48)
+    run("train", *data, *probe, "--crop", 48, "--out", "probe")
+    run("predict", *data, "--run", "probe", "--run", "refit", "--views", 8)
     assert (tmp_path / "submission.csv").is_file()

@@ -174,6 +174,12 @@ def prefetch(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
         yield ready
 
 
+def tells_of_full_memory(error: BaseException) -> bool:
+    """Return whether an error is one of a full memory, the CPU's or a device's."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(part in text for part in _FULL_MEMORY)
+
+
 @contextmanager
 def explain_full_memory(
     device: torch.device, doing: str, remedy: str = FREE_MEMORY
@@ -192,8 +198,7 @@ def explain_full_memory(
     try:
         yield
     except (MemoryError, RuntimeError, OSError) as error:
-        text = str(error).lower()
-        if not isinstance(error, MemoryError) and not any(part in text for part in _FULL_MEMORY):
+        if not tells_of_full_memory(error):
             raise
         raise FullMemoryError(f"the memory of {device} is full while {doing}: {remedy}") from error
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kit.base import KitError
 from kit.training import distributed
-from kit.training.device import uses_cuda_graphs
+from kit.training.device import tells_of_full_memory, uses_cuda_graphs
 
 # Calls before the recording: in them cuDNN chooses its kernels, and caches fill.
 WARM_UP_CALLS = 3
@@ -82,10 +82,18 @@ class GraphedCall(Generic[_Output]):
                 self._graph, stream=self._stream, capture_error_mode="thread_local"
             ):
                 self._output = self._function(*self._inputs)
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
-            reason = str(error).partition("\n")[0]
+            first = _first_error(error)
+            if tells_of_full_memory(first):
+                raise first from error
+            reason = str(first).partition("\n")[0]
             raise KitError(
                 f"the network cannot be recorded as a CUDA graph: add --no-cuda-graphs ({reason})"
             ) from error
+
+
+def _first_error(error: BaseException) -> BaseException:
+    """Return what an error came of: CUDA ends a recording that has failed with another error."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
