@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from kit import models, runs
-from kit.base import KitError, Recipe
+from kit.base import KitError, Precision, Recipe
 from kit.data import Resize, Store, eval_loader, open_store, recipe_dataset, train_loader
 from kit.training import (
     FullMemoryError,
@@ -26,6 +26,7 @@ from kit.training import (
     choose_kernels,
     explain_full_memory,
     fit,
+    nearest_precision,
 )
 from kit.training.graphs import WARM_UP_CALLS
 
@@ -148,6 +149,32 @@ def test_a_run_is_that_of_the_cpu_within_rounding(store: Store, tmp_path: Path, 
     assert found.train_loss == pytest.approx(expected[0].train_loss, rel=1e-4)
     there = runs.load(tmp_path / "cpu", device="cpu").predict(store.test, views=8)
     np.testing.assert_allclose(probabilities, there, atol=2e-3)
+
+
+def test_what_a_gpu_has_trained_in_fp16_predicts_on_a_cpu(store: Store, tmp_path: Path) -> None:
+    recipe = replace(RECIPES["small"], batch_size=4, epochs=1, precision="fp16", augment="d4")
+    with simulated_gpu():
+        list(runs.Run(recipe, store, tmp_path / "run", device="cuda").train(progress=False))
+        expected = runs.load(tmp_path / "run", device="cuda").predict(store.test, progress=False)
+    trained = runs.load(tmp_path / "run", device="cpu")
+    assert trained.dtype == torch.float32
+    np.testing.assert_allclose(trained.predict(store.test, progress=False), expected, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "nearest"),
+    [
+        ("fp16", "cpu", "fp32"),
+        ("bf16", "cpu", "bf16"),
+        ("auto", "cpu", "auto"),
+        ("bf16", "mps", "fp32"),
+        ("fp16", "cuda", "fp16"),
+    ],
+)
+def test_a_device_that_lacks_a_precision_takes_fp32(
+    precision: Precision, device: str, nearest: Precision
+) -> None:
+    assert nearest_precision(precision, torch.device(device)) == nearest
 
 
 def test_a_taught_run_is_that_of_the_cpu_within_rounding(store: Store, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """A finished run's model, rebuilt from its folder alone, and what it predicts."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from kit.training import (
     choose_precision,
     features_logits,
     move_model,
+    nearest_precision,
     predict_logits,
     recalibrate,
 )
@@ -147,6 +148,7 @@ def load(folder: Path, *, device: str = "auto") -> TrainedModel:
         encoder = _read_weights(folder, figures, ENCODER)
         weights |= {f"encoder.network.{name}": tensor for name, tensor in encoder.items()}
     chosen = choose_device(device)
+    recipe = replace(recipe, precision=nearest_precision(recipe.precision, chosen))
     # The run's own weights follow: nothing is to be fetched for the ones it began with.
     model = models.create_model(rebuilding_recipe(folder, recipe))
     try:

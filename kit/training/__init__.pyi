@@ -7,6 +7,7 @@ from .device import choose_kernels as choose_kernels
 from .device import choose_precision as choose_precision
 from .device import explain_full_memory as explain_full_memory
 from .device import move_model as move_model
+from .device import nearest_precision as nearest_precision
 from .device import prepare_process as prepare_process
 from .device import reuse_memory as reuse_memory
 from .device import use_cuda_graphs as use_cuda_graphs

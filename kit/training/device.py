@@ -79,6 +79,15 @@ def choose_precision(precision: Precision, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
+def nearest_precision(precision: Precision, device: torch.device) -> Precision:
+    """Return the precision itself where the device computes in it, else fp32, which all have.
+
+    What was trained in fp16 on a GPU is exact enough on a CPU.
+    """
+    has_it = device.type == "cuda" or (device.type == "cpu" and precision != "fp16")
+    return precision if has_it or precision == "auto" else "fp32"
+
+
 def move_model(model: nn.Module, device: torch.device) -> nn.Module:
     """Move a model to a device, in the layout of the store's images: channels last.
 
