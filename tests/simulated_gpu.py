@@ -446,6 +446,8 @@ def simulated_gpu(*, memory: int = 16 * 2**30) -> Iterator[Counts]:
         "torch.Tensor.is_pinned": lambda tensor, *_: hasattr(tensor, "simulated_pin"),
     }
     swaps = torch.__future__.get_swap_module_params_on_conversion()
+    kernels = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32
+    deterministic = torch.are_deterministic_algorithms_enabled()
     torch.__future__.set_swap_module_params_on_conversion(True)
     _COUNTS.clear()
     try:
@@ -457,3 +459,6 @@ def simulated_gpu(*, memory: int = 16 * 2**30) -> Iterator[Counts]:
             yield _COUNTS
     finally:
         torch.__future__.set_swap_module_params_on_conversion(swaps)
+        # What the process has chosen for a GPU.
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = kernels
+        torch.use_deterministic_algorithms(deterministic)

@@ -286,15 +286,7 @@ def test_gradients_that_fp16_cannot_hold_end_the_training(store: Store) -> None:
     assert len(error.value.indices) == 1
 
 
-@pytest.fixture
-def flags() -> Iterator[None]:
-    """Give the process's choices of kernels back."""
-    before = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32
-    yield
-    torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = before
-
-
-@pytest.mark.usefixtures("counts", "flags")
+@pytest.mark.usefixtures("counts")
 def test_kernels_are_the_fastest_or_repeat_their_bits() -> None:
     for deterministic in (True, False):
         choose_kernels(deterministic=deterministic)
@@ -303,7 +295,6 @@ def test_kernels_are_the_fastest_or_repeat_their_bits() -> None:
         assert not torch.backends.cudnn.allow_tf32
 
 
-@pytest.mark.usefixtures("flags")
 def test_every_command_runs(store: Store, tmp_path: Path) -> None:
     """The way to a submission, a study of each kind, a resumed run, an export, a probe."""
 
