@@ -439,6 +439,8 @@ def simulated_gpu(*, memory: int = 16 * 2**30) -> Iterator[Counts]:
         "torch.cuda.graph": SimulatedGraph.record,
         "torch.cuda.empty_cache": lambda: None,
         "torch.cuda.is_current_stream_capturing": lambda: False,
+        "torch.accelerator.current_device_index": lambda: 0,
+        "torch.accelerator.set_device_index": lambda _: None,
         "torch.accelerator.current_stream": lambda *_: mock.Mock(is_capturing=lambda: False),
         "torch.autocast": autocast,
         "torch._C._group_tensors_by_device_and_dtype": _group,

@@ -247,8 +247,11 @@ def test_a_memory_that_is_full_while_a_step_is_recorded_is_told_as_that() -> Non
         graphed(values)
 
 
-def test_tiles_that_no_gpu_holds_are_copied_without_waiting(store: Store, counts: Counts) -> None:
-    recipe = replace(RECIPES["small"], batch_size=4, epochs=1)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_tiles_that_no_gpu_holds_are_copied_without_waiting(
+    store: Store, counts: Counts, workers: int
+) -> None:
+    recipe = replace(RECIPES["small"], batch_size=4, epochs=1, optimizer="muon")
     dataset = recipe_dataset(store.train.tiles, recipe, labels=store.labels, train=True)
     state = TrainingState(models.create_model(recipe), recipe, device=CUDA)
     seen = []
@@ -257,7 +260,7 @@ def test_tiles_that_no_gpu_holds_are_copied_without_waiting(store: Store, counts
         seen.append(dict(counts.waits))
         counts.clear()
 
-    loader = train_loader(dataset, batch_size=4, pin_memory=True)
+    loader = train_loader(dataset, batch_size=4, workers=workers, pin_memory=True)
     list(fit(state, loader, eval_loader(dataset), after_step=after_step, progress=False))
     assert seen[1:] == [{}] * 5
 
