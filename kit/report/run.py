@@ -143,7 +143,12 @@ def figures_table(
         ("AUC of hard labels", figures["auc_of_hard_labels"], "", "what 0 and 1 would score"),
         ("accuracy", figures["accuracy"], "", "at a probability of 0.5"),
         ("log loss", figures["log_loss"], "", "nats per tile; 0.693 for always saying one half"),
-        ("calibration error", error, "", "mean distance of probability and share of positives"),
+        (
+            "calibration error",
+            error,
+            "",
+            "mean distance between probability and share of positives",
+        ),
     ]
     frame = pd.DataFrame(rows, columns=["figure", "value", "95 % interval", "meaning"])
     notes = [f"No interval {of}: {auc.note}." for of, auc in aucs.items() if auc.note]

@@ -37,9 +37,10 @@ _SEEDS_LIMIT = (
     "scanners."
 )
 _POPULATIONS = (
-    "On these tiles: other seeds, the same pool of tiles; exact, and narrower with each seed. On "
-    "new tiles or new slides: the pool as well is one draw of many, which no seed adds to (Nadeau "
-    "and Bengio 2003; where all seeds hold out the same tiles, Obuchowski and Rockette 1995)."
+    "These tiles: other seeds on the same pool of tiles; exact, and narrower with each seed. New "
+    "tiles or new slides: the pool itself is one draw of many, and more seeds do not tell how such "
+    "draws differ (Nadeau and Bengio 2003; where all seeds hold out the same tiles, Obuchowski and "
+    "Rockette 1995)."
 )
 
 _JUDGED_BY = "Of what the verdict speaks"

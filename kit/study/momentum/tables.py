@@ -20,7 +20,7 @@ NOTEBOOK = {
 }
 """Training and validation accuracy in the study's own table 2, from one run each."""
 
-_SAME_TRAINING = "every momentum has the same training, so its accuracy differs by nothing"
+_SAME_TRAINING = "every momentum has the same training, so training accuracies are equal"
 
 
 def momentum_table(outcomes: Outcomes, holdouts: Holdouts | None = None) -> StudyTable:
