@@ -91,7 +91,7 @@ def describe(aucs: dict[Path, float], chosen: runs.Ensemble) -> Iterator[str]:
 def describe_gain(gain: runs.Gain, by_slide: bool) -> str:
     """Tell what choosing gains, and on what."""
     p = gain.comparison.p_value
-    p_value = "" if p is None else f", p = {p:.3f}"
+    p_value = "" if p is None else f", {base.format_p(p)}"
     where = "new slides" if by_slide else "new tiles of these slides"
     return (
         f"chosen and judged on different tiles, 95 % intervals for {where}: the mean {gain.auc}, "

@@ -79,7 +79,10 @@ def main(options: CurveOptions) -> None:
     pictures = [options.out / f"learning.{kind}" for kind in options.figures]
     for picture in pictures:
         report.save_figure(report.learning_figure(table), picture)
-    print(table.drop(columns="aucs").to_string(index=False, float_format="{:.4f}".format))
+    # A mean over draws, as their tiles are from more or fewer slides.
+    slides = table["slides"].map("{:.1f}".format, na_action="ignore").fillna("")
+    shown = table.drop(columns="aucs").assign(slides=slides)
+    print(shown.to_string(index=False, float_format="{:.4f}".format))
     print(
         "intervals are of the mean over draws (95 %, Student's t); they say nothing of other slides"
     )

@@ -86,6 +86,7 @@ def test_a_curve_is_made_of_runs_and_goes_on_where_it_was(store: Store, tmp_path
         low, high = scipy_stats.t.interval(0.95, 2, np.mean(aucs), scipy_stats.sem(aucs))
         assert (row.low, row.high) == pytest.approx((low, min(high, 1.0)))
     assert "runs/tiny-20-0" not in said
+    assert f" {table['slides'].iloc[0]:.1f} " in said
     before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/metrics.json")}
     (out / "runs" / "tiny-20-1" / "metrics.json").unlink()
     run_kernel("learning_curve", *words)

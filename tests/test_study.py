@@ -110,6 +110,11 @@ def test_verdict_follows_from_the_numbers(differences: list[float], expected: st
     assert verdict_of(np.array(differences), Holdouts(0.4, {}, 3)).startswith(expected)
 
 
+def test_a_clear_verdict_has_a_p_below_a_thousandth_and_not_of_nothing() -> None:
+    clear = 0.1 + 0.001 * np.random.default_rng(0).standard_normal(14)
+    assert "p < 0.001)" in verdict_of(clear, Holdouts(0.4, {}, 3))
+
+
 def test_an_arm_against_itself_is_rarely_found_different() -> None:
     """Two arms that differ by noise alone: about 5 % of 300 studies say otherwise."""
     rng = np.random.default_rng(1)

@@ -9,7 +9,7 @@ import pytest
 
 import kit.stats
 from kit import study
-from kit.base import EpochResult
+from kit.base import EpochResult, format_p
 from kit.study import Holdouts, Outcome, Outcomes
 
 HISTORY = tuple(EpochResult(epoch, 0.4, 0.9, 0.5, 0.8, 0.9, 1.0, 9.0, 0.1) for epoch in (1, 2, 3))
@@ -109,3 +109,11 @@ def test_a_mean_keeps_its_last_zeros() -> None:
     """0.8620 beside 0.8322, and a spread of 0.050 beside one of 0.034."""
     table = study.paired_table({name: seeds(np.full(6, 0.85)) for name in "ab"}, "a", "b")
     assert table.shown.loc[study.PRIMARY, "a mean (sd)"] == "0.9000 (0.0)"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0.569, "p = 0.569"), (0.0312, "p = 0.031"), (1.7e-4, "p < 0.001")]
+)
+def test_no_p_value_is_said_to_be_nothing(value: float, shown: str) -> None:
+    """A table has 1.7e-04 where a verdict would say 0.000."""
+    assert format_p(value) == shown

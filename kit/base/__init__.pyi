@@ -58,6 +58,7 @@ from .files import write_text as write_text
 from .formats import as_latex as as_latex
 from .formats import as_markdown as as_markdown
 from .formats import format_number as format_number
+from .formats import format_p as format_p
 from .locks import LOCK_NAME as LOCK_NAME
 from .locks import FileLock as FileLock
 from .locks import FolderLock as FolderLock

@@ -26,6 +26,11 @@ def format_number(value: float) -> str:
     return f"{value:.4f}" if value == 0 or abs(value) >= 5e-5 else f"{value:.1e}"
 
 
+def format_p(p_value: float) -> str:
+    """Show a p-value with three decimals; one that has none of them is below 0.001, never 0."""
+    return f"p = {p_value:.3f}" if p_value >= 5e-4 else "p < 0.001"
+
+
 def _cell(value: object) -> str:
     """Return what stands in a cell: nothing where there is no number."""
     if isinstance(value, float):

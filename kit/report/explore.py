@@ -198,7 +198,7 @@ def _stains_section(found: Exploration, drawn: Mapping[str, Drawing]) -> Section
 def _blank_section(blank: pd.DataFrame, drawn: Mapping[str, Drawing]) -> Section:
     rule = (
         f"Near black: no value of any channel reaches {NEAR_BLACK} of 255. Near white: no value is "
-        f"below {NEAR_WHITE}. They stay in training unless you leave them out."
+        f"below {NEAR_WHITE}. They stay in training."
     )
     return Section(
         "Blank tiles",

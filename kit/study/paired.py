@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from kit import runs, stats
-from kit.base import Array, KitError
+from kit.base import Array, KitError, format_p
 from kit.study.arms import Study
 from kit.study.figures import PRIMARY, Outcomes, figures_by_run
 from kit.study.populations import (
@@ -98,6 +98,7 @@ def _ahead(judged: Judgement, first: str, second: str) -> tuple[str, str, str, s
     """Return the arm that is ahead, the other, by how much, and how sure that is."""
     test = judged.test
     low, estimate, high = test.difference.low, test.difference.estimate, test.difference.high
+    assert test.p_value is not None
     # There is an interval wherever there is a p below 1.
     bounds = (0.0, 0.0) if low is None or high is None else (low, high)
     better, worse = first, second
@@ -108,7 +109,7 @@ def _ahead(judged: Judgement, first: str, second: str) -> tuple[str, str, str, s
     together = "" if is_one else "simultaneous "
     how_sure = (
         f"{together}95 % interval {bounds[0]:+.4f} to {bounds[1]:+.4f}, {judged.method}, "
-        f"p = {test.p_value:.3f}"
+        f"{format_p(test.p_value)}"
     )
     return better, worse, f"{abs(estimate):.4f} {PRIMARY}", how_sure
 

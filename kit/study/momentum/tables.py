@@ -5,7 +5,7 @@ import math
 import pandas as pd
 
 from kit import stats
-from kit.base import counted
+from kit.base import counted, format_p
 from kit.study.figures import PRIMARY, Outcomes, figures_by_run
 from kit.study.populations import EXACT, RESAMPLED, THESE_TILES, Holdouts
 from kit.study.tables import StudyTable, explain_empty, test_columns
@@ -119,7 +119,9 @@ def momentum_verdict(outcomes: Outcomes, holdouts: Holdouts | None = None) -> st
         smallest = min((pair.p_value for pair in gains.values() if pair.p_value), default=1.0)
         return f"Not shown: {about} find none ({how_sure}; the smallest p is {smallest:.3f})."
     found = ", ".join(
-        f"{name} gains {pair.difference}, p = {pair.p_value:.3f}" for name, pair in shown.items()
+        f"{name} gains {pair.difference}, {format_p(pair.p_value)}"
+        for name, pair in shown.items()
+        if pair.p_value is not None
     )
     return f"In {about}, {found} ({how_sure}).{_shrunk_sentence(outcomes, holdouts)}"
 
