@@ -52,6 +52,8 @@ def ending(process: subprocess.Popen[str]) -> tuple[int, str]:
         ("raise KitError('a\\x1b[2J\\u202eb')", 1, "error: a\\x1b[2J\\u202eb\n"),
         ("os.mkdir('long' * 100)", 1, "File name too long\n"),
         ("raise MemoryError", 1, "this machine's memory is full: end other programs, "),
+        ("raise RuntimeError('CUDA out of memory. Tried to allocate 20.00 MiB.')", 1,
+         "a memory is full (CUDA out of memory. Tried to allocate 20.00 MiB.): end other programs"),
         ("raise ImportError('_C.so: failed to map segment from shared object')", 1,
          "this machine's memory is full: end other programs, "),
         ("import tempfile; tempfile.mkdtemp()", 1, "no usable temporary folder: set TMPDIR to"),

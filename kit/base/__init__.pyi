@@ -49,6 +49,7 @@ from .errors import KitError as KitError
 from .errors import StoppedError as StoppedError
 from .errors import exit_on_error as exit_on_error
 from .errors import require_linux as require_linux
+from .errors import tells_of_full_memory as tells_of_full_memory
 from .files import atomic_folder as atomic_folder
 from .files import atomic_path as atomic_path
 from .files import output_file as output_file

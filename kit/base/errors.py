@@ -29,6 +29,9 @@ _REFUSALS = {
     """.split()  # noqa: SIM905
 }
 
+# What the messages of PyTorch's allocators, of CUDA's libraries and of NumPy have in common.
+_FULL_MEMORY = ("out of memory", "allocate memory", "unable to allocate", "alloc_failed")
+
 CUSTOM_PREFIX = "custom_"
 """What the names of modules begin with that hold a person's own code: see `kit.base.custom`."""
 
@@ -98,6 +101,13 @@ def exit_on_error() -> Iterator[None]:
             if message is None:
                 raise
             _end(f"error: {message}", KitError.status)
+
+
+def tells_of_full_memory(error: BaseException) -> bool:
+    """Return whether an error is one of a full memory, this machine's or a device's."""
+    if not isinstance(error, RuntimeError | OSError):
+        return isinstance(error, MemoryError)
+    return any(part in str(error).lower() for part in _FULL_MEMORY)
 
 
 def require_linux() -> None:
@@ -221,6 +231,9 @@ def _refusal(error: BaseException) -> str | None:
     """Say what the system refuses to a command that is right; None for all other errors."""
     if isinstance(error, MemoryError) or _lacks_memory_to_load(error):
         return "this machine's memory is full: end other programs, or choose smaller values"
+    if tells_of_full_memory(error):
+        reason = shorten(str(error).partition("\n")[0])
+        return f"a memory is full ({reason}): end other programs, or choose smaller values"
     if isinstance(error, FileNotFoundError) and "No usable temporary directory" in str(error):
         return "there is no usable temporary folder: set TMPDIR to a folder with room"
     if isinstance(error, OSError) and error.errno in _REFUSALS:

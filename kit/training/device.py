@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import nn
 
-from kit.base import KitError, Precision
+from kit.base import KitError, Precision, tells_of_full_memory
 from kit.data import Batch
 
 # Of glibc's malloc.h.
@@ -20,9 +20,6 @@ _DTYPES: dict[str, torch.dtype] = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
-
-# What the messages of PyTorch's allocators, of CUDA's libraries and of NumPy have in common.
-_FULL_MEMORY = ("out of memory", "allocate memory", "unable to allocate", "alloc_failed")
 
 FREE_MEMORY = "end other programs that use it, or take --device cpu in place of a GPU"
 
@@ -181,12 +178,6 @@ def prefetch(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
         ready = copied
     if ready is not None:
         yield ready
-
-
-def tells_of_full_memory(error: BaseException) -> bool:
-    """Return whether an error is one of a full memory, the CPU's or a device's."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or any(part in text for part in _FULL_MEMORY)
 
 
 @contextmanager

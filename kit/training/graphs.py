@@ -6,9 +6,9 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from kit.base import KitError
+from kit.base import KitError, tells_of_full_memory
 from kit.training import distributed
-from kit.training.device import tells_of_full_memory, uses_cuda_graphs
+from kit.training.device import uses_cuda_graphs
 
 # Calls before the recording: in them cuDNN chooses its kernels, and caches fill.
 WARM_UP_CALLS = 3
