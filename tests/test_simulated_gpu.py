@@ -72,7 +72,8 @@ def test_a_network_trains_as_on_the_cpu_and_waits_for_nothing(
         scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
         own = images.to(device), labels.to(device)
         counts.clear()
-        for _ in range(3):
+        # Of Muon the first three are launched one by one, the next recorded, all others replayed.
+        for _ in range(6):
             with torch.autocast(device, dtype, enabled=dtype != torch.float32):
                 logits = there(own[0]).squeeze(1)
             loss = functional.binary_cross_entropy_with_logits(logits.float(), own[1])
