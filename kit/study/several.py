@@ -144,6 +144,5 @@ def margin_verdict(judged: Judgements, first: str, second: str, margin: float) -
     elif high < margin:
         says = f"{second} is not worse than {first} by {margin:g} {PRIMARY} or more"
     else:
-        says = f"It is not shown that either of {first} and {second} is not worse than the other"
-        says += f" by {margin:g} {PRIMARY}"
+        says = f"Either of {first} and {second} may be worse by {margin:g} {PRIMARY} or more"
     return f"{says} on {population} ({interval})."
