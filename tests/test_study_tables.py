@@ -38,7 +38,7 @@ def test_cells_are_numbers_and_a_reason_stands_once_below(number: int, tmp_path:
     for text in (printed, said):
         assert text.count(f"these are {number} of the 6 seeds") == (number < 6)
     # What one figure alone lacks is said of that figure.
-    assert ("Empty cells for training accuracy, " in said) == (number == 6)
+    assert ("Empty cells (training accuracy, " in said) == (number == 6)
 
 
 def momenta(gains: dict[str, float], number: int) -> Outcomes:

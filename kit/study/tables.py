@@ -69,7 +69,7 @@ def explain_empty(reasons: Mapping[str, str]) -> tuple[str, ...]:
     notes = []
     for reason in dict.fromkeys(filter(None, reasons.values())):
         rows = [name for name, own in reasons.items() if own == reason]
-        about = "" if len(rows) == len(reasons) else f" for {', '.join(rows)}"
+        about = "" if len(rows) == len(reasons) else f" ({', '.join(rows)})"
         notes.append(f"Empty cells{about}: {reason}.")
     return tuple(notes)
 
