@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kit import base, data, kaggle
-from kit.base import exit_on_error, write_text
+from kit.base import KitError, exit_on_error, write_text
 
 REPOSITORY = Path(__file__).parents[1]
+LEAST_EPOCHS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class NotebookOptions:
     out: Path = Path("notebook.ipynb")
     """The notebook to write."""
     epochs: base.Count = 20
-    """Passes over the training tiles in each run."""
+    """Passes over the training tiles in each run, three or more."""
     seeds: base.Count = 6
     """Pairs of runs; fewer than six allow no conclusion."""
     sweep_seeds: base.Count = 8
@@ -37,6 +38,11 @@ class NotebookOptions:
 
 def main(options: NotebookOptions) -> None:
     """Build, execute and write."""
+    if options.epochs < LEAST_EPOCHS:
+        raise KitError(
+            f"--epochs {options.epochs}: the notebook says how accuracies change from epoch to "
+            f"epoch, which takes {LEAST_EPOCHS} or more"
+        )
     out = base.output_file(options.out)
     settings = kaggle.Notebook(
         epochs=options.epochs,

@@ -50,6 +50,7 @@ CURVE = "--recipe compact"
         ("submit", "", "--file submission.csv: there is no such file"),
         ("dataset", "--name X", "--name X: give 5 to 50 lower-case letters"),
         ("push", "--name X", "--name X: give 5 to 50 lower-case letters"),
+        ("notebook", "--epochs 2", "--epochs 2: the notebook says how accuracies change"),
         ("push", "--dataset none", "--dataset none: give OWNER/NAME"),
         ("push", "--kaggle-model a/b", "--kaggle-model a/b: give OWNER/MODEL"),
     ],
