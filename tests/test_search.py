@@ -264,7 +264,7 @@ def test_the_page_of_several_seeds_reads_the_first_ones_run(tiles: Store, tmp_pa
     assert [folder.name for folder in result.runs] == ["seed-3", "seed-4"]
     verdict = report.search_verdict(result, tiles)
     assert "One finished trial leaves nothing to pick." in verdict
-    assert verdict.startswith("The best of 1 finished trial (0 more stopped early) reached")
+    assert verdict.startswith("The best of 1 finished trial reached")
     page = report.search_page(result, tmp_path / "search", tiles, verdict=verdict, command="search")
     assert page.title == "Search, 1 trial"
     assert "The best recipe" in [section.heading for section in page.sections]

@@ -17,10 +17,11 @@ from kit.study import IMPORTANCE_TRIALS, SearchResult, picked_sentence
 
 def search_verdict(result: SearchResult, store: Store) -> str:
     """Say what a search found, and how much to believe of it."""
+    pruned = f" ({result.pruned} more stopped early)" if result.pruned else ""
     return (
-        f"The best of {counted(result.complete, 'finished trial')} ({result.pruned} more stopped "
-        f"early) reached {result.auc:.4f} validation AUC: picked as the highest on that holdout, "
-        f"so it is optimistic. {picked_sentence(result, store)} The median trial, which nothing "
+        f"The best of {counted(result.complete, 'finished trial')}{pruned} reached "
+        f"{result.auc:.4f} validation AUC: picked as the highest on that holdout, so it is "
+        f"optimistic. {picked_sentence(result, store)} The median trial, which nothing "
         f"picked, has {result.median:.4f}; other seeds of the best recipe would tell what it is "
         "worth."
     )
