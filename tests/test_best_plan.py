@@ -292,7 +292,7 @@ def test_the_page_says_what_its_columns_are_of(tmp_path: Path) -> None:
     for section, expected in ((brought, ["-", 7]), (to_come, ["-", 12])):
         (table,) = section.tables
         assert list(table.frame["epochs"].astype(object).fillna("-")) == expected
-    assert "Intervals are for new tiles of these slides." in brought.tables[0].caption
+    assert "Intervals are for new tiles of these slides;" in brought.tables[0].caption
     (figure,) = [drawing.figure for drawing in brought.drawings]
     figure.draw_without_rendering()
     (legend,) = figure.legends

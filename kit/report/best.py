@@ -26,7 +26,7 @@ def best_verdict(result: BestResult) -> str:
     difference = gain.comparison.difference
     return (
         f"The mean of {len(result.weights)} parts, chosen and judged on different tiles: AUC {auc} "
-        f"(95 % intervals for {of}); {difference} more than the best part chosen likewise."
+        f"(95 % intervals for {of}); {difference} more than the best part, chosen the same way."
     )
 
 
@@ -92,7 +92,8 @@ def _parts_section(result: BestResult) -> Section:
     caption = (
         f"In the order in which they were trained, within {format_duration(result.clock.used)} of "
         f"{format_duration(result.clock.limit)}. The mean with a part is that of all parts until "
-        "then, chosen and judged on different tiles. Intervals are for new tiles of these slides."
+        "then, chosen and judged on different tiles. Intervals are for new tiles of these slides; "
+        "times are (hours:)minutes:seconds."
     )
     return Section(
         "What each part brought",
