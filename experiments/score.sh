@@ -29,6 +29,7 @@ python experiments/score.py --data "$data" --slides "$out/groups.csv" --out "$ou
     --arm "average=$narrow --epochs $((2 * ${EPOCHS:-8})) --ema 0.998" \
     --arm "batch=$narrow --batch-size 64 --lr 24e-3" \
     --arm "half-stains=$narrow --stain-strength 0.5" \
+    --arm "twice-half-stains=$narrow --epochs $((2 * ${EPOCHS:-8})) --stain-strength 0.5" \
     --arm "stains=$narrow --stain-strength 1.5" \
     --arm "double-stains=$narrow --stain-strength 2" \
     --arm "group-norm=$narrow --norm group" \
@@ -36,4 +37,6 @@ python experiments/score.py --data "$data" --slides "$out/groups.csv" --out "$ou
     --arm "recipe=" \
     --arm "crop=--crop 64 --size 64" \
     --arm "centre=--model experiments/leads.py:CentreMaximum" \
-    --arm "streams=--model experiments/leads.py:TwoStreams"
+    --arm "streams=--model experiments/leads.py:TwoStreams" \
+    --arm "residual=--model experiments/leads.py:Residual" \
+    --arm "own-colours=--model experiments/leads.py:OwnColours"
