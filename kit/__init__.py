@@ -2,7 +2,7 @@
 
 import os
 
-__version__ = "0.9.0"
+__version__ = "0.9.1"
 
 # No library that the kit brings may report anything to anyone. Each reads its switch when it is
 # first imported, which is later than this.
