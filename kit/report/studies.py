@@ -14,7 +14,7 @@ from kit.report.galleries import choose_gallery, gallery_section
 from kit.report.page import Drawing, Page, Section, Table
 from kit.report.plots import Predictions
 from kit.report.rebuild import rebuild_section
-from kit.study import RECALIBRATED, Histories, Study, StudyTable
+from kit.study import RECALIBRATED, Histories, Study, StudyTable, curve_name
 
 Tables = Mapping[str, StudyTable]
 
@@ -253,10 +253,7 @@ def _plots_one_to_four(histories: Histories) -> list[Drawing]:
 
 
 def _plots_five_and_six(histories: Histories) -> list[Drawing]:
-    by_momentum = {
-        name if name == RECALIBRATED else f"momentum {name}": seeds
-        for name, seeds in histories.items()
-    }
+    by_momentum = {curve_name(name): seeds for name, seeds in histories.items()}
     titles = {
         "train_accuracy": "Plot 5: training accuracy",
         "valid_accuracy": "Plot 6: validation accuracy",

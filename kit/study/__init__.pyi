@@ -28,6 +28,7 @@ from .momentum import RECALIBRATED as RECALIBRATED
 from .momentum import MomentumSweep as MomentumSweep
 from .momentum import StatisticsBank as StatisticsBank
 from .momentum import check_sweep as check_sweep
+from .momentum import curve_name as curve_name
 from .momentum import momentum_table as momentum_table
 from .momentum import momentum_verdict as momentum_verdict
 from .momentum import notebook_table as notebook_table

@@ -81,8 +81,11 @@ def nearest_precision(precision: Precision, device: torch.device) -> Precision:
 
     What was trained in fp16 on a GPU is exact enough on a CPU.
     """
-    has_it = device.type == "cuda" or (device.type == "cpu" and precision != "fp16")
-    return precision if has_it or precision == "auto" else "fp32"
+    try:
+        choose_precision(precision, device)
+    except KitError:
+        return "fp32"
+    return precision
 
 
 def move_model(model: nn.Module, device: torch.device) -> nn.Module:

@@ -83,17 +83,20 @@ class GraphedCall(Generic[_Output]):
             ):
                 self._output = self._function(*self._inputs)
         except RuntimeError as error:
-            first = _first_error(error)
-            if tells_of_full_memory(first):
-                raise first from error
-            reason = str(first).partition("\n")[0]
+            # CUDA ends a recording that has failed with another error.
+            errors = _with_contexts(error)
+            for one in errors:
+                if tells_of_full_memory(one):
+                    raise one from error
+            reason = str(errors[-1]).partition("\n")[0]
             raise KitError(
                 f"the network cannot be recorded as a CUDA graph: add --no-cuda-graphs ({reason})"
             ) from error
 
 
-def _first_error(error: BaseException) -> BaseException:
-    """Return what an error came of: CUDA ends a recording that has failed with another error."""
-    while error.__context__ is not None:
-        error = error.__context__
-    return error
+def _with_contexts(error: BaseException) -> list[BaseException]:
+    """Return an error and those while which it was raised, the first one last."""
+    errors = [error]
+    while errors[-1].__context__ is not None:
+        errors.append(errors[-1].__context__)
+    return errors

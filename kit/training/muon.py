@@ -38,12 +38,8 @@ class Muon(AdamW):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take a step: of Muon for parameters of four dimensions, of Adam for the others."""
-        moving = [
-            (group, filters)
-            for group in self.param_groups
-            for filters in [[one for one in group["params"] if _is_moving(one)]]
-            if filters
-        ]
+        moving = [(group, _moving(group["params"])) for group in self.param_groups]
+        moving = [(group, filters) for group, filters in moving if filters]
         weights = [weight for _, filters in moving for weight in filters]
         gradients = [weight.grad for weight in weights]
         if weights:
@@ -101,8 +97,8 @@ class Muon(AdamW):
         return self._graphed(*filters)
 
 
-def _is_moving(weight: Tensor) -> bool:
-    return weight.ndim == 4 and weight.grad is not None
+def _moving(weights: list[Tensor]) -> list[Tensor]:
+    return [weight for weight in weights if weight.ndim == 4 and weight.grad is not None]
 
 
 def _updates(*filters: Tensor) -> list[Tensor]:

@@ -2,6 +2,7 @@ from .statistics_bank import StatisticsBank as StatisticsBank
 from .sweep import RECALIBRATED as RECALIBRATED
 from .sweep import MomentumSweep as MomentumSweep
 from .sweep import check_sweep as check_sweep
+from .sweep import curve_name as curve_name
 from .sweep import sweep_momenta as sweep_momenta
 from .sweep import train_momenta as train_momenta
 from .tables import momentum_table as momentum_table

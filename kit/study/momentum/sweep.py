@@ -257,5 +257,10 @@ def _write_statistics(folder: Path, bank: StatisticsBank, momenta: Sequence[floa
         partial.write_bytes(save(tensors))
 
 
+def curve_name(name: str) -> str:
+    """Return what a momentum's curve is called; recalibrated statistics know no momentum."""
+    return name if name == RECALIBRATED else f"momentum {name}"
+
+
 def _name(momentum: float) -> str:
     return f"{momentum:g}"
